@@ -1,0 +1,122 @@
+# The two commands: `make demo` shows everything in minutes, `make test` checks everything.
+# Each sets up what it needs: the virtual environment .venv and, where it may, the system libraries of ffcv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.done
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
+
+# ffcv is compiled from source against these. kubernetes-client renders k8s/ in the tests.
+SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
+
+.PHONY: help setup demo test test-slow lint format typecheck clean
+
+help:
+	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
+	@echo "make test       linters, type checker, import rules, fast tests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       linters, type checker, import rules"
+	@echo "make format     rewrite the code in the project's format"
+	@echo "make setup      only the environment (.venv)"
+	@echo "make clean      remove .venv, caches and the demo's output"
+
+setup: $(DONE)/ffcv
+
+demo: setup
+	@$(BIN)/convmlp demo $(if $(KEEP),--keep)
+
+test: lint
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# --- the environment, in the order that works: torch, what builds against it, the project, then ffcv --------
+
+$(DONE)/venv:
+	@python=""; \
+	for candidate in $${PYTHON:-python3.11 python3.12 python3.13 python3}; do \
+		if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+			python=$$candidate; break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "No Python 3.11, 3.12 or 3.13 found (looked for $${PYTHON:-python3.11, python3.12, python3.13, python3})."; \
+		echo "Install one, e.g.: sudo apt-get install -y python3 python3-venv python3-dev; or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; \
+		exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "$$python can't make virtual environments. On Debian and Ubuntu: sudo apt-get install -y python3-venv"; \
+		exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/torch: constraints.txt | $(DONE)/venv
+	@echo "Installing PyTorch (1/3): about 2 minutes and 5 GB, this once"
+	@$(INSTALL) torch torchvision setuptools wheel
+	@touch $@
+
+$(DONE)/project: constraints.txt pyproject.toml | $(DONE)/torch
+	@echo "Installing Ray, DeepSpeed, Accelerate, MLflow and the tools (2/3): about 1 minute, this once"
+	@DS_BUILD_OPS=0 $(INSTALL) deepspeed
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(DONE)/system: | $(DONE)/venv
+	@missing=""; \
+	if ! { command -v c++ && command -v pkg-config && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; then \
+		missing="$(SYSTEM_PACKAGES)"; \
+	fi; \
+	if ! $(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))'; then \
+		missing="$$missing python3-dev"; \
+	fi; \
+	if ! command -v kubectl >/dev/null && ! command -v kustomize >/dev/null; then \
+		missing="$$missing kubernetes-client"; \
+	fi; \
+	if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
+		sudo=""; \
+		[ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+		if [ -z "$$sudo" ] || $$sudo true 2>/dev/null; then \
+			echo "Installing system libraries:$$missing"; \
+			$$sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null || true; \
+			for package in $$missing; do \
+				$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$package >/dev/null \
+					|| echo "  $$package can't be installed; going on without it"; \
+			done; \
+		else \
+			echo "Some system libraries are missing. With them, ffcv and the k8s tests work too:"; \
+			echo "  sudo apt-get install -y $$missing"; \
+		fi; \
+	elif [ -n "$$missing" ]; then \
+		echo "Missing for ffcv and the k8s tests (Debian's names):$$missing"; \
+	fi
+	@touch $@
+
+$(DONE)/ffcv: $(DONE)/project $(DONE)/system
+	@echo "Installing ffcv (3/3): compiled here, about 20 seconds"
+	@log=$$($(INSTALL) ffcv 2>&1) || { \
+		echo "ffcv can't be built; everything else works, with WebDataset only. What the compiler said last:"; \
+		echo "$$log" | grep -iE 'error|not found' | tail -5 || true; \
+		echo "To try again: sudo apt-get install -y $(SYSTEM_PACKAGES); rm -f $(DONE)/ffcv; make setup"; \
+	}
+	@touch $@

@@ -1,0 +1,64 @@
+"""Optimizers by name, through timm, with timm's rule of what is not decayed."""
+
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+# Name → the options it takes beside lr and weight_decay. Only optimizers whose state is tensors of the
+# parameter's shape: they work under DDP, FSDP and as a client optimizer of DeepSpeed.
+OPTIMIZERS: dict[str, frozenset[str]] = {
+    "adam": frozenset({"betas", "eps"}),
+    "adamw": frozenset({"betas", "eps"}),
+    "nadamw": frozenset({"betas", "eps"}),
+    "lamb": frozenset({"betas", "eps"}),
+    "lion": frozenset({"betas"}),
+    "sgd": frozenset({"momentum"}),
+    "momentum": frozenset({"momentum"}),
+}
+
+
+def create_optimizer(
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,
+    momentum: float | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters of `model` (a model or a task).
+
+    With `weight_decay` > 0 there are two groups: biases, 1-D tensors and what `model.no_weight_decay()` names
+    are not decayed. A group without parameters is left out. Options left None keep the optimizer's own
+    default (momentum: 0.9).
+
+    Args:
+        name: one of `OPTIMIZERS`; "sgd" is with Nesterov momentum, "momentum" without.
+
+    Raises:
+        ValueError: unknown name, or an option that this optimizer does not take.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"no optimizer is named {name!r}: choose from {', '.join(OPTIMIZERS)}")
+    given: dict[str, Any] = {"betas": betas, "eps": eps, "momentum": momentum}
+    options = {option: value for option, value in given.items() if value is not None}
+    if unused := sorted(options.keys() - OPTIMIZERS[name]):
+        raise ValueError(f"optimizer {name!r} does not take {', '.join(unused)}")
+
+    def groups_of(module: nn.Module, **kwargs: Any) -> list[dict[str, Any]]:
+        groups = timm.optim.param_groups_weight_decay(
+            module, weight_decay, no_weight_decay_list=_no_weight_decay(module)
+        )
+        return [group for group in groups if group["params"]]
+
+    return timm.optim.create_optimizer_v2(
+        model, opt=name, lr=lr, weight_decay=weight_decay, param_group_fn=groups_of, **options
+    )
+
+
+def _no_weight_decay(module: nn.Module) -> set[str]:
+    exclude = getattr(module, "no_weight_decay", None)
+    return set(exclude()) if exclude is not None else set()

@@ -1,0 +1,69 @@
+"""Image classification: cross entropy on hard, smoothed or mixed labels."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from convmlp.mixing import Mixing
+from convmlp.tasks.task import Task, TaskOutput
+
+
+class ClassificationTask(Task):
+    """Cross entropy in float32, whatever the precision of the model.
+
+    In training, `mixing` (if any) makes mixed images and soft targets, and its own label smoothing holds;
+    without it `label_smoothing` does. In evaluation neither applies: plain cross entropy.
+
+    Args:
+        model: [B, 3, H, W] → logits [B, num_classes].
+        num_classes: number of classes.
+        label_smoothing: mass spread over all classes, in [0, 1); used where `mixing` is None.
+        mixing: from `convmlp.mixing.create_mixing`.
+
+    Raises:
+        ValueError: `label_smoothing` is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        mixing: Mixing | None = None,
+    ) -> None:
+        super().__init__(model)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), not {label_smoothing}")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.mixing = mixing
+
+    def forward(self, images: Tensor, labels: Tensor) -> TaskOutput:
+        """images [B, 3, H, W], labels [B] int64 → (mean loss, logits [B, num_classes]), both float32."""
+        targets, smoothing = labels, 0.0
+        if self.training:
+            if self.mixing is not None:
+                images, targets = self.mixing(images, labels)
+            else:
+                smoothing = self.label_smoothing
+        # Autocast casts the loss by itself; a model kept in bfloat16 (DeepSpeed) has no autocast.
+        logits = self.model(images).float()
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
+
+    def metrics(self) -> MetricCollection:
+        return metrics(self.num_classes)
+
+
+def metrics(num_classes: int) -> MetricCollection:
+    """`top1`, and `top5` where there are more than five classes: fractions of samples in [0, 1].
+
+    Update with logits [B, num_classes] and labels [B].
+    """
+    wanted = {"top1": 1} | ({"top5": 5} if num_classes > 5 else {})
+    # Top-k of one sample follows from the logits alone; the groups would only compare states at run time.
+    return MetricCollection(
+        {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in wanted.items()},
+        compute_groups=False,
+    )

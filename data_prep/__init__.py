@@ -1,0 +1,1 @@
+"""Sources of images → verified WebDataset and FFCV shards with one manifest; usable without the trainer."""

@@ -1,0 +1,51 @@
+"""Look at prepared datasets: `python -m data_prep verify PATH`, `python -m data_prep show-manifest PATH`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from data_prep.errors import DataPrepError
+from data_prep.manifest import load_manifest
+from data_prep.summary import describe
+from data_prep.verify import verify
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if all is well, 2 with the problems on stderr if not."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("verify", help="check a dataset's files against its manifest")
+    check.add_argument("path", help="the dataset's folder")
+    check.add_argument("--quick", action="store_true", help="don't read the shards' contents")
+    show = commands.add_parser("show-manifest", help="print what a dataset holds")
+    show.add_argument("path", help="the dataset's folder")
+    options = parser.parse_args(arguments)
+    return (
+        _verify(options.path, deep=not options.quick) if options.command == "verify" else _show(options.path)
+    )
+
+
+def _verify(path: str, *, deep: bool) -> int:
+    report = verify(path, deep=deep)
+    for problem in report.problems:
+        print(problem, file=sys.stderr)
+    if report.manifest and report.ok:
+        print(f"{report.path}: {describe(report.manifest)}")
+        print(f"{report.num_shards} shard files and {report.num_payloads} payloads are intact")
+    return 0 if report.ok else 2
+
+
+def _show(path: str) -> int:
+    try:
+        manifest = load_manifest(path)
+    except DataPrepError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(manifest.model_dump_json(indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

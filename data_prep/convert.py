@@ -1,0 +1,169 @@
+"""The story of a data-prep job: list → order → cut → write shards → statistics → manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from data_prep.config import DigitsSource, PrepareConfig
+from data_prep.errors import DataPrepError
+from data_prep.files import write_atomically
+from data_prep.finished import difference
+from data_prep.folder import REJECTED_NAME, begin_work, end_work, exclusive_folder, remove_dataset
+from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
+from data_prep.plan import Plan, make_plan
+from data_prep.shard import Rejected, ShardRecord, ShardTask, write_shard
+from data_prep.sources import open_source
+from data_prep.summary import build_manifest, describe
+
+_PROGRESS_SECONDS = 5.0
+_SHOWN_REJECTS = 5
+
+Progress = Callable[[str], None]
+
+
+class MapShards(Protocol):
+    """How shard tasks are spread over processes; results may come in any order."""
+
+    def __call__(
+        self, fn: Callable[[ShardTask], ShardRecord], items: Sequence[ShardTask], /
+    ) -> Iterable[ShardRecord]:
+        """Apply `fn` to every item."""
+        ...
+
+
+def serial_map(
+    fn: Callable[[ShardTask], ShardRecord], items: Sequence[ShardTask], /
+) -> Iterator[ShardRecord]:
+    """One shard after the other, in this process."""
+    return map(fn, items)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)  # Ray forwards a job's output only once it is flushed
+
+
+def prepare(
+    config: PrepareConfig, *, map_shards: MapShards = serial_map, progress: Progress = _print
+) -> DatasetManifest:
+    """Turn a source into shards, indexes and a manifest.
+
+    Killed at any instant and run again, it goes on from the finished shards and ends with the same bytes.
+    Over a finished dataset of the same configuration it changes nothing.
+
+    Args:
+        config: the job; relative paths are taken from the current folder.
+        map_shards: runs the shard tasks, such as `data_prep.runner.ray_map`.
+        progress: gets one line at a time.
+
+    Raises:
+        DataPrepError: bad source or output, too many rejected images, or a finished dataset of another
+            configuration at `output.path`. A job that failed leaves no manifest.
+    """
+    given, config = config, _with_absolute_paths(config)
+    output = config.output.path
+    if (output / MANIFEST_NAME).exists():
+        differs = difference(output, given, lambda: _list_and_plan(config, progress))
+        if not differs:
+            end_work(output)
+            manifest = load_manifest(output)
+            progress(f"{output} is prepared already: {describe(manifest)}")
+            return manifest
+        if not config.output.overwrite:
+            raise DataPrepError(
+                f"output.path: {output} holds a finished dataset that is not what this job makes: {differs}; "
+                "choose another folder, or set output.overwrite: true to replace it"
+            )
+        progress(f"replacing the dataset at {output}: {differs}")
+    plan = _list_and_plan(config, progress)
+    with exclusive_folder(output):
+        try:
+            manifest = _run(plan, given, config, map_shards, progress)
+        except OSError as error:
+            raise DataPrepError(f"output.path: can't write into {output}: {error}") from None
+    progress(f"{output}: {describe(manifest)}")
+    return manifest
+
+
+def _run(
+    plan: Plan, given: PrepareConfig, config: PrepareConfig, map_shards: MapShards, progress: Progress
+) -> DatasetManifest:
+    output = config.output.path
+    if (output / MANIFEST_NAME).exists():
+        remove_dataset(output)
+    if begin_work(output, plan.digest):
+        progress("going on with an interrupted job: its finished shards are checked and kept")
+    for name in config.output.formats:
+        (output / name).mkdir(exist_ok=True)
+    records = _write_shards(plan, config, map_shards, progress)
+    manifest = build_manifest(given, output, plan, records)
+    write_manifest(manifest, output)
+    end_work(output)
+    return manifest
+
+
+def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
+    """Workers may have another current folder than this process."""
+    output = config.output.model_copy(update={"path": config.output.path.expanduser().absolute()})
+    source = config.source
+    if not isinstance(source, DigitsSource):
+        source = source.model_copy(update={"path": source.path.expanduser().absolute()})
+        if output.path.resolve().is_relative_to(source.path.resolve()):
+            raise DataPrepError(
+                f"output.path: {output.path} lies inside source.path: choose a folder outside the source"
+            )
+    return config.model_copy(update={"output": output, "source": source})
+
+
+def _list_and_plan(config: PrepareConfig, progress: Progress) -> Plan:
+    try:
+        listing = open_source(config.source).listing()
+    except OSError as error:
+        raise DataPrepError(f"source.path: can't list the source: {error}") from None
+    counts = ", ".join(f"{len(refs):,} {split}" for split, refs in listing.splits.items())
+    progress(f"source: {counts} samples in {len(listing.classes):,} classes")
+    return make_plan(config, listing)
+
+
+def _write_shards(
+    plan: Plan, config: PrepareConfig, map_shards: MapShards, progress: Progress
+) -> list[ShardRecord]:
+    """All shards' records in order; fails as soon as more samples are rejected than the job allows."""
+    records: list[ShardRecord] = []
+    rejected: list[Rejected] = []
+    started = last = time.monotonic()
+    for record in map_shards(write_shard, plan.tasks):
+        records.append(record)
+        rejected = sorted((r for done in records for r in done.rejected), key=lambda r: (r.split, r.key))
+        if len(rejected) > config.max_rejected * plan.num_samples:
+            _write_rejected(config, rejected)
+            raise _too_many(rejected, plan, config, all_read=len(records) == len(plan.tasks))
+        now = time.monotonic()
+        if now - last > _PROGRESS_SECONDS or len(records) == len(plan.tasks):
+            images = sum(done.num_samples + len(done.rejected) for done in records)
+            progress(
+                f"{len(records)}/{len(plan.tasks)} shards, {images:,}/{plan.num_samples:,} images, "
+                f"{images / (now - started):,.0f} images/s"
+            )
+            last = now
+    _write_rejected(config, rejected)
+    return sorted(records, key=lambda record: (record.split, record.number))
+
+
+def _write_rejected(config: PrepareConfig, rejected: list[Rejected]) -> None:
+    lines = "".join(f"{sample.model_dump_json()}\n" for sample in rejected)
+    write_atomically(config.output.path / REJECTED_NAME, lines.encode())
+
+
+def _too_many(
+    rejected: list[Rejected], plan: Plan, config: PrepareConfig, *, all_read: bool
+) -> DataPrepError:
+    shown = "; ".join(f"{r.location}: {r.reason}" for r in rejected[:_SHOWN_REJECTS])
+    more = f"; and {len(rejected) - _SHOWN_REJECTS} more" if len(rejected) > _SHOWN_REJECTS else ""
+    so_far = "" if all_read else " so far"
+    return DataPrepError(
+        f"{len(rejected)} of {plan.num_samples} images can't be used{so_far}, max_rejected "
+        f"({config.max_rejected:g}) allows {int(config.max_rejected * plan.num_samples)}: {shown}{more}. "
+        f"All are in {config.output.path / REJECTED_NAME}; repair or remove them, or raise max_rejected"
+    )

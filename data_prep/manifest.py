@@ -1,0 +1,148 @@
+"""The shard contract: what a prepared dataset is made of.
+
+`NAME/manifest.json` is written last, so a folder that has one is complete. It is small whatever the
+size of the dataset: samples are listed in the index beside each shard (`data_prep.index`).
+This file needs only pydantic, so readers can import it at no cost.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from data_prep.errors import DataPrepError
+from data_prep.files import write_atomically
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+_SHA256 = r"^[0-9a-f]{64}$"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardInfo(_Frozen):
+    """One shard file and its sample index; paths are relative to the dataset's folder."""
+
+    file: str
+    index: str
+    num_samples: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str = Field(pattern=_SHA256)
+    index_sha256: str = Field(pattern=_SHA256)
+
+    @field_validator("file", "index")
+    @classmethod
+    def _stays_in_folder(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"{value!r} must be a relative path inside the dataset's folder")
+        return value
+
+
+class SplitInfo(_Frozen):
+    """One split; every format holds the same samples in the same order, cut at the same places."""
+
+    num_samples: int = Field(ge=1)
+    formats: dict[str, list[ShardInfo]]
+
+    @model_validator(mode="after")
+    def _formats_agree(self) -> SplitInfo:
+        for name, shards in self.formats.items():
+            total = sum(shard.num_samples for shard in shards)
+            if total != self.num_samples:
+                raise ValueError(f"{name}: shards hold {total} samples, the split says {self.num_samples}")
+        counts = {tuple(shard.num_samples for shard in shards) for shards in self.formats.values()}
+        if len(counts) > 1:
+            raise ValueError(f"formats {sorted(self.formats)} are cut into shards at different places")
+        return self
+
+
+class DatasetManifest(_Frozen):
+    """A prepared dataset. `mean` and `std` are per RGB channel on a 0..1 scale, over train pixels."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    task: Literal["classification"] = "classification"
+    classes: list[str]
+    splits: dict[str, SplitInfo]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_mode: Literal["RGB"] = "RGB"
+    source: dict[str, Any]
+    preprocessing: dict[str, Any]
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are 0-based positions in `classes`."""
+        return len(self.classes)
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats every split is stored in, sorted."""
+        return sorted(set.intersection(*(set(split.formats) for split in self.splits.values())))
+
+
+def manifest_path(path: str | Path) -> Path:
+    """The manifest's file, given it or the dataset's folder."""
+    path = Path(path)
+    return path if path.name.endswith(".json") else path / MANIFEST_NAME
+
+
+def load_manifest(path: str | Path) -> DatasetManifest:
+    """Read a dataset's manifest.
+
+    Args:
+        path: the dataset's folder or its manifest file.
+
+    Raises:
+        DataPrepError: it is missing, unreadable, not JSON, of a newer schema, or breaks the contract.
+    """
+    file = manifest_path(path)
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise DataPrepError(
+            f"no dataset manifest at {file}: the dataset is not prepared, or its preparation did not finish; "
+            f"run its data-prep job (kind: prepare with output.path: {file.parent}), "
+            "which goes on where it was interrupted"
+        ) from None
+    except OSError as error:
+        raise DataPrepError(f"can't read the dataset manifest {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataPrepError(
+            f"{file} is not valid JSON ({error}): it was changed after preparation; "
+            "restore it, or prepare the dataset again with output.overwrite: true"
+        ) from None
+    return _parse(content, file)
+
+
+def _parse(content: Any, file: Path) -> DatasetManifest:
+    if not isinstance(content, dict):
+        raise DataPrepError(f"{file} is not a dataset manifest: expected a JSON object")
+    version = content.get("schema_version")
+    if not isinstance(version, int):
+        raise DataPrepError(f"{file} is not a dataset manifest: it has no integer schema_version")
+    if version > SCHEMA_VERSION:
+        raise DataPrepError(
+            f"{file} has schema_version {version}, this release reads up to {SCHEMA_VERSION}: "
+            "upgrade convmlp-platform, or prepare the dataset again with this release"
+        )
+    try:
+        return DatasetManifest.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise DataPrepError(f"{file} breaks the manifest contract: {problems}") from None
+
+
+def write_manifest(manifest: DatasetManifest, path: str | Path) -> Path:
+    """Write the manifest atomically into a folder (or to a `.json` file) and return its path."""
+    file = manifest_path(path)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(file, text.encode())
+    return file

@@ -1,0 +1,52 @@
+"""What every source of images offers: a cheap, deterministic listing and random access to one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SampleRef(NamedTuple):
+    """One sample of a source, small enough to list by the million.
+
+    Args:
+        key: its name, unique in its split; ASCII without dots, so that tar readers split names rightly.
+        label: class number.
+        location: what the source needs to read it (a path under its root, or a batch and position).
+    """
+
+    key: str
+    label: int
+    location: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All samples of a source: class names by label, and the samples of every split sorted by key."""
+
+    classes: list[str]
+    splits: Mapping[str, Sequence[SampleRef]]
+
+
+class Source(Protocol):
+    """A collection of labelled images. It is rebuilt in every worker from its configuration."""
+
+    def listing(self) -> Listing:
+        """List all samples, without decoding images; the same files give the same listing.
+
+        Raises:
+            DataPrepError: the source is missing, empty or not laid out as configured.
+        """
+        ...
+
+    def read(self, ref: SampleRef) -> bytes | NDArray[np.uint8]:
+        """One sample: its original image file, or pixels of shape (height, width[, 3]).
+
+        Raises:
+            OSError: it can't be read.
+        """
+        ...

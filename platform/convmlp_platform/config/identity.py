@@ -1,0 +1,67 @@
+"""Which run this is: all that decides a training run's result, and nothing of where or how fast it runs.
+
+A driver that finds a run of the same name resumes it if the identities agree, and refuses otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import PurePath
+from typing import Any
+
+from convmlp_platform.config.load import flat_values
+from convmlp_platform.config.schema import TrainJob
+
+# Sections that count whole, and the fields that count of the others. All else may change between two starts.
+_WHOLE_SECTIONS = ("model", "augment", "loss", "optimizer", "schedule")
+_FIELDS = {
+    "data": ("train_split", "eval_split", "image_size", "shuffle_block", "shuffle_window"),
+    "training": ("epochs", "global_batch_size", "micro_batch_size", "clip_grad_norm", "ema_decay"),
+    "engine": ("precision",),
+}
+SHORT = 12
+
+
+def identity_fields(job: TrainJob, dataset_digest: str) -> dict[str, Any]:
+    """Dotted name → JSON value of everything that decides the result; stored in the run's folder.
+
+    The dataset counts by its digest, wherever it lies; the sample order's streams by the number in use, given
+    or not; a file to start from by its name, so that the same run can go on under another CONVMLP_ROOT.
+    """
+    values = job.model_dump(mode="json")
+    chosen: dict[str, Any] = {"seed": job.seed} | {name: values[name] for name in _WHOLE_SECTIONS}
+    for section, names in _FIELDS.items():
+        chosen[section] = {name: values[section][name] for name in names}
+    chosen["data"] |= {"digest": dataset_digest, "num_streams": job.num_streams}
+    if job.model.init_from is not None:
+        chosen["model"]["init_from"] = PurePath(job.model.init_from).name
+    return flat_values(chosen)
+
+
+def identity(job: TrainJob, dataset_digest: str) -> str:
+    """SHA-256 (64 hexadecimal digits) over `identity_fields`; the first `SHORT` digits name it for people."""
+    return identity_of(identity_fields(job, dataset_digest))
+
+
+def identity_of(fields: dict[str, Any]) -> str:
+    """The identity that stored `identity_fields` have."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line `optimizer.lr: 0.001 → 0.0005` for each of the `identity_fields` that changed."""
+    absent = object()
+    return [
+        f"{name}: {_shown(old, name)} → {_shown(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, absent) != new.get(name, absent)
+    ]
+
+
+def _shown(fields: dict[str, Any], name: str) -> str:
+    if name not in fields:
+        return "not set"
+    value = fields[name]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,163 @@
+"""From a job file to a checked job, and back to text.
+
+The order in which a value is decided: the schema's default; the job file; `--set`, later ones winning.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from convmlp_platform.config import paths, yaml_text
+from convmlp_platform.config.overrides import apply_overrides
+from convmlp_platform.config.problems import Explainer
+from convmlp_platform.config.schema import JOB_ADAPTER, PrepareJob, TrainJob
+from convmlp_platform.config.suggest import nearest
+from convmlp_platform.errors import ConfigError
+from data_prep.config import DigitsSource
+
+Job = TrainJob | PrepareJob
+Scalar = str | int | float | bool | None
+
+JOB_KINDS: dict[str, type[TrainJob] | type[PrepareJob]] = {"prepare": PrepareJob, "train": TrainJob}
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """The job that a YAML file describes, with `--set` overrides (`a.b=c`) laid over it.
+
+    Raises:
+        ConfigError: the file can't be read, isn't YAML, or doesn't describe a job. Each problem has
+            a line of the message: the file, the dotted field, and the nearest valid name for an unknown one.
+    """
+    values = yaml_text.parse(_read(Path(path)), str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: a job file is a mapping that begins with `kind: train` or `kind: prepare`"
+        )
+    values, names, problems = apply_overrides(values, overrides)
+    return parse_job(values, str(path), names, problems)
+
+
+def parse_job(
+    values: dict[str, Any], where: str, overridden: Sequence[str] = (), problems: Sequence[str] = ()
+) -> Job:
+    """The job that nested `values` describe; `where` begins each line of an error, after earlier `problems`.
+
+    Raises:
+        ConfigError: as `load_job`.
+    """
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in JOB_KINDS:
+        raise ConfigError("\n".join([*problems, f"{where}: kind: {_kind_problem(kind, 'kind' in values)}"]))
+    model = JOB_KINDS[kind]
+    try:
+        # Through JSON and strict: a list may be a tuple and a string a path, but "5" or true is not a number.
+        job = model.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        lines = Explainer(model, values, overridden).lines(error)
+        raise ConfigError("\n".join([*problems, *(f"{where}: {line}" for line in lines)])) from None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return job
+
+
+def _kind_problem(kind: Any, given: bool) -> str:
+    if not given:
+        return f"required, but missing; one of {', '.join(JOB_KINDS)}"
+    near = nearest(str(kind), JOB_KINDS)
+    return f"must be {' or '.join(JOB_KINDS)} (got {kind!r})" + (f"; did you mean {near}?" if near else "")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such job file{_nearest_files(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, not a job file{_listed_files(path)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8, so not a job file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't read the job file: {error.strerror}") from None
+
+
+def _nearest_files(path: Path) -> str:
+    folders = [path.parent, path.parent / "jobs"]
+    candidates = {str(file): file for folder in folders for file in sorted(folder.glob("*.y*ml"))}
+    stems = {file.stem: name for name, file in reversed(candidates.items())}
+    near = difflib.get_close_matches(path.stem, list(stems), n=1, cutoff=0.85)
+    near = near or difflib.get_close_matches(path.stem, list(stems), n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(stems[stem] for stem in near)}?"
+    return _listed_files(path.parent)
+
+
+def _listed_files(folder: Path) -> str:
+    files = [str(file) for file in sorted(folder.glob("*.y*ml"))][:10] if folder.is_dir() else []
+    return f"; job files there: {', '.join(files)}" if files else ""
+
+
+def resolve_paths(job: Job) -> Job:
+    """The job with every local path absolute, from CONVMLP_ROOT or the current folder (`config.paths`).
+
+    Raises:
+        ConfigError: a relative path would be lost with Ray's copy of the code, or data preparation is
+            pointed at a URL.
+    """
+    if isinstance(job, TrainJob):
+        model, data, checkpoint = job.model, job.data, job.checkpoint
+        if model.init_from is not None:
+            model = model.model_copy(update={"init_from": paths.resolve(model.init_from, "model.init_from")})
+        data = data.model_copy(update={"path": paths.resolve(data.path, "data.path")})
+        checkpoint = checkpoint.model_copy(update={"path": paths.resolve(checkpoint.path, "checkpoint.path")})
+        return job.model_copy(update={"model": model, "data": data, "checkpoint": checkpoint})
+    output = job.output.model_copy(update={"path": _local(job.output.path, "output.path")})
+    if isinstance(job.source, DigitsSource):
+        return job.model_copy(update={"output": output})
+    source = job.source.model_copy(update={"path": _local(job.source.path, "source.path")})
+    return job.model_copy(update={"source": source, "output": output})
+
+
+def _local(path: Path, field: str) -> Path:
+    scheme, colon, rest = str(path).partition(":/")
+    if colon and scheme.isalnum() and rest:
+        raise ConfigError(
+            f"{field}: data preparation works on mounted folders, not on {scheme}:// storage: mount it"
+        )
+    return Path(paths.resolve(str(path), field))
+
+
+def flatten(section: BaseModel) -> dict[str, Scalar]:
+    """Dotted name → value of every field, defaults included (MLflow's params). Lists become JSON text."""
+    return {
+        name: json.dumps(value) if isinstance(value, list) else value
+        for name, value in flat_values(section.model_dump(mode="json")).items()
+    }
+
+
+def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted names → scalars and lists; an empty mapping has no names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flat_values(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def dump_yaml(job: Job) -> str:
+    """The whole job as YAML, defaults written out; `load_job` of it gives an equal job."""
+    values = job.model_dump(mode="json")
+    return yaml_text.dump({"kind": values.pop("kind"), "name": values.pop("name"), **values})
+
+
+def json_schema(kind: str | None = None) -> dict[str, Any]:
+    """The JSON schema (2020-12) of job files of one kind, or of all."""
+    schema = JOB_ADAPTER.json_schema() if kind is None else JOB_KINDS[kind].model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ConvMLP job file"} | schema

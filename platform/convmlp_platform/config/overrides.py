@@ -1,0 +1,69 @@
+"""`--set a.b=c`: values given on the command line, laid over the job file's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convmlp_platform.config import yaml_text
+from convmlp_platform.errors import ConfigError
+
+_FORM = "expected KEY=VALUE, e.g. --set optimizer.lr=1e-3"
+
+
+def apply_overrides(
+    values: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """`values` with each `a.b=c` set, later ones winning; missing sections are made; list items go by number.
+
+    Returns the new values, the dotted names that were set, and one line per override that can't be.
+    """
+    result, names, problems = _copied(values), [], []
+    for override in overrides:
+        try:
+            names.append(_apply(result, override))
+        except ConfigError as error:
+            problems.append(str(error))
+    return result, names, problems
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
+    name, equals, text = override.partition("=")
+    name = name.strip()
+    keys = name.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: {_FORM}")
+    value = yaml_text.parse(text, f"--set {override}")
+    holder: Any = values
+    for depth, key in enumerate(keys):
+        here = ".".join(keys[:depth])
+        if isinstance(holder, list):
+            slot: Any = _list_index(holder, key, here, override)
+        elif isinstance(holder, dict):
+            slot = key
+        else:
+            raise ConfigError(f"--set {override}: {here} is the value {holder!r} and has no fields")
+        if depth == len(keys) - 1:
+            holder[slot] = value
+        else:
+            if isinstance(holder, dict) and holder.get(slot) is None:
+                holder[slot] = {}
+            holder = holder[slot]
+    return name
+
+
+def _list_index(holder: list[Any], key: str, here: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(holder):
+        raise ConfigError(
+            f"--set {override}: {here} is a list of {len(holder)}: give a number from 0 to {len(holder) - 1}"
+        )
+    return int(key)
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy in which YAML's aliases have become separate values."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value

@@ -1,0 +1,46 @@
+"""Where relative paths of a job file point: below CONVMLP_ROOT, or the current directory where it isn't set.
+
+The same file thus runs on a laptop, on a cluster with a shared mount and on Kubernetes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from convmlp_platform.errors import ConfigError
+
+ROOT_VARIABLE = "CONVMLP_ROOT"
+
+
+def root() -> Path:
+    """The folder that relative paths of jobs start from, absolute."""
+    return Path(os.environ.get(ROOT_VARIABLE) or Path.cwd()).expanduser().absolute()
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` names remote storage (`s3://...`), which is left as it is."""
+    return "://" in path
+
+
+def resolve(path: str, field: str) -> str:
+    """`path` as an absolute path or URL.
+
+    Raises ConfigError where a relative path would point into the copy of the code that Ray unpacks for
+    one job (`ray job submit --working-dir`) and deletes afterwards, results included.
+    """
+    if is_url(path):
+        return path
+    expanded = Path(path).expanduser()
+    if expanded.is_absolute():
+        return str(expanded)
+    base = root()
+    if "working_dir_files" in base.parts:
+        raise ConfigError(
+            f"{field}: relative path {path!r} would lie in Ray's temporary copy of the code and be lost "
+            f"with it; "
+            f"set {ROOT_VARIABLE} to a folder that all nodes share "
+            f'(ray job submit --runtime-env-json \'{{"env_vars": {{"{ROOT_VARIABLE}": "/shared"}}}}\' ...), '
+            f"or pass an absolute path: --set {field}=/shared/{path}"
+        )
+    return str(base / expanded)

@@ -1,0 +1,115 @@
+"""The job file: `kind: prepare` or `kind: train`. Each option of the platform is here or in `sections`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from convmlp_platform.config.sections import (
+    AugmentSection,
+    CheckpointSection,
+    DataSection,
+    EngineSection,
+    EvalSection,
+    LaunchSection,
+    LossSection,
+    ModelSection,
+    Name,
+    OptimizerSection,
+    ScheduleSection,
+    Section,
+    TrackingSection,
+    TrainingSection,
+)
+from data_prep.config import PrepareConfig
+
+
+class PrepareLaunchSection(Section):
+    """On what a preparation runs."""
+
+    address: str = Field(
+        "auto", description="auto: the cluster of RAY_ADDRESS, else a local Ray; local; or host:port"
+    )
+
+
+class PrepareJob(PrepareConfig):
+    """Turn a source into verified shards: data_prep's own options, a name, and where to run."""
+
+    kind: Literal["prepare"]
+    name: Name
+    launch: PrepareLaunchSection = PrepareLaunchSection()
+
+    @property
+    def preparation(self) -> PrepareConfig:
+        """What data_prep needs of the job."""
+        return PrepareConfig(**{field: getattr(self, field) for field in PrepareConfig.model_fields})
+
+
+class TrainJob(Section):
+    """Train a model on a prepared dataset."""
+
+    kind: Literal["train"]
+    name: Name = Field(description="the run's name; starting it again resumes it")
+    seed: int = Field(0, ge=0)
+    model: ModelSection
+    data: DataSection
+    augment: AugmentSection = AugmentSection()
+    eval: EvalSection = EvalSection()
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = ScheduleSection()
+    training: TrainingSection
+    engine: EngineSection = EngineSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+    launch: LaunchSection = LaunchSection()
+
+    @property
+    def num_streams(self) -> int:
+        """Canonical streams of the sample order (P in docs/decisions/0003)."""
+        return self.data.num_streams or self.training.num_micro_batches
+
+    @property
+    def total_epochs(self) -> float:
+        """Epochs the run lasts: the schedule's span and its cool-down."""
+        return self.training.epochs + self.schedule.cooldown_epochs
+
+    @model_validator(mode="after")
+    def _combinations(self) -> TrainJob:
+        problems = list(_combination_problems(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _combination_problems(job: TrainJob) -> list[str]:
+    training, problems = job.training, []
+    if job.augment.mixes and training.micro_batch_size % 2:
+        problems.append(
+            f"training.micro_batch_size (={training.micro_batch_size}) must be even: mixup and cutmix "
+            "pair the images of a micro-batch (or set augment.mixup and augment.cutmix to 0)"
+        )
+    if training.global_batch_size % job.num_streams:
+        problems.append(
+            f"data.num_streams (={job.num_streams}) must divide "
+            f"training.global_batch_size (={training.global_batch_size})"
+        )
+    if job.launch.num_workers > training.num_micro_batches:
+        problems.append(
+            f"launch.num_workers (={job.launch.num_workers}) is more than the {training.num_micro_batches} "
+            f"micro-batches of a step: raise training.global_batch_size (={training.global_batch_size}) "
+            f"or lower training.micro_batch_size (={training.micro_batch_size})"
+        )
+    if job.schedule.warmup_epochs > training.epochs:
+        problems.append(
+            f"schedule.warmup_epochs (={job.schedule.warmup_epochs:g}) is longer than "
+            f"training.epochs (={training.epochs:g})"
+        )
+    if job.engine.precision == "fp16" and job.launch.use_gpu is False:
+        problems.append("engine.precision: fp16 needs GPUs, but launch.use_gpu is false: use bf16 or fp32")
+    return problems
+
+
+JobSpec = Annotated[PrepareJob | TrainJob, Field(discriminator="kind")]
+JOB_ADAPTER: TypeAdapter[PrepareJob | TrainJob] = TypeAdapter(JobSpec)

@@ -1,0 +1,230 @@
+"""The sections of a training job: one frozen class each, every field with its unit and meaning.
+
+A section checks its own values; combinations of sections are checked in `config.schema`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+DEFAULT_ZERO_STAGE: Literal[2] = 2
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which network."""
+
+    name: str = Field(description="a name from `convmlp models`, or any name timm knows")
+    num_classes: PositiveInt | None = Field(None, description="default: the dataset's number of classes")
+    drop_path_rate: Probability | None = Field(None, description="stochastic depth; default: the model's own")
+    init_from: str | None = Field(
+        None, description=".pth or .safetensors file to start from; the head is replaced if it differs"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of the model, e.g. {stem_stride: 2}"
+    )
+
+
+class DataSection(Section):
+    """Which samples, in which order, read by whom."""
+
+    path: str = Field(description="folder of the prepared dataset (it holds manifest.json)")
+    format: Literal["webdataset", "ffcv"] = Field(
+        "webdataset", description="which of the dataset's shard formats to read"
+    )
+    digest: str | None = Field(
+        None, pattern=r"^sha256:[0-9a-f]{64}$", description="refuse any other dataset than this one"
+    )
+    train_split: str = "train"
+    eval_split: str = "val"
+    image_size: int = Field(224, ge=8, description="pixels, height and width of a training image")
+    num_workers: int = Field(
+        2, ge=0, description="reader processes per training worker; 0 reads in the training process"
+    )
+    num_streams: PositiveInt | None = Field(
+        None,
+        description="canonical streams of the sample order; default: the number of micro-batches in a step",
+    )
+    shuffle_block: PositiveInt = Field(
+        64, description="samples that stay neighbours on disk when blocks are permuted"
+    )
+    shuffle_window: PositiveInt = Field(4096, description="samples within which a stream is fully shuffled")
+    verify: bool = Field(True, description="check each sample's checksum while reading")
+
+
+class AugmentSection(Section):
+    """What happens to a training image, and to a batch of them. Default: nothing but crop and flip."""
+
+    crop: Literal["random_resized", "pad", "none"] = Field(
+        "random_resized", description="pad: mirror the edges outwards, then a random crop"
+    )
+    scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="share of the area a random-resized crop takes"
+    )
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a random-resized crop")
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    pad: int = Field(4, ge=0, description="pixels added on each side by crop: pad")
+    hflip: Probability = 0.5
+    color_jitter: float = Field(0.0, ge=0.0)
+    rand_augment: str | None = Field(None, description="timm's notation, e.g. rand-m9-mstd0.5-inc1")
+    random_erasing: Probability = 0.0
+    mixup: float = Field(0.0, ge=0.0, description="alpha of mixup; 0 switches it off")
+    cutmix: float = Field(0.0, ge=0.0, description="alpha of cutmix; 0 switches it off")
+    mix_prob: Probability = Field(1.0, description="chance that a micro-batch is mixed at all")
+    mix_switch_prob: Probability = Field(0.5, description="chance of cutmix where both are on")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed (mixup or cutmix)."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
+
+
+class EvalSection(Section):
+    """How held-out images are prepared and how often they are looked at."""
+
+    every_epochs: PositiveInt = 1
+    batch_size: PositiveInt | None = Field(
+        None, description="images a forward pass; default: training.micro_batch_size"
+    )
+    crop_pct: float = Field(
+        0.875, gt=0.0, le=1.0, description="share of the resized short side that the centre crop keeps"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class LossSection(Section):
+    """Cross entropy and its softening."""
+
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+class OptimizerSection(Section):
+    """The optimizer, by timm's names; 1-D tensors and biases are never decayed."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(
+        gt=0.0, description="peak learning rate for the global batch; never rescaled behind your back"
+    )
+    weight_decay: float = Field(0.05, ge=0.0)
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0.0)
+    momentum: Probability = Field(0.9, description="sgd only")
+
+
+class ScheduleSection(Section):
+    """Learning rate as a function of samples seen."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0.0)
+    warmup_lr: float = Field(0.0, ge=0.0, description="learning rate at the first step")
+    min_lr: float = Field(0.0, ge=0.0, description="learning rate at the end of the decay")
+    cooldown_epochs: float = Field(0.0, ge=0.0, description="epochs at min_lr, added after training.epochs")
+
+
+class TrainingSection(Section):
+    """How long, and how large a step is."""
+
+    epochs: float = Field(gt=0.0)
+    max_steps: PositiveInt | None = Field(
+        None, description="stop after this many steps; the schedule still spans `epochs`"
+    )
+    global_batch_size: PositiveInt = Field(description="samples in one optimizer step, over all workers")
+    micro_batch_size: PositiveInt = Field(
+        description="samples in one forward pass; BatchNorm and mixup see just these"
+    )
+    clip_grad_norm: float | None = Field(
+        None, gt=0.0, description="maximum L2 norm of the gradient of a step"
+    )
+    ema_decay: float | None = Field(
+        None, gt=0.0, lt=1.0, description="keep an average of the weights and evaluate that"
+    )
+    log_every_steps: PositiveInt = 10
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches in one optimizer step, over all workers."""
+        return self.global_batch_size // self.micro_batch_size
+
+    @model_validator(mode="after")
+    def _micro_divides_global(self) -> TrainingSection:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size (={self.global_batch_size}) must be a multiple of "
+                f"micro_batch_size (={self.micro_batch_size})"
+            )
+        return self
+
+
+class EngineSection(Section):
+    """Who runs the step, in which precision."""
+
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    zero_stage: Literal[1, 2, 3] = Field(DEFAULT_ZERO_STAGE, description="deepspeed only")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="weights stay fp32; bf16 and fp16 are autocast; fp16 needs GPUs"
+    )
+    compile: bool = Field(False, description="torch.compile the model")
+    channels_last: bool = True
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="options passed through to DeepSpeed's config"
+    )
+
+    @model_validator(mode="after")
+    def _deepspeed_options_need_deepspeed(self) -> EngineSection:
+        # Compared with the defaults: a job written out in full, as workers get it, loads again.
+        given = {"zero_stage": self.zero_stage != DEFAULT_ZERO_STAGE, "deepspeed": bool(self.deepspeed)}
+        if self.strategy != "deepspeed" and any(given.values()):
+            name = next(name for name, differs in given.items() if differs)
+            raise ValueError(f"{name} is for strategy: deepspeed, but strategy is {self.strategy}")
+        return self
+
+
+class CheckpointSection(Section):
+    """Where a run keeps its state, how often, how many."""
+
+    path: str = Field("runs", description="folder of all runs; this run's is PATH/NAME")
+    every_steps: PositiveInt | None = Field(
+        None, description="in addition to the end of each evaluated epoch"
+    )
+    keep: int = Field(3, ge=2, description="checkpoints kept; the newest two always are")
+
+
+class RegisterSection(Section):
+    """What becomes of the best model."""
+
+    name: Name = Field(description="registered model: models:/NAME@ALIAS")
+    alias: Name = "champion"
+
+
+class TrackingSection(Section):
+    """Where MLflow is. MLFLOW_TRACKING_URI wins over `uri`; by default a SQLite file beside the runs."""
+
+    uri: str | None = None
+    experiment: str = "convmlp"
+    tags: dict[str, str] = Field(default_factory=dict)
+    register_as: RegisterSection | None = None
+
+
+class LaunchSection(Section):
+    """On what the job runs. Nothing here changes the result."""
+
+    address: str = Field(
+        "auto", description="auto: the cluster of RAY_ADDRESS, else a local Ray; local; or host:port"
+    )
+    num_workers: PositiveInt = Field(1, description="training processes, one a GPU")
+    use_gpu: Literal["auto"] | bool = Field("auto", description="auto: where the cluster has GPUs")
+    cpus_per_worker: PositiveInt = 1
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    max_failures: int = Field(
+        3, ge=-1, description="restarts of the worker group before the job fails; -1: no limit"
+    )

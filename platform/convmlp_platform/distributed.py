@@ -1,0 +1,94 @@
+"""Who this process is among the workers, and the few collectives the platform needs outside the engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`, on `device`."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes what is written once: checkpoints, metrics, messages."""
+        return self.rank == 0
+
+
+def pick_device(use_gpu: bool, local_rank: int) -> torch.device:
+    """The GPU of this local rank, or the CPU. Ray shows a worker only its own GPUs."""
+    if not (use_gpu and torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def joined_world(use_gpu: bool = True) -> Iterator[World]:
+    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe (torchrun's and
+    Ray Train's convention); a plain process becomes a world of one. A group that exists is used and left alone.
+    """
+    rank = int(os.environ.setdefault("RANK", "0"))
+    size = int(os.environ.setdefault("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    device = pick_device(use_gpu, local_rank)
+    ours = not dist.is_initialized()
+    if ours:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend)
+    try:
+        yield World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum over all ranks, in place; `values` lies on the rank's device."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def broadcast_object(value: T | None) -> T:
+    """Rank 0's `value` on every rank. The value crosses as a pickle between our own processes only."""
+    box = [value]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[return-value]
+
+
+def on_main(world: World, function: Callable[[], T]) -> T:
+    """Run `function` on rank 0 alone; its result, or the exception it raised, on every rank.
+
+    So a refusal (a full disk, a run of another recipe) ends all ranks at once, instead of leaving the others
+    waiting for rank 0 in their next collective.
+    """
+    outcome: tuple[T | None, Exception | None] | None = None
+    if world.is_main:
+        try:
+            outcome = (function(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, error = broadcast_object(outcome)
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]

@@ -1,0 +1,79 @@
+"""strategy: ddp: torch's DistributedDataParallel through Accelerate."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from convmlp_platform.engine.base import Engine, OptimizerFactory, State
+from convmlp_platform.engine.plain_state import load_optimizer_slots, optimizer_slots
+
+
+class DdpEngine(Engine):
+    """Every rank holds all weights; gradients are averaged while backward runs."""
+
+    def prepare(self, task: nn.Module, make_optimizer: OptimizerFactory) -> tuple[Any, torch.optim.Optimizer]:
+        mixed = "no" if self.options.precision == "fp32" else self.options.precision
+        self.accelerator = Accelerator(
+            # Without cpu=True on a machine without GPU, Accelerate trains every rank alone and says nothing.
+            cpu=self.world.device.type == "cpu",
+            mixed_precision=mixed,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        optimizer = make_optimizer(task)
+        with warnings.catch_warnings():
+            # torch 2.15 renames broadcast_buffers; 2.11 knows only the old name.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            wrapped, self._stepper = self.accelerator.prepare(task, optimizer)
+        size, is_ddp = self.accelerator.num_processes, isinstance(wrapped, DistributedDataParallel)
+        if size != self.world.size or (size > 1 and not is_ddp):
+            raise RuntimeError(
+                f"Accelerate gave a {type(wrapped).__name__} on {size} ranks where DDP on {self.world.size} was asked for"
+            )
+        return wrapped, optimizer
+
+    def forward_context(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def optimizer_step(self) -> Tensor | None:
+        limit = self.options.clip_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit or float("inf"))
+        self._stepper.step()
+        self._stepper.zero_grad(set_to_none=True)
+        return norm
+
+    def local_tensors(self) -> State:
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+    def full_model_state(self) -> State:
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+
+    def load_full_model_state(self, state: State) -> None:
+        self.model.load_state_dict(state)
+
+    def full_optimizer_state(self) -> State:
+        return optimizer_slots(self.optimizer, self.model, full=lambda tensor: tensor)
+
+    def load_full_optimizer_state(self, state: State, updates: int) -> None:
+        load_optimizer_slots(
+            self.optimizer, self.model, state, updates, like=lambda full, p: full.to(p.device, p.dtype, copy=True)
+        )
+
+    def extra_state(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {"scaler": scaler.state_dict()} if scaler is not None else {}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        if self.accelerator.scaler is not None and "scaler" in extra:
+            self.accelerator.scaler.load_state_dict(extra["scaler"])

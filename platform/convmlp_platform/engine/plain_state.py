@@ -1,0 +1,47 @@
+"""Optimizer state by parameter name, for engines whose optimizer is a plain torch one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+SEPARATOR = "/"
+
+
+def optimizer_slots(
+    optimizer: torch.optim.Optimizer, model: nn.Module, full: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """`name/slot` → full tensor on the CPU, for every slot of a parameter's own shape (exp_avg, ...).
+
+    Step counts are left out: they are the number of updates, which the caller keeps.
+    """
+    slots = {}
+    for name, parameter in model.named_parameters():
+        for slot, value in sorted(optimizer.state.get(parameter, {}).items()):
+            if isinstance(value, Tensor) and value.shape == parameter.shape and slot != "step":
+                slots[f"{name}{SEPARATOR}{slot}"] = full(value).detach().to("cpu", copy=True)
+    return slots
+
+
+def load_optimizer_slots(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    slots: dict[str, Tensor],
+    updates: int,
+    like: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Undo `optimizer_slots`; `like(full, parameter)` shapes a full tensor as the rank holds the parameter."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in slots.items():
+        name, slot = key.rsplit(SEPARATOR, 1)
+        by_name.setdefault(name, {})[slot] = value
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        if name in by_name:
+            own = {slot: like(value, parameter) for slot, value in by_name[name].items()}
+            optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **own}
+    for group in optimizer.param_groups:
+        if "step" in group:
+            group["step"] = updates

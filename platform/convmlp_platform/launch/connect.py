@@ -1,0 +1,121 @@
+"""A connection to the Ray cluster a job names, or a local Ray for as long as the job lasts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from convmlp_platform.errors import LaunchError
+from convmlp_platform.launch import auth
+
+CONNECT_TIMEOUT_S = 5.0
+
+# Read by Ray when it is imported, or by the processes it starts. What a user has set stays.
+_DEFAULTS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for each worker without a GPU
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a worker as in the driver
+    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",  # only rank 0 prints: "(RayTrainWorker pid=...)" says nothing
+    "RAY_DEDUP_LOGS": "0",  # after a restart a line like an earlier one isn't a duplicate
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line that a worker prints is also logged, and seen twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no one listens to it yet, and its start logs an error
+    "RAY_enable_metrics_collection": "0",  # of a local Ray: no one scrapes it, and its agent warns about that
+    "RAY_gcs_rpc_server_connect_timeout_s": "5",  # an address that isn't Ray's is refused in seconds
+}
+
+
+@contextmanager
+def connect(address: str, env_vars: Mapping[str, str] | None = None) -> Iterator[str | None]:
+    """Connect this process to Ray; yields the cluster's address, None for a local Ray that ends with the
+    block.
+
+    `address` is launch.address of a job. `env_vars` reach every process of this job on every node, unless
+    `ray job submit --runtime-env-json` has set the same name. Raises LaunchError where no cluster answers.
+    """
+    target = resolve_address(address)
+    auth.apply(target)
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if target not in (None, "auto"):
+        _probe(target)
+    import ray
+
+    # Ray Train asks the dashboard's state API about its own actors, and complains every second without it.
+    options: dict[str, Any] = (
+        {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if target is None else {}
+    )
+    try:
+        ray.init(
+            address=target or "local",
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _without_those_of_the_job(env_vars or {})},
+            **options,
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        raise LaunchError(_explain(target, error)) from error
+    try:
+        yield target
+    finally:
+        ray.shutdown()
+
+
+def resolve_address(address: str) -> str | None:
+    """The address to connect to, None for a local Ray: launch.address, with auto read from RAY_ADDRESS."""
+    if address == "local":
+        return None
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if target in ("", "local"):
+        return None
+    if target.startswith(("http://", "https://")):
+        raise LaunchError(
+            f"{_origin(address)} is {target}, the address of Ray's job server: submit the job there with "
+            f"`RAY_API_SERVER_ADDRESS={target} ray job submit ...`, "
+            "or unset RAY_ADDRESS to run on this machine"
+        )
+    if target != "auto" and not target.rpartition(":")[2].isdigit():
+        raise LaunchError(f"{_origin(address)} must be local, host:port or ray://host:port, not {target!r}")
+    return target
+
+
+def _origin(address: str) -> str:
+    return "RAY_ADDRESS" if address == "auto" else "launch.address"
+
+
+def _probe(target: str) -> None:
+    """Open and close a TCP connection: Ray would wait a minute for an address where nothing listens."""
+    host, _, port = target.rsplit("//", 1)[-1].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise LaunchError(_explain(target, error)) from error
+
+
+def _explain(target: str | None, error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0].rstrip(".") if lines else type(error).__name__
+    if target is None:
+        return f"Ray can't be started on this machine: {reason}"
+    if "authenticat" in str(error).lower():
+        return (
+            f"the Ray cluster at {target} refuses our token: {reason}; "
+            f"export {auth.MODE}=token and {auth.TOKEN}=... as they are on its head node"
+        )
+    return (
+        f"no Ray cluster can be reached at {target}: {reason}; "
+        f"is it running (`ray status --address {target}`)? "
+        "Check launch.address and RAY_ADDRESS, or run on this machine: --set launch.address=local"
+    )
+
+
+def _without_those_of_the_job(env_vars: Mapping[str, str]) -> dict[str, str]:
+    """Ray refuses a variable that both the job's runtime environment and the driver set."""
+    config = json.loads(os.environ.get(auth.JOB_MARKER) or "{}")
+    submitted = (config.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in env_vars.items() if name not in submitted}

@@ -1,0 +1,125 @@
+"""From a checked job to work on a cluster: what `convmlp run JOB` does."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.config.load import resolve_paths
+from convmlp_platform.config.schema import PrepareJob, TrainJob
+from convmlp_platform.errors import ConfigError, DataError, LaunchError
+from data_prep.config import PrepareConfig
+from data_prep.errors import DataPrepError
+
+if TYPE_CHECKING:
+    from convmlp_platform.training.preflight import PreflightReport
+
+
+def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
+    """Run `job` to its end and print what came of it; returns the exit code (0, or 128 + the signal that
+    ended it).
+
+    `use_ray=False` works in this process, one of N under torchrun. Raises PlatformError for all that a user
+    can fix; problems of the job and the cluster's size are raised together, before any worker starts.
+    """
+    job = resolve_paths(job)
+    if isinstance(job, PrepareJob):
+        return _prepare(job, use_ray)
+    return _train_on_ray(job) if use_ray else _train_here(job)
+
+
+def _prepare(job: PrepareJob, use_ray: bool) -> int:
+    from data_prep.convert import prepare
+
+    config = prepare_config(job)
+    report = _preflight(job)
+    if report.problems:
+        raise DataError("\n".join(report.problems))
+    try:
+        if not use_ray:
+            prepare(config, progress=_say)
+            return 0
+        from convmlp_platform.launch.connect import connect
+        from convmlp_platform.launch.environment import shared_env_vars
+
+        with connect(job.launch.address, shared_env_vars(threads=1)):
+            from data_prep.runner import ray_map
+
+            prepare(config, map_shards=ray_map, progress=_say)
+    except DataPrepError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(
+            f"output.path: can't write to {config.output.path}: {error.strerror or error}"
+        ) from error
+    return 0
+
+
+def prepare_config(job: PrepareJob) -> PrepareConfig:
+    """The data-prep package's own view of a job: the sections they share."""
+    return PrepareConfig(
+        **{name: getattr(job, name) for name in PrepareConfig.model_fields if name in PrepareJob.model_fields}
+    )
+
+
+def _train_on_ray(job: TrainJob) -> int:
+    from convmlp_platform.launch.connect import connect
+    from convmlp_platform.launch.environment import shared_env_vars
+
+    report = _preflight(job)
+    with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address:
+        from convmlp_platform.launch import capacity
+
+        nodes = capacity.cluster_nodes()
+        problems = [*report.problems, *capacity.check(job)]
+        if problems:
+            raise LaunchError("\n".join(problems))
+        use_gpu = capacity.uses_gpu(job, nodes)
+        _say(_where(job, address, len(nodes), use_gpu))
+        from convmlp_platform.launch import ray_train
+
+        try:
+            summary = ray_train.train(job, use_gpu=use_gpu)
+        except ray_train.Interrupted as stop:
+            _say(f"stopped by {stop}; the same command goes on from the newest checkpoint")
+            return 128 + stop.signal_number
+    _print_summary(job, summary)
+    return 0
+
+
+def _train_here(job: TrainJob) -> int:
+    from convmlp_platform.launch.summary import summary_of
+    from convmlp_platform.training.run import run
+
+    report = _preflight(job)
+    if report.problems:
+        raise ConfigError("\n".join(report.problems))
+    result = run(job)
+    if os.environ.get("RANK", "0") == "0":
+        _print_summary(job, summary_of(result))
+    return 0
+
+
+def _preflight(job: PrepareJob | TrainJob) -> PreflightReport:
+    from convmlp_platform.training.preflight import preflight
+
+    return preflight(job)
+
+
+def _where(job: TrainJob, address: str | None, num_nodes: int, use_gpu: bool) -> str:
+    workers = job.launch.num_workers
+    cluster = (
+        "a local Ray" if address is None else f"the Ray cluster of {num_nodes} node{'s' * (num_nodes > 1)}"
+    )
+    return f"{job.name}: {workers} {'GPU' if use_gpu else 'CPU'} worker{'s' * (workers > 1)} on {cluster}"
+
+
+def _print_summary(job: TrainJob, summary: dict[str, Any]) -> None:
+    from convmlp_platform.launch.summary import summary_lines
+
+    for line in summary_lines(job, summary):
+        _say(line)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,195 @@
+"""A real Ray cluster of several nodes on this machine: for the demo, for tests, for trying things out.
+
+Every node is a `ray start` of its own with its own address on loopback (127.0.0.2, 127.0.0.3, ...), so that
+Ray places workers on them as it would on separate machines. No port is fixed, so clusters may stand side by
+side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import psutil  # type: ignore[import-untyped]
+
+from convmlp_platform.errors import LaunchError
+from convmlp_platform.launch import auth
+
+START_TIMEOUT_S = 90.0
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+class LocalCluster:
+    """`with LocalCluster(num_nodes=2) as cluster:` starts the nodes and stops just those processes at the
+    end.
+
+    `cluster.env` is the environment for clients (`ray job submit`, drivers): the cluster's addresses and its
+    token. The entrypoint of a submitted job starts in `directory` (default: the current one), with this
+    Python's folder first on PATH, and with `environment` (default: this process's). Raises LaunchError if a
+    node doesn't come up.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int = 2,
+        cpus_per_node: int = 1,
+        directory: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.num_nodes = num_nodes
+        self.cpus_per_node = cpus_per_node
+        self.directory = (directory or Path.cwd()).absolute()
+        self.address = ""
+        self.dashboard_url = ""
+        self.env: dict[str, str] = dict(os.environ if environment is None else environment)
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._folder = Path()
+
+    def __enter__(self) -> LocalCluster:
+        # Sockets live below this folder, and a socket's path may have 107 characters at most: not TMPDIR.
+        self._folder = Path(tempfile.mkdtemp(prefix="cvr-", dir="/tmp"))
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Kill every process of the cluster, and nothing else. Draining a node first would take 30 s."""
+        with _interrupts_held():
+            doomed = [process for node in self._nodes for process in _family(node.pid)]
+            for process in doomed:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            for node in self._nodes:
+                node.wait()
+            psutil.wait_procs(doomed, timeout=10)
+            self._nodes.clear()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def log(self, node: int = 0) -> Path:
+        """What `ray start` of a node printed."""
+        return self._folder / f"node-{node}.log"
+
+    def _start(self) -> None:
+        port, dashboard_port, client_port = _free_ports(3)
+        self.address, self.dashboard_url = f"127.0.0.2:{port}", f"http://127.0.0.1:{dashboard_port}"
+        self.env = self._client_environment()
+        head = [
+            "--head",
+            f"--port={port}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard_port}",
+        ]
+        self._start_node([*head, f"--ray-client-server-port={client_port}"])
+        self._wait(lambda: _answers("127.0.0.2", port), "its control service")
+        for _ in range(1, self.num_nodes):
+            # All nodes log into one folder: a second log monitor would print every line twice.
+            self._start_node([f"--address={self.address}", "--include-log-monitor=false"])
+        self._wait(self._all_started, "all nodes")
+        self._wait(lambda: _answers("127.0.0.1", dashboard_port), "its job server")
+
+    def _start_node(self, arguments: list[str]) -> None:
+        index = len(self._nodes)
+        command = [
+            str(Path(sys.executable).parent / "ray"), "start", "--block", f"--temp-dir={self._folder}",
+            f"--node-ip-address=127.0.0.{index + 2}", f"--num-cpus={self.cpus_per_node}", "--num-gpus=0",
+            f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0",
+            "--dashboard-agent-listen-port=0", "--disable-usage-stats",
+            "--log-style=record", "--log-color=false",
+        ]  # fmt: skip
+        environment = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
+        with self.log(index).open("wb") as log:
+            # A session of its own: Ctrl-C reaches only us, and we decide when the nodes go.
+            process = subprocess.Popen(
+                [*command, *arguments],
+                env=environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._nodes.append(process)
+
+    def _client_environment(self) -> dict[str, str]:
+        own = {
+            name: value
+            for name, value in self.env.items()
+            if name not in (auth.MODE, auth.TOKEN, auth.TOKEN_PATH)
+        }
+        path = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
+        own |= {"PATH": path, "RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url}
+        return own | auth.settle(None, environment=own)
+
+    def _all_started(self) -> bool:
+        return all("Ray runtime started" in self.log(index).read_text() for index in range(self.num_nodes))
+
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready():
+            dead = [index for index, node in enumerate(self._nodes) if node.poll() is not None]
+            if dead or time.monotonic() > deadline:
+                index = dead[0] if dead else 0
+                last = self.log(index).read_text()[-2000:].strip()
+                state = (
+                    "stopped" if dead else f"was not up after {START_TIMEOUT_S:.0f} s (waiting for {what})"
+                )
+                raise LaunchError(f"node {index} of the local Ray cluster {state}; its last words:\n{last}")
+            time.sleep(0.1)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """The process, its descendants, and what its session holds besides (workers outlive their raylet)."""
+    found: dict[int, psutil.Process] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        found = {child.pid: child for child in [parent, *parent.children(recursive=True)]}
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == pid:
+                found.setdefault(process.pid, process)
+    return list(found.values())
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago. Held all at once, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A second Ctrl-C must not leave half a cluster behind; it acts when the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,52 @@
+"""What a finished training job tells its user: how good, where the weights are, where to look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.tracking.uri import tracking_uri
+from convmlp_platform.training.run_folder import run_path
+
+if TYPE_CHECKING:
+    from convmlp_platform.training.run import RunResult
+
+
+def summary_of(result: RunResult) -> dict[str, Any]:
+    """A RunResult as plain strings and numbers, readable without any of our classes."""
+    return {
+        "metrics": {name: float(value) for name, value in result.metrics.items()},
+        "best": {name: float(value) for name, value in result.best.items()},
+        "checkpoint": None if result.checkpoint is None else str(result.checkpoint),
+        "registered": result.registered,
+        "steps": result.steps,
+        "already_complete": result.already_complete,
+    }
+
+
+def summary_lines(job: TrainJob, summary: dict[str, Any]) -> list[str]:
+    """The lines to print at the end of `job`. The first names the best evaluation's `top1 99.44 %`."""
+    done = "was complete already" if summary["already_complete"] else "is done"
+    lines = [f"{job.name} {done}: {summary['steps']} steps; best evaluation: {_scores(summary['best'])}"]
+    if summary["checkpoint"]:
+        lines.append(f"  checkpoint  {summary['checkpoint']}")
+    if summary["registered"]:
+        lines.append(f"  registered  {summary['registered']}")
+        lines.append(f"  try it      convmlp predict {summary['registered']} IMAGE...")
+    lines.append(f"  curves      {run_path(job) / 'plots'}")
+    lines.append(f"  metrics     {_where_metrics_are(tracking_uri(job.tracking))}")
+    return lines
+
+
+def _where_metrics_are(uri: str) -> str:
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def _scores(metrics: dict[str, float]) -> str:
+    named = [(name.removeprefix("eval/"), value) for name, value in metrics.items()]
+    return (
+        ", ".join(
+            f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2f} %" for name, value in named
+        )
+        or "none"
+    )

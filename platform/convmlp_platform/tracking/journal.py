@@ -1,0 +1,181 @@
+"""The record of a run: one append-only file of JSON lines, written before anything is sent anywhere.
+
+A line is one record and ends in a newline. A process that dies while writing leaves a last line without one;
+opening the journal again cuts it off, so every line that counts is whole. NaN and infinities are kept as
+text, which JSON has no numbers for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+logger = logging.getLogger(__name__)
+
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+_TAIL_BLOCK = 1 << 16
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, MLflow's unit of time."""
+    return time.time_ns() // 1_000_000
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    time: int = Field(default_factory=now_ms, description="milliseconds since the epoch")
+
+
+class Params(_Record):
+    """Parameters by dotted name, as text."""
+
+    kind: Literal["params"] = "params"
+    values: dict[str, str]
+
+
+class Metrics(_Record):
+    """Metrics of one step, all with the same time."""
+
+    kind: Literal["metrics"] = "metrics"
+    step: int
+    values: dict[str, float]
+
+
+class Tags(_Record):
+    """Tags of the run; the last value of a name holds."""
+
+    kind: Literal["tags"] = "tags"
+    values: dict[str, str]
+
+
+class Artifact(_Record):
+    """A file or folder to upload, and the artifact folder it goes to."""
+
+    kind: Literal["artifact"] = "artifact"
+    source: str
+    folder: str = ""
+
+
+class Dataset(_Record):
+    """A dataset the run read."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str
+    digest: str
+    source: str
+    context: str
+
+
+class Status(_Record):
+    """The run starts (again) or ends."""
+
+    kind: Literal["status"] = "status"
+    status: RunStatus
+
+
+Record = Params | Metrics | Tags | Artifact | Dataset | Status
+_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records, the byte offset behind each, and the one behind all (damaged lines included)."""
+
+    records: list[Record]
+    ends: list[int]
+    end: int
+    damaged: int = 0
+
+
+class Journal:
+    """The writing end. `append` costs one write to the page cache; it survives the death of the process.
+
+    `sync` makes it survive the death of the machine too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._whole_lines = True
+        _cut_torn_line(self._descriptor, path)
+
+    def append(self, record: Record) -> None:
+        """Add one record.
+
+        Raises:
+            OSError: the disk is full or gone; what was written of the line is void.
+        """
+        line = record.model_dump_json().encode() + b"\n"
+        if not self._whole_lines:
+            line = b"\n" + line
+        self._whole_lines = False
+        written = os.write(self._descriptor, line)
+        if written != len(line):
+            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written")
+        self._whole_lines = True
+
+    def sync(self) -> None:
+        """Return when all records are on the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Sync and close; a second call does nothing."""
+        if self._descriptor >= 0:
+            self.sync()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _cut_torn_line(descriptor: int, path: Path) -> None:
+    size = os.fstat(descriptor).st_size
+    end = size
+    while end > 0:
+        start = max(0, end - _TAIL_BLOCK)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end != size:
+        logger.warning("%s: cut off a half-written last line of %d bytes", path, size - end)
+        os.ftruncate(descriptor, end)
+        os.fsync(descriptor)
+
+
+def read_chunk(path: Path, offset: int = 0, max_bytes: int = 1 << 20) -> Chunk:
+    """Whole records from byte `offset` on, about `max_bytes` of them; none where the journal ends.
+
+    A line that is no record (a disk's fault) is skipped and counted.
+    """
+    records: list[Record] = []
+    ends: list[int] = []
+    end, damaged = offset, 0
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return Chunk([], [], offset)
+    with file:
+        file.seek(offset)
+        while end - offset < max_bytes:
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            if line == b"\n":
+                continue
+            try:
+                records.append(_RECORD.validate_json(line))
+                ends.append(end)
+            except ValidationError:
+                damaged += 1
+    if damaged:
+        logger.warning("%s: %d damaged lines after byte %d are left out", path, damaged, offset)
+    return Chunk(records, ends, end, damaged)

@@ -1,0 +1,72 @@
+"""The registered model as MLflow sees it: a script it copies and runs ("models from code", no pickle).
+
+It and the packages `convmlp` and `convmlp_platform` travel with the model, so a version is loaded by the
+code that made it. Input: a column `image` of encoded image files, as bytes or base64 text. Output: columns
+`label`, `probability`, and `top5` (a JSON list of {"label", "probability"}, best first).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow.models
+import mlflow.pyfunc
+import pandas as pd
+
+from convmlp_platform.errors import DataError
+from convmlp_platform.tracking.classifier import Classifier
+
+
+class BundleModel(mlflow.pyfunc.PythonModel):
+    """Predicts with the bundle that was logged as artifact `bundle`."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the bundle."""
+        self.classifier = Classifier.from_folder(Path(context.artifacts["bundle"]))
+
+    # Hints MLflow doesn't know make it warn or turn inputs away; a DataFrame's it only notes.
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One row of `label`, `probability`, `top5` for each image. Raises DataError on an unreadable one."""
+        images = [_image_bytes(cell, row) for row, cell in enumerate(_cells(model_input))]
+        top = self.classifier.predict(images, top_k=5)
+        return pd.DataFrame(
+            {
+                "label": [ranked[0][0] for ranked in top],
+                "probability": [ranked[0][1] for ranked in top],
+                "top5": [json.dumps([{"label": k, "probability": p} for k, p in ranked]) for ranked in top],
+            }
+        )
+
+
+def _cells(model_input: Any) -> list[Any]:
+    if isinstance(model_input, pd.DataFrame):
+        if "image" not in model_input.columns:
+            raise DataError(f"the input has no column `image`, only {list(model_input.columns)}")
+        return list(model_input["image"])
+    if isinstance(model_input, (bytes, str)):
+        return [model_input]
+    if isinstance(model_input, dict):
+        return _cells(model_input["image"])
+    return list(model_input.ravel() if hasattr(model_input, "ravel") else model_input)
+
+
+def _image_bytes(cell: Any, row: int) -> bytes:
+    if isinstance(cell, dict):
+        cell = cell.get("image")
+    if isinstance(cell, (bytes, bytearray, memoryview)):
+        return bytes(cell)
+    try:
+        return base64.b64decode(cell, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise DataError(
+            f"row {row}: `image` must be an image file's bytes or base64 text ({error})"
+        ) from error
+
+
+mlflow.models.set_model(BundleModel())

@@ -1,0 +1,105 @@
+"""Which MLflow a run talks to, and whether it is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from convmlp_platform.config.paths import root
+from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.tracking.state import without_secrets
+
+logger = logging.getLogger(__name__)
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_DATABASES = ("postgresql", "mysql", "mssql")
+_SQLITE = "sqlite:///"
+
+
+def tracking_uri(section: TrackingSection | None = None) -> str:
+    """MLFLOW_TRACKING_URI; else `tracking.uri`; else `mlflow.db` below `config.paths.root()`.
+
+    A relative SQLite path starts from that root too, as a worker's current directory is not the user's.
+    """
+    uri = os.environ.get(URI_VARIABLE) or (section.uri if section else None) or f"{_SQLITE}mlflow.db"
+    path = sqlite_path(uri)
+    return uri if path is None else f"{_SQLITE}{path}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite `uri`, absolute; None for any other kind of store."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return (root() / Path(uri.removeprefix(_SQLITE).partition("?")[0]).expanduser()).absolute()
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where new experiments keep artifacts: `mlartifacts` beside a SQLite file; None: the server decides."""
+    path = sqlite_path(uri)
+    return None if path is None else (path.parent / "mlartifacts").as_uri()
+
+
+def check_tracking(section: TrackingSection) -> list[str]:
+    """What would surely fail, one sentence each. Opens no MLflow and takes at most 3 s.
+
+    A server that doesn't answer is only logged as a warning, with `register_as` too: records wait in the
+    run's journal, the best model in its folder, and both can be sent when the server is back.
+    """
+    uri = tracking_uri(section)
+    field = URI_VARIABLE if os.environ.get(URI_VARIABLE) else "tracking.uri"
+    problem = _scheme_problem(uri, field) or _sqlite_problem(uri, field)
+    if problem:
+        return [problem]
+    if uri.startswith(("http://", "https://")):
+        _warn_if_unreachable(uri, field)
+    return []
+
+
+def _scheme_problem(uri: str, field: str) -> str | None:
+    scheme = re.match(r"([a-z]+)(\+[a-z0-9]+)?:", uri)
+    shown = without_secrets(uri)
+    if scheme is None or scheme[1] == "file":
+        return (
+            f"{field} (={shown!r}): MLflow 3 no longer writes to plain folders; "
+            "use sqlite:///mlflow.db or the address of a server (http://HOST:PORT)"
+        )
+    if scheme[1] == "sqlite" and not uri.startswith(_SQLITE):
+        return f"{field} (={shown!r}): a SQLite address has three slashes: sqlite:///mlflow.db"
+    if scheme[1] not in ("http", "https", "sqlite", "databricks", *_DATABASES):
+        return (
+            f"{field} (={shown!r}): MLflow knows no {scheme[1]}: stores; "
+            f"use http(s), sqlite, {', '.join(_DATABASES)} or databricks"
+        )
+    return None
+
+
+def _sqlite_problem(uri: str, field: str) -> str | None:
+    path = sqlite_path(uri)
+    if path is None:
+        return None
+    existing = path if path.exists() else next(folder for folder in path.parents if folder.exists())
+    if path.is_dir() or (existing != path and not existing.is_dir()):
+        return f"{field} (={uri!r}): {existing} is not what it should be (a file in a folder)"
+    if not os.access(existing, os.W_OK):
+        return f"{field} (={uri!r}): no permission to write {existing}"
+    return None
+
+
+def _warn_if_unreachable(uri: str, field: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3):
+            return
+    except urllib.error.HTTPError:
+        return  # whoever answers, if only to ask for a password, is there
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        logger.warning(
+            "%s: MLflow at %s doesn't answer (%s): a run goes on without it, its records wait in its journal",
+            field,
+            without_secrets(uri),
+            reason,
+        )

@@ -1,0 +1,151 @@
+"""From a job to the parts of its run: every "which class does this setting mean" of training is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from convmlp import create_model
+from convmlp.mixing import create_mixing
+from convmlp.optim import OPTIMIZERS, create_optimizer
+from convmlp.tasks.classification import ClassificationTask
+from convmlp.transforms import eval_transform, train_transform
+from convmlp.weights import load_pretrained
+from convmlp_platform.config.paths import resolve
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.data.loader import EvalLoader, TrainLoader
+from convmlp_platform.data.order import SampleOrder
+from convmlp_platform.data.permutation import derive_key
+from convmlp_platform.data.split import ShardedSplit
+from convmlp_platform.distributed import World
+from convmlp_platform.engine.base import Engine, EngineOptions
+from convmlp_platform.engine.create import create_engine
+from convmlp_platform.errors import ConfigError
+from data_prep.manifest import DatasetManifest
+
+
+def open_split(job: TrainJob, manifest: DatasetManifest, name: str) -> ShardedSplit:
+    """One split of the job's dataset, in the format it asks for."""
+    folder = Path(resolve(job.data.path, "data.path"))
+    return ShardedSplit(folder, manifest, name, job.data.format, verify=job.data.verify)
+
+
+def build_model(job: TrainJob, num_classes: int) -> nn.Module:
+    """The network, with fresh weights that depend on `seed` alone, or those of `model.init_from`.
+
+    Raises:
+        ConfigError: no such model, options it doesn't take, or weights that don't fit.
+    """
+    options = dict(job.model.options)
+    if job.model.drop_path_rate is not None:
+        options["drop_path_rate"] = job.model.drop_path_rate
+    torch.manual_seed(derive_key(job.seed, "init") & 0x7FFFFFFFFFFFFFFF)
+    try:
+        model: nn.Module = create_model(job.model.name, num_classes=num_classes, **options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model: {error}") from None
+    if job.model.init_from is not None:
+        try:
+            load_pretrained(model, resolve(job.model.init_from, "model.init_from"))
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"model.init_from: {error}") from None
+    return model
+
+
+def build_task(job: TrainJob, num_classes: int) -> ClassificationTask:
+    """Model and loss."""
+    augment = job.augment
+    mixing = create_mixing(
+        num_classes,
+        mixup=augment.mixup,
+        cutmix=augment.cutmix,
+        prob=augment.mix_prob,
+        switch_prob=augment.mix_switch_prob,
+        label_smoothing=job.loss.label_smoothing,
+    )
+    return ClassificationTask(
+        build_model(job, num_classes),
+        num_classes=num_classes,
+        label_smoothing=job.loss.label_smoothing,
+        mixing=mixing,
+    )
+
+
+def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over all of the module's parameters."""
+    section = job.optimizer
+    options = {"betas": section.betas, "eps": section.eps, "momentum": section.momentum}
+    taken = {name: value for name, value in options.items() if name in OPTIMIZERS[section.name]}
+    return create_optimizer(
+        module, name=section.name, lr=section.lr, weight_decay=section.weight_decay, **taken  # type: ignore[arg-type]
+    )
+
+
+def build_engine(job: TrainJob, task: nn.Module, world: World) -> Engine:
+    """The task under the job's strategy and precision.
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
+    if job.engine.precision == "fp16" and world.device.type == "cpu":
+        raise ConfigError("engine.precision: fp16 needs GPUs, and this worker has none: use bf16 or fp32")
+    training, engine = job.training, job.engine
+    options = EngineOptions(
+        micro_batch_size=training.micro_batch_size,
+        num_micro_batches=training.num_micro_batches,
+        seed_for=lambda step, number: derive_key(job.seed, "forward", step, number),
+        precision=engine.precision,
+        clip_grad_norm=training.clip_grad_norm,
+        ema_decay=training.ema_decay,
+        compile=engine.compile,
+        channels_last=engine.channels_last,
+        zero_stage=engine.zero_stage,
+        deepspeed=engine.deepspeed,
+    )
+    return create_engine(engine.strategy, task, lambda module: build_optimizer(job, module), options, world)
+
+
+def build_train_loader(job: TrainJob, manifest: DatasetManifest, world: World) -> TrainLoader:
+    """The training micro-batches of this rank."""
+    split, augment = open_split(job, manifest, job.data.train_split), job.augment
+    transform = train_transform(
+        job.data.image_size,
+        mean=manifest.mean,
+        std=manifest.std,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        interpolation=augment.interpolation,
+        hflip=augment.hflip,
+        color_jitter=augment.color_jitter,
+        rand_augment=augment.rand_augment,
+        random_erasing=augment.random_erasing,
+        crop=augment.crop,
+        pad=augment.pad,
+    )
+    return TrainLoader(
+        split,
+        transform,
+        SampleOrder(len(split), job.num_streams, job.seed, job.data.shuffle_block, job.data.shuffle_window),
+        job.training.global_batch_size,
+        job.training.micro_batch_size,
+        world.rank,
+        world.size,
+        job.data.num_workers,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def build_eval_loader(job: TrainJob, manifest: DatasetManifest, world: World) -> EvalLoader:
+    """This rank's part of the held-out images."""
+    transform = eval_transform(
+        job.data.image_size,
+        mean=manifest.mean,
+        std=manifest.std,
+        crop_pct=job.eval.crop_pct,
+        interpolation=job.eval.interpolation,
+    )
+    split = open_split(job, manifest, job.data.eval_split)
+    batch_size = job.eval.batch_size or job.training.micro_batch_size
+    return EvalLoader(split, transform, batch_size, world.rank, world.size, job.data.num_workers)

@@ -1,0 +1,66 @@
+"""What may watch a run. Callbacks see metrics and state; they steer nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from convmlp_platform.training.state import TrainState
+
+
+class Callback:
+    """Hooks of a run, called on every rank with the same values (means over all ranks)."""
+
+    def on_start(self, state: TrainState, stop_step: int) -> None:
+        """Before the first step; `state.step` > 0 where the run goes on from a checkpoint."""
+
+    def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
+        """Every `training.log_every_steps` steps: train/loss, train/lr, train/images_per_second, ..."""
+
+    def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
+        """After an evaluation: eval/loss, eval/top1 (per cent), ..."""
+
+    def on_checkpoint(self, path: Path, state: TrainState) -> None:
+        """After a checkpoint was committed."""
+
+    def on_end(self, state: TrainState) -> None:
+        """After the last step."""
+
+
+class Console(Callback):
+    """Progress for people, on rank 0's standard output."""
+
+    def __init__(self, steps_per_epoch: float) -> None:
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_start(self, state: TrainState, stop_step: int) -> None:
+        self._stop, self._first, self._started = stop_step, state.step, time.monotonic()
+        where = f"goes on after step {state.step}" if state.step else "starts"
+        self._say(f"training {where}, until step {stop_step} ({stop_step / self.steps_per_epoch:.1f} epochs)")
+
+    def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
+        done = state.step - self._first
+        left = (time.monotonic() - self._started) / done * (self._stop - state.step)
+        self._say(
+            f"step {state.step}/{self._stop}  epoch {state.step / self.steps_per_epoch:.2f}"
+            f"  loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.2e}"
+            f"  {metrics['train/images_per_second']:.0f} img/s  data wait {metrics['train/data_wait']:.0%}"
+            f"  left {_duration(left)}"
+        )
+
+    def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
+        shown = "  ".join(
+            f"{name.removeprefix('eval/')} {value:.4f}" if name == "eval/loss" else f"{name.removeprefix('eval/')} {value:.2f} %"
+            for name, value in metrics.items()
+        )
+        best = "  (best so far)" if state.best == metrics else ""
+        self._say(f"evaluation after epoch {state.step / self.steps_per_epoch:.1f}: {shown}{best}")
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

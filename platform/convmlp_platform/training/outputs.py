@@ -1,0 +1,84 @@
+"""What a run leaves behind for people: its metrics in MLflow, its best model, its curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.engine.base import Engine
+from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
+from convmlp_platform.tracking.tracker import NullTracker, Tracker
+from convmlp_platform.training.callbacks import Callback
+from convmlp_platform.training.plots import plot_curves
+from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.training.state import TrainState
+from data_prep.manifest import DatasetManifest
+
+
+class Telemetry(Callback):
+    """Hands metrics to the tracker, which never makes the run wait."""
+
+    def __init__(self, tracker: Tracker | NullTracker, plots: Path) -> None:
+        self.tracker, self.plots = tracker, plots
+        self.curves: list[tuple[int, dict[str, float]]] = []
+
+    def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
+        self.curves.append((state.step, metrics))
+        self.tracker.log_metrics(metrics, state.step)
+
+    def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
+        self.on_log(metrics, state)
+
+    def on_checkpoint(self, path: Path, state: TrainState) -> None:
+        self.tracker.set_tags({"checkpoint.latest": str(path), "checkpoint.step": str(state.step)})
+
+    def on_end(self, state: TrainState) -> None:
+        self.tracker.log_artifact(plot_curves(self.curves, self.plots / "curves.png"), "plots")
+
+
+class BestModel(Callback):
+    """Keeps the best weights (the averaged ones, where the run averages) as a bundle ready for use."""
+
+    def __init__(self, job: TrainJob, manifest: DatasetManifest, engine: Engine, folder: RunFolder) -> None:
+        self.job, self.manifest, self.engine, self.folder = job, manifest, engine, folder
+
+    def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
+        if state.best != metrics:
+            return
+        with self.engine.averaged_weights():
+            weights = self.engine.full_model_state()
+        if self.engine.world.is_main:
+            write_bundle(self.folder.best, weights, self.spec(state))
+
+    def spec(self, state: TrainState) -> BundleSpec:
+        """All that using the model takes beside its weights."""
+        return bundle_spec(self.job, self.manifest, self.provenance(state))
+
+    def provenance(self, state: TrainState) -> dict[str, Any]:
+        """Where the model comes from."""
+        return {
+            "run": self.job.name,
+            "identity": self.folder.identity,
+            "dataset": self.manifest.name,
+            "dataset_digest": self.manifest.digest,
+            "step": state.step,
+            "samples_seen": state.samples_seen,
+            "metrics": state.best,
+        }
+
+
+def bundle_spec(job: TrainJob, manifest: DatasetManifest, provenance: dict[str, Any]) -> BundleSpec:
+    """The description of a model trained by `job` on `manifest`'s dataset."""
+    return BundleSpec(
+        model=job.model.name,
+        options=job.model.options,
+        num_classes=len(manifest.classes),
+        classes=tuple(manifest.classes),
+        image_size=job.data.image_size,
+        mean=manifest.mean,
+        std=manifest.std,
+        crop_pct=job.eval.crop_pct,
+        interpolation=job.eval.interpolation,
+        provenance=provenance,
+    )

@@ -1,0 +1,219 @@
+"""All that can be known to be wrong with a job before it costs anything. Nothing is left behind on storage.
+
+`convmlp check` prints the report; launch asks for it before any worker starts.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convmlp_platform.config.paths import is_url
+from convmlp_platform.config.schema import PrepareJob, TrainJob
+from convmlp_platform.errors import PlatformError
+from convmlp_platform.training.plan import StepPlan
+from data_prep.errors import DataPrepError
+from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
+
+
+@dataclass
+class PreflightReport:
+    """`problems`: one message each, empty if the job may start; `summary`: lines on what it would do."""
+
+    problems: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+
+
+def preflight(job: TrainJob | PrepareJob) -> PreflightReport:
+    """Check a job whose paths are resolved against the machine it is started on; every check is made."""
+    report = PreflightReport()
+    checks = _prepare_checks(job, report) if isinstance(job, PrepareJob) else _train_checks(job, report)
+    for check in checks:
+        try:
+            check()
+        except (PlatformError, DataPrepError) as error:
+            report.problems.extend(str(error).splitlines())
+    return report
+
+
+def _train_checks(job: TrainJob, report: PreflightReport) -> Iterator[Callable[[], None]]:
+    from convmlp_platform.data.split import open_manifest
+
+    manifest: DatasetManifest | None = None
+
+    def dataset() -> None:
+        nonlocal manifest
+        if is_url(job.data.path):
+            report.problems.append(
+                f"data.path (={job.data.path}) must be a folder: mount the bucket on every node"
+            )
+            return
+        manifest = open_manifest(job.data.path, job.data.digest)
+        _check_dataset(job, manifest, report)
+
+    yield dataset
+    yield lambda: _check_model(job, manifest, report)
+    yield lambda: _check_augment(job, report)
+    yield lambda: _check_writable(job.checkpoint.path, "checkpoint.path", report)
+    yield lambda: _check_tracking(job, report)
+
+
+def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
+    from convmlp_platform.data.split import ShardedSplit
+
+    for name, split in (("data.train_split", job.data.train_split), ("data.eval_split", job.data.eval_split)):
+        if split not in manifest.splits:
+            splits = ", ".join(sorted(manifest.splits))
+            report.problems.append(
+                f"{name}: the dataset at {job.data.path} has no split {split!r}; it has {splits}"
+            )
+            continue
+        try:
+            ShardedSplit(job.data.path, manifest, split, job.data.format)
+        except PlatformError as error:
+            if str(error) not in report.problems:
+                report.problems.append(str(error))
+    if job.data.train_split in manifest.splits:
+        _check_size(job, manifest, report)
+
+
+def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
+    data, batch = job.data, job.training.global_batch_size
+    count = manifest.splits[data.train_split].num_samples
+    plan = StepPlan(job, count)
+    if count < job.num_streams:
+        report.problems.append(
+            f"data.num_streams (={job.num_streams}) is more than the {count:,} images of split "
+            f"{data.train_split!r}: set data.num_streams lower"
+        )
+    if not plan.total_steps:
+        report.problems.append(
+            f"training.epochs (={job.training.epochs:g}): {count:,} images don't fill one step of "
+            f"training.global_batch_size (={batch})"
+        )
+    else:
+        _check_schedule(plan, report)
+    held_out = manifest.splits.get(data.eval_split)
+    also = f" + {held_out.num_samples:,} {data.eval_split}" if held_out else ""
+    cut = ", cut by training.max_steps" if plan.stop_step < plan.total_steps else ""
+    report.summary += [
+        f"data     {manifest.name}: {count:,} {data.train_split}{also} images, "
+        f"{manifest.num_classes:,} classes, {data.format}, {manifest.digest[:19]}…",
+        f"steps    {plan.stop_step:,} of {batch:,} images each; an epoch is {plan.steps_per_epoch:,.1f} "
+        f"steps, the schedule {job.total_epochs:g} epochs{cut}",
+    ]
+
+
+def _check_schedule(plan: StepPlan, report: PreflightReport) -> None:
+    schedule = plan.job.schedule
+    try:
+        plan.lr(0)
+    except ValueError:
+        report.problems.append(
+            f"schedule.warmup_epochs (={schedule.warmup_epochs:g}) and schedule.cooldown_epochs "
+            f"(={schedule.cooldown_epochs:g}) take more than the run's {plan.total_steps:,} whole steps: "
+            "lower them, or raise training.epochs"
+        )
+
+
+def _check_model(job: TrainJob, manifest: DatasetManifest | None, report: PreflightReport) -> None:
+    from convmlp_platform.training.memory import estimate_memory
+
+    given = job.model.num_classes
+    if manifest is not None and given not in (None, manifest.num_classes):
+        report.problems.append(
+            f"model.num_classes (={given}): the dataset at {job.data.path} has {manifest.num_classes} "
+            "classes; leave model.num_classes out to use the dataset's"
+        )
+    if (
+        job.model.init_from is not None
+        and not is_url(job.model.init_from)
+        and not Path(job.model.init_from).is_file()
+    ):
+        report.problems.append(f"model.init_from: no file {job.model.init_from}")
+    known = given or (manifest.num_classes if manifest else None)
+    try:
+        memory = estimate_memory(job, known or 1000)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        report.problems.append(f"model.name (={job.model.name}): {' '.join(str(error).split())}")
+        return
+    workers = job.launch.num_workers
+    each = "the worker" if workers == 1 else f"each of {workers} workers"
+    report.summary += [
+        f"model    {job.model.name}: {memory.num_parameters:,} parameters"
+        + ("" if known else " if there are 1,000 classes (the dataset would tell)"),
+        f"memory   about {_size(memory.total)} on {each}: "
+        f"{_size(memory.states)} for weights, gradients and optimizer (exact), "
+        f"{_size(memory.activations)} for activations (estimated)",
+    ]
+
+
+def _check_augment(job: TrainJob, report: PreflightReport) -> None:
+    from convmlp.transforms import train_transform
+
+    augment, half = job.augment, (0.5, 0.5, 0.5)
+    options = augment.model_dump(include={"crop", "pad", "rand_augment", "interpolation"})
+    try:
+        train_transform(job.data.image_size, mean=half, std=half, **options)
+    except (ValueError, AssertionError, KeyError) as error:
+        report.problems.append(f"augment: {error}")
+
+
+def _check_tracking(job: TrainJob, report: PreflightReport) -> None:
+    from convmlp_platform.tracking.uri import check_tracking
+
+    report.problems += check_tracking(job.tracking)
+    report.summary.append(
+        f"run      {job.checkpoint.path}/{job.name}; MLflow experiment {job.tracking.experiment}"
+    )
+
+
+def _prepare_checks(job: PrepareJob, report: PreflightReport) -> Iterator[Callable[[], None]]:
+    from data_prep.sources import open_source
+
+    def source() -> None:
+        open_source(job.source)
+        report.summary.append(f"source   {job.source.kind} {getattr(job.source, 'path', '')}".rstrip())
+
+    def output() -> None:
+        _check_writable(str(job.output.path), "output.path", report)
+        report.summary.append(f"output   {job.output.path}: {' and '.join(job.output.formats)}")
+        if (job.output.path / MANIFEST_NAME).exists():
+            finished = load_manifest(job.output.path)
+            images = sum(split.num_samples for split in finished.splits.values())
+            report.summary.append(
+                f"         holds a finished dataset of {images:,} images, {finished.digest[:19]}…"
+            )
+
+    yield source
+    yield output
+
+
+def _check_writable(path: str, name: str, report: PreflightReport) -> None:
+    """Whether files can be made in `path`, tried with a nameless one in its nearest existing parent."""
+    if is_url(path):
+        report.problems.append(f"{name} (={path}) must be a folder: mount the bucket on every node")
+        return
+    folder = Path(path)
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        report.problems.append(f"{name} (={path}): {folder} is a file, not a folder")
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = (
+            "no permission to write"
+            if isinstance(error, PermissionError)
+            else f"can't write ({error.strerror})"
+        )
+        report.problems.append(f"{name} (={path}): {reason} in {folder}")
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,76 @@
+"""Opening a run's record in MLflow, and putting its best model into the registry."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+from convmlp_platform.config.load import flatten
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.data.loader import EvalLoader
+from convmlp_platform.engine.base import Engine
+from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.registry import register_bundle
+from convmlp_platform.tracking.tracker import NullTracker, Tracker
+from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.training.state import TrainState
+from data_prep.files import write_atomically
+from data_prep.manifest import DatasetManifest
+
+logger = logging.getLogger(__name__)
+
+
+def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, engine: Engine) -> Tracker:
+    """The run's tracker, with parameters, environment and dataset on record. Never waits for a server."""
+    tracker = Tracker.open(job.tracking, run_dir=folder.path, run_name=job.name)
+    tracker.log_params(flatten(job))
+    tracker.log_dataset(manifest.name, manifest.digest, source=job.data.path, context="training")
+    tracker.set_tags(
+        {
+            "identity": folder.identity,
+            "dataset.digest": manifest.digest,
+            "world_size": str(engine.world.size),
+            "device": engine.world.device.type,
+            "model.parameters": str(sum(p.numel() for p in engine.model.parameters())),
+        }
+    )
+    return tracker
+
+
+def register_best(
+    job: TrainJob, folder: RunFolder, state: TrainState, tracker: Tracker | NullTracker | None, loader: EvalLoader
+) -> str | None:
+    """Put the best model into the registry, once a run; returns its `models:/...` URI.
+
+    A registry that can't be reached costs the run nothing: the model stays in the run's folder, and starting the
+    job again registers it.
+    """
+    section = job.tracking.register_as
+    if section is None or tracker is None:
+        return None
+    if folder.registered.exists():
+        return str(json.loads(folder.registered.read_text())["uri"])
+    try:
+        version = register_bundle(
+            job.tracking,
+            run_id=tracker.run_id,
+            bundle=folder.best,
+            example_image=_example(loader),
+            metrics={name.removeprefix("eval/"): value for name, value in state.best.items()},
+            tags={"run": job.name, "identity": folder.identity, "checkpoints": str(folder.checkpoints)},
+        )
+    except TrackingError as error:
+        logger.warning("the best model is not registered: %s; it is in %s", error, folder.best)
+        return None
+    record = {"name": version.name, "version": version.version, "alias": version.alias, "uri": version.uri}
+    write_atomically(folder.registered, json.dumps(record, indent=2).encode())
+    return version.uri
+
+
+def _example(loader: EvalLoader) -> bytes:
+    """A held-out image as PNG: the model's input example."""
+    image, _ = loader.split.image(0)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

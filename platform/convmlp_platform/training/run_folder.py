@@ -1,0 +1,98 @@
+"""A run's folder: who it belongs to, and where its parts lie.
+
+    RUNS/NAME/run.json        the run's identity and the settings it comes from
+              checkpoints/    see checkpoints.layout
+              best/           the best model so far, ready to be loaded or registered
+              plots/  tracking/  ray/
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convmlp_platform.config.identity import differences, identity_fields, identity_of
+from convmlp_platform.config.paths import is_url, resolve
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.errors import CheckpointError, ConfigError
+from data_prep.files import write_atomically
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, claimed by its identity."""
+
+    path: Path
+    identity: str
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def registered(self) -> Path:
+        """Written once the best model is in the registry."""
+        return self.path / "registered.json"
+
+
+def run_path(job: TrainJob) -> Path:
+    """Where the run of `job` lives."""
+    if is_url(job.checkpoint.path):
+        raise ConfigError(f"checkpoint.path (={job.checkpoint.path}) must be a folder that all workers mount")
+    return Path(resolve(job.checkpoint.path, "checkpoint.path")) / job.name
+
+
+def check_owner(job: TrainJob, dataset_digest: str) -> None:
+    """Refuse a job whose name another recipe has taken.
+
+    Raises:
+        ConfigError: naming every setting that differs.
+    """
+    taken = _read(run_path(job) / "run.json")
+    if taken is None:
+        return
+    changed = differences(taken, identity_fields(job, dataset_digest))
+    if changed:
+        raise ConfigError(
+            f"name: run {job.name!r} in {run_path(job)} was started with another recipe:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\ngive this one a name of its own (--set name=...), or remove that folder to start anew"
+        )
+
+
+def claim(job: TrainJob, dataset_digest: str) -> RunFolder:
+    """Take the run's folder, new or to go on with.
+
+    Raises:
+        ConfigError: another recipe has the name.
+        CheckpointError: the folder can't be written.
+    """
+    check_owner(job, dataset_digest)
+    path, fields = run_path(job), identity_fields(job, dataset_digest)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / "run.json").exists():
+            write_atomically(path / "run.json", json.dumps({"identity_fields": fields}, indent=2).encode())
+    except OSError as error:
+        raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from None
+    return RunFolder(path, identity_of(fields))
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        fields: dict[str, Any] = json.loads(file.read_text())["identity_fields"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} can't be read: {error}; remove the run's folder to start anew") from None
+    return fields

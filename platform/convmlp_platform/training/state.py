@@ -1,0 +1,18 @@
+"""Where a run stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TrainState:
+    """`step` steps are done, which used `samples_seen` samples: with the job, that is the whole data state.
+
+    `metrics` are the newest evaluation's; `best` those of the evaluation whose weights were kept.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)

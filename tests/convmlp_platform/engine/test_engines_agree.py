@@ -1,0 +1,158 @@
+"""Every strategy on every world size computes the same run, and each goes on from any other's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from torch import Tensor, nn
+
+from convmlp_platform.data.assignment import share_of
+from convmlp_platform.data.permutation import derive_key
+from convmlp_platform.distributed import joined_world
+from convmlp_platform.engine.base import Engine, EngineOptions, EngineState
+from convmlp_platform.engine.create import create_engine
+
+STRATEGIES = [("ddp", 1), ("fsdp", 1), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
+NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, CLASSES = 4, 4, 5
+STEPS, RESUME_AT = 4, 2
+
+
+class TinyTask(nn.Module):
+    """Everything that makes strategies differ: BatchNorm, LayerNorm, dropout, parameters no multiple of 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.Conv2d(3, 9, 3, bias=False),
+            nn.BatchNorm2d(9),
+            nn.ReLU(),
+            nn.Conv2d(9, 7, 3, padding=1),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.LayerNorm(112),
+            nn.Dropout(0.1),
+            nn.Linear(112, 900),
+            nn.GELU(),
+            nn.Linear(900, CLASSES),
+        )
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(images).float()
+        return nn.functional.cross_entropy(logits, labels), logits
+
+
+@dataclass
+class Micro:
+    images: Tensor
+    labels: Tensor
+    number: int
+    ghost: bool = False
+
+
+def micro_batch(step: int, number: int, ghost: bool) -> Micro:
+    draw = torch.Generator().manual_seed(1000 * step + number)
+    images = torch.randn(MICRO_BATCH_SIZE, 3, 12, 12, generator=draw) * (1 + number)
+    return Micro(images, torch.randint(0, CLASSES, (MICRO_BATCH_SIZE,), generator=draw), number, ghost)
+
+
+def build(strategy: str, zero_stage: int, precision: str) -> Engine:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+    task = TinyTask()
+    options = EngineOptions(
+        micro_batch_size=MICRO_BATCH_SIZE,
+        num_micro_batches=NUM_MICRO_BATCHES,
+        seed_for=lambda step, number: derive_key(5, step, number),
+        precision=precision,  # type: ignore[arg-type]
+        clip_grad_norm=1.0,
+        ema_decay=0.7,
+        zero_stage=zero_stage,
+    )
+    with joined_world(use_gpu=False) as world:
+        return create_engine(strategy, task, lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.05), options, world)
+
+
+def train(engine: Engine, start: int, stop: int) -> list[tuple[float, float]]:
+    """(mean loss, gradient norm) of each step, over all ranks."""
+    share = share_of(engine.world.rank, engine.world.size, NUM_MICRO_BATCHES)
+    curve = []
+    for step in range(start, stop):
+        micros = [micro_batch(step, n, i >= share.real) for i, n in enumerate(share.numbers)]
+        output = engine.train_step(micros, step=step, lr=0.01 * (1 + step % 3))
+        loss = output.loss.clone()
+        torch.distributed.all_reduce(loss)
+        assert output.grad_norm is not None
+        curve.append((float(loss), float(output.grad_norm)))
+    return curve
+
+
+def undisturbed(strategy: str, zero_stage: int, precision: str) -> tuple[list[Any], EngineState, EngineState]:
+    """The whole curve, and the state at RESUME_AT and at the end."""
+    engine = build(strategy, zero_stage, precision)
+    curve = train(engine, 0, RESUME_AT)
+    middle = engine.state()
+    curve += train(engine, RESUME_AT, STEPS)
+    return curve, middle, engine.state()
+
+
+def resumed(strategy: str, zero_stage: int, middle: EngineState) -> tuple[list[Any], EngineState, EngineState]:
+    engine = build(strategy, zero_stage, "fp32")
+    train(engine, 90, 91)  # what a resume must wipe out
+    engine.load_state(middle)
+    loaded = engine.state()
+    return train(engine, RESUME_AT, STEPS), loaded, engine.state()
+
+
+def all_strategies(precision: str) -> list[Any]:
+    return [undisturbed(strategy, stage, precision) for strategy, stage in STRATEGIES]
+
+
+def all_resumed(middle: EngineState) -> list[Any]:
+    return [resumed(strategy, stage, middle) for strategy, stage in STRATEGIES]
+
+
+def assert_same(found: EngineState, wanted: EngineState, rtol: float, atol: float) -> None:
+    assert found.updates == wanted.updates
+    for part in ("model", "optimizer", "ema"):
+        ours, theirs = getattr(found, part), getattr(wanted, part)
+        assert ours.keys() == theirs.keys(), part
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{part} {n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[list[Any], EngineState, EngineState]:
+    """One process, plain ddp: what everything else must equal."""
+    return run_ranks(undisturbed, 1, "ddp", 1, "fp32")[0]
+
+
+def test_every_strategy_gives_the_same_run(reference: Any) -> None:
+    """Three ranks do not divide the 4 micro-batches: ghosts take part."""
+    curve, _, end = reference
+    for by_rank in zip(*run_ranks(all_strategies, 3, "fp32"), strict=True):
+        for found_curve, _, found_end in by_rank:
+            np.testing.assert_allclose(found_curve, curve, rtol=2e-5)
+            assert_same(found_end, end, rtol=1e-3, atol=2e-5)
+
+
+def test_every_strategy_goes_on_from_any_state(reference: Any) -> None:
+    curve, middle, end = reference
+    for found_curve, loaded, found_end in run_ranks(all_resumed, 2, middle)[0]:
+        assert_same(loaded, middle, rtol=0, atol=0)
+        np.testing.assert_allclose(found_curve, curve[RESUME_AT:], rtol=2e-5)
+        assert_same(found_end, end, rtol=1e-3, atol=2e-5)
+
+
+def test_bf16_stays_close_to_fp32(reference: Any) -> None:
+    curve, _, _ = reference
+    for found_curve, _, _ in run_ranks(all_strategies, 2, "bf16")[0]:
+        losses = np.array(found_curve)[:, 0]
+        np.testing.assert_allclose(losses, np.array(curve)[:, 0], rtol=0.02)
+        assert not np.array_equal(losses, np.array(curve)[:, 0]), "bf16 computed exactly what fp32 does"

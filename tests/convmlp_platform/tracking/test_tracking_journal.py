@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convmlp_platform.tracking.journal import Artifact, Journal, Metrics, Params, Record, Tags, read_chunk
+
+texts = st.dictionaries(st.text(max_size=20), st.text(max_size=50), max_size=4)
+records: st.SearchStrategy[Record] = st.one_of(
+    st.builds(Params, values=texts),
+    st.builds(Tags, values=texts),
+    st.builds(
+        Metrics,
+        step=st.integers(0, 2**40),
+        values=st.dictionaries(st.text(max_size=9), st.floats(), max_size=4),
+    ),
+    st.builds(Artifact, source=st.text(), folder=st.text()),
+)
+
+
+@given(written=st.lists(records, max_size=8), cut=st.integers(0, 200))
+@settings(max_examples=60, deadline=None)
+def test_every_record_survives_a_torn_end_but_the_torn_one(written: list[Record], cut: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal.jsonl"
+        journal = Journal(path)
+        for record in written:
+            journal.append(record)
+        journal.close()
+        assert repr(read_chunk(path).records) == repr(written)  # repr: NaN is not equal to itself
+
+        content = path.read_bytes()
+        path.write_bytes(content[: max(0, len(content) - cut)])
+        whole = path.read_bytes().count(b"\n")
+        journal = Journal(path)
+        journal.append(Tags(time=1, values={"after": "crash"}))
+        journal.close()
+        expected = [*written[:whole], Tags(time=1, values={"after": "crash"})]
+        assert repr(read_chunk(path).records) == repr(expected)
+
+
+def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for step in range(10):
+        journal.append(Metrics(step=step, values={"loss": step / 2}))
+    first = read_chunk(path, max_bytes=1)
+    assert len(first.records) == 1 and first.ends == [first.end]
+    rest = read_chunk(path, first.end)
+    assert [r.step for r in rest.records if isinstance(r, Metrics)] == list(range(1, 10))
+    assert read_chunk(path, rest.end).records == []
+    journal.close()
+
+
+def test_a_damaged_line_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append(Tags(values={"a": "1"}))
+    journal.close()
+    path.write_bytes(path.read_bytes() + b"\0\0\0\n" + path.read_bytes())
+    chunk = read_chunk(path)
+    assert len(chunk.records) == 2 and chunk.damaged == 1
+    assert "1 damaged lines" in caplog.text
+
+
+def test_a_missing_journal_is_an_empty_one(tmp_path: Path) -> None:
+    assert read_chunk(tmp_path / "none").records == []

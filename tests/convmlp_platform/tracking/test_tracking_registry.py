@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import convmlp
+from convmlp_platform.config.sections import RegisterSection, TrackingSection
+from convmlp_platform.errors import DataError, TrackingError
+from convmlp_platform.tracking.bundle import BundleSpec, load_bundle, write_bundle
+from convmlp_platform.tracking.classifier import Classifier
+from convmlp_platform.tracking.predict import predict
+from convmlp_platform.tracking.registry import alias_verdict, register_bundle, resolve
+
+SPEC = BundleSpec(
+    model="convmlp_tiny",
+    num_classes=3,
+    classes=("cat", "dog", "owl"),
+    image_size=32,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    provenance={"dataset_digest": "sha256:one"},
+)
+
+
+def make_bundle(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    write_bundle(folder, convmlp.create_model("convmlp_tiny", num_classes=3).state_dict(), SPEC)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("models") / "best", seed=1)
+
+
+@pytest.fixture(scope="session")
+def registered(store: TrackingSection, bundle: Path, png: bytes) -> TrackingSection:
+    section = store.model_copy(update={"register_as": RegisterSection(name="toy")})
+    version = register_bundle(
+        section, run_id=None, bundle=bundle, example_image=png, metrics={"top1": 90.0}, tags={"run": "r1"}
+    )
+    assert (version.version, version.alias, version.uri) == ("1", "champion", "models:/toy@champion")
+    return section
+
+
+def test_a_bundle_gives_back_the_model(bundle: Path, png: bytes, tmp_path: Path) -> None:
+    model, spec = load_bundle(bundle)
+    assert spec == SPEC and not model.training
+    torch.manual_seed(1)
+    original = convmlp.create_model("convmlp_tiny", num_classes=3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), original(images))
+    (tmp_path / "a.png").write_bytes(png)
+    (from_bytes, from_path) = Classifier(model, spec).predict([png, tmp_path / "a.png"])
+    assert from_bytes == from_path and len(from_bytes) == 3
+    assert sum(p for _, p in from_bytes) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path, bundle: Path) -> None:
+    with pytest.raises(TrackingError, match="not a model bundle"):
+        load_bundle(tmp_path)
+    write_bundle(tmp_path / "short", {"head.bias": torch.zeros(3)}, SPEC)
+    with pytest.raises(TrackingError, match="make no model"):
+        load_bundle(tmp_path / "short")
+
+
+def test_the_alias_moves_only_to_what_is_no_worse_on_the_same_data() -> None:
+    held = {"dataset.digest": "sha256:one", "metric.top1": "90.0"}
+    assert alias_verdict("models:/m/1", held, held | {"metric.top1": "90.0"})[0]
+    for change in ({"metric.top1": "89.9"}, {"dataset.digest": "sha256:two"}, {"dataset.digest": ""}):
+        assert not alias_verdict("models:/m/1", held, held | change)[0]
+    assert not alias_verdict("models:/m/1", {"dataset.digest": "sha256:one"}, held)[0]
+
+
+def test_a_worse_model_is_registered_without_the_alias(
+    registered: TrackingSection, tmp_path: Path, png: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    worse = make_bundle(tmp_path / "worse", seed=2)
+    version = register_bundle(
+        registered, run_id="0" * 32, bundle=worse, example_image=png, metrics={"top1": 80.0}, tags={}
+    )
+    assert version.alias is None and version.uri.startswith("models:/toy/")
+    assert "80.0000 is below 90.0000" in version.reason and version.reason in caplog.text
+    found = resolve("models:/toy@champion", section=registered)
+    assert found.version == "1" and found.tags["run"] == "r1" and found.tags["metric.top1"] == "90.0"
+
+
+def test_registering_the_same_weights_again_makes_no_version(
+    registered: TrackingSection, bundle: Path, png: bytes
+) -> None:
+    again = register_bundle(
+        registered, run_id=None, bundle=bundle, example_image=png, metrics={"top1": 90.0}, tags={}
+    )
+    assert (again.version, again.alias) == ("1", "champion")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/toy@nobody", r"no alias or version 'nobody'; its aliases: @champion; its versions: 1"),
+        ("models:/toy/99", r"no alias or version '99'"),
+        ("models:/tod@champion", r"no registered model is named 'tod'; there are: toy"),
+        ("models:/toy", r"must be models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ],
+)
+def test_an_unknown_model_is_answered_by_what_exists(
+    registered: TrackingSection, uri: str, message: str
+) -> None:
+    with pytest.raises(TrackingError, match=message):
+        resolve(uri, section=registered)
+
+
+def test_no_registry_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVMLP_ROOT", str(tmp_path))
+    with pytest.raises(TrackingError, match="there is no model registry at"):
+        resolve("models:/toy@champion")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_mlflow_loads_and_predicts_elsewhere_without_our_packages(
+    registered: TrackingSection, bundle: Path, png: bytes, tmp_path: Path
+) -> None:
+    script = (
+        "import sys, json, mlflow, pandas as pd\n"
+        "png = open(sys.argv[1], 'rb').read()\n"
+        "model = mlflow.pyfunc.load_model('models:/toy@champion')\n"
+        "import base64; text = base64.b64encode(png).decode()\n"
+        "rows = [model.predict(pd.DataFrame({'image': [cell]})) for cell in (png, text)]\n"
+        "print(json.dumps([row.to_dict('records')[0] for row in rows]))\n"
+    )
+    (tmp_path / "a.png").write_bytes(png)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["MLFLOW_TRACKING_URI"] = registered.uri or ""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a.png")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = Classifier.from_folder(bundle).predict([png])[0]
+    for row in json.loads(done.stdout.splitlines()[-1]):
+        assert row["label"] == expected[0][0]
+        assert row["probability"] == pytest.approx(expected[0][1], abs=1e-5)
+        assert [one["label"] for one in json.loads(row["top5"])] == [name for name, _ in expected]
+    assert base64.b64encode(png)
+
+
+def test_predict_names_the_bad_image(
+    registered: TrackingSection, bundle: Path, png: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good.write_bytes(png)
+    bad.write_bytes(png[:100])
+    (one,) = predict(str(bundle), [good])
+    assert one.image == good and one.labels[0] == (one.label, one.probability)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.uri or "")
+    assert predict("models:/toy@champion", [good]) == [one]
+    with pytest.raises(DataError, match="bad.png: not a readable image"):
+        predict(str(bundle), [good, bad])
+    with pytest.raises(DataError, match="none.png: no such image file"):
+        predict(str(bundle), [tmp_path / "none.png"])

@@ -1,0 +1,122 @@
+"""A whole run without Ray: it ends, resumes where it stood, and refuses what it must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prepared import digits
+from ranks import run_ranks
+
+from convmlp_platform.checkpoints.checkpointer import load
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.errors import ConfigError
+from convmlp_platform.training.callbacks import Callback
+from convmlp_platform.training.run import RunResult, run
+
+
+def job(root: Path, **over: Any) -> TrainJob:
+    """A run of 12 steps on digits: augmentation, mixup, EMA, stochastic depth, BatchNorm."""
+    values: dict[str, Any] = {
+        "kind": "train",
+        "name": "tiny",
+        "seed": 5,
+        "model": {"name": "convmlp_tiny", "drop_path_rate": 0.1},
+        "data": {"path": str(digits()), "image_size": 32, "num_workers": 0},
+        "augment": {"crop": "pad", "mixup": 0.2, "hflip": 0.0},
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"warmup_epochs": 0.1},
+        "training": {
+            "epochs": 0.14, "global_batch_size": 16, "micro_batch_size": 4, "ema_decay": 0.9, "log_every_steps": 2
+        },
+        "eval": {"batch_size": 128},
+        "checkpoint": {"path": str(root / "runs"), "every_steps": 2},
+        "tracking": {"uri": f"sqlite:///{root}/mlflow.db"},
+        "launch": {"use_gpu": False},
+    }  # fmt: skip
+    for name, value in over.items():
+        section, _, field = name.partition("__")
+        if field:
+            values[section] = {**values[section], field: value}
+        else:
+            values[section] = value
+    return TrainJob.model_validate(values)
+
+
+class Losses(Callback):
+    """Remembers the training losses by step."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, float] = {}
+
+    def on_log(self, metrics: dict[str, float], state: Any) -> None:
+        self.by_step[state.step] = metrics["train/loss"]
+
+
+def trained(values: TrainJob) -> tuple[RunResult, dict[int, float]]:
+    losses = Losses()
+    return run(values, [losses]), losses.by_step
+
+
+def weights(result: RunResult) -> dict[str, torch.Tensor]:
+    assert result.checkpoint is not None
+    tensors = load(result.checkpoint).tensors
+    return {f"{group}.{name}": t for group, named in tensors.items() for name, t in named.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, dict[int, float]]:
+    return run_ranks(trained, 1, job(tmp_path_factory.mktemp("undisturbed")))[0]  # type: ignore[no-any-return]
+
+
+def test_a_run_ends_and_starting_it_again_changes_nothing(tmp_path: Path) -> None:
+    first, _ = run_ranks(trained, 1, job(tmp_path, training__max_steps=4))[0]
+    again, losses = run_ranks(trained, 1, job(tmp_path, training__max_steps=4))[0]
+    assert (first.steps, first.already_complete) == (4, False)
+    assert (again.steps, again.already_complete, again.checkpoint) == (4, True, first.checkpoint)
+    assert losses == {}
+    assert first.metrics.keys() == {"eval/loss", "eval/top1", "eval/top5"}
+
+
+@pytest.mark.parametrize("world_sizes", [(1, 1, 1), (2, 1, 3)])
+def test_a_resumed_run_ends_where_the_undisturbed_one_does(
+    tmp_path: Path, undisturbed: tuple[RunResult, dict[int, float]], world_sizes: tuple[int, ...]
+) -> None:
+    """Bitwise at the same world size, within rounding at others: BatchNorm, mixup and augmentation included."""
+    whole, curve = undisturbed
+    assert whole.steps == 12
+    found_curve: dict[int, float] = {}
+    for stop, world_size in zip((4, 8, None), world_sizes, strict=True):
+        result, losses = run_ranks(trained, world_size, job(tmp_path, training__max_steps=stop))[0]
+        found_curve |= losses
+    same = set(world_sizes) == {1}
+    assert found_curve == (curve if same else pytest.approx(curve, rel=1e-4))
+    found, wanted = weights(result), weights(whole)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        if same:
+            assert torch.equal(found[name], tensor), name
+        else:
+            torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_another_recipe_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    run_ranks(trained, 1, job(tmp_path, training__max_steps=2))
+    with pytest.raises(Exception, match=r"another recipe:\n  optimizer.lr: 0.001 → 0.002"):
+        run_ranks(trained, 1, job(tmp_path, optimizer__lr=2e-3))
+
+
+def test_a_refusal_reaches_every_rank(tmp_path: Path) -> None:
+    """Rank 0 finds it; the others must not wait for it in a collective."""
+    run_ranks(trained, 1, job(tmp_path, training__max_steps=2))
+    assert run_ranks(refused, 2, job(tmp_path, seed=6)) == ["seed: 5 → 6"] * 2
+
+
+def refused(values: TrainJob) -> str:
+    try:
+        run(values)
+    except ConfigError as error:
+        return str(error).splitlines()[1].strip()
+    return "trained"

@@ -1,0 +1,107 @@
+"""The shard contract: written and read back, and every way of being wrong is one clear error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.errors import DataPrepError
+from data_prep.manifest import SCHEMA_VERSION, DatasetManifest, load_manifest, write_manifest
+
+
+def shard(**changes: Any) -> dict[str, Any]:
+    return {
+        "file": "webdataset/train-000000.tar",
+        "index": "webdataset/train-000000.index.arrow",
+        "num_samples": 3,
+        "bytes": 10240,
+        "sha256": "0" * 64,
+        "index_sha256": "1" * 64,
+    } | changes
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": "tiny",
+        "classes": ["a", "b"],
+        "splits": {"train": {"num_samples": 3, "formats": {"webdataset": [shard()]}}},
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
+        "source": {"kind": "digits"},
+        "preprocessing": {},
+        "digest": "sha256:" + "2" * 64,
+    } | changes
+
+
+def test_round_trip_by_folder_and_by_file(tmp_path: Path) -> None:
+    manifest = DatasetManifest.model_validate(content())
+    assert write_manifest(manifest, tmp_path) == tmp_path / "manifest.json"
+    assert load_manifest(tmp_path) == load_manifest(str(tmp_path / "manifest.json")) == manifest
+    assert manifest.task == "classification"
+    assert manifest.num_classes == 2
+    assert manifest.formats == ["webdataset"]
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_missing_names_the_job_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(DataPrepError, match="not prepared") as raised:
+        load_manifest(tmp_path / "absent")
+    assert "kind: prepare" in str(raised.value)
+    assert str(tmp_path / "absent") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema_version": 1, "na', "not valid JSON"),
+        ("\xff\xfe", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"name": "x"}', "no integer schema_version"),
+        (
+            json.dumps(content(schema_version=SCHEMA_VERSION + 1)),
+            "schema_version 2, this release reads up to 1",
+        ),
+        (json.dumps(content(digest="md5:1")), "digest"),
+        (json.dumps(content(extra=1)), "extra"),
+    ],
+)
+def test_broken_content(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode("latin1"))
+    with pytest.raises(DataPrepError, match=message):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../other/a.tar", "webdataset/../../a.tar", ""])
+def test_shards_stay_in_the_folder(tmp_path: Path, file: str) -> None:
+    splits = {"train": {"num_samples": 3, "formats": {"webdataset": [shard(file=file)]}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(content(splits=splits)))
+    with pytest.raises(DataPrepError, match=r"splits\.train\.formats\.webdataset\.0\.file"):
+        load_manifest(tmp_path)
+
+
+def test_formats_must_agree(tmp_path: Path) -> None:
+    halves = [shard(num_samples=1), shard(num_samples=2)]
+    splits = {"train": {"num_samples": 3, "formats": {"webdataset": [shard()], "ffcv": halves}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(content(splits=splits)))
+    with pytest.raises(DataPrepError, match="different places"):
+        load_manifest(tmp_path)
+    splits = {"train": {"num_samples": 4, "formats": {"webdataset": [shard()]}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(content(splits=splits)))
+    with pytest.raises(DataPrepError, match="hold 3 samples, the split says 4"):
+        load_manifest(tmp_path)
+
+
+def test_manifest_imports_nothing_heavy_and_nothing_needs_torch() -> None:
+    code = (
+        "import sys, data_prep.manifest\n"
+        "assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
+        "import data_prep.convert, data_prep.verify, data_prep.__main__\n"
+        "assert not {'torch', 'ffcv', 'ray', 'sklearn', 'webdataset'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,73 @@
+"""The house's rules that no linter knows: where things lie, who imports whom, what is never committed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {".ci", "convmlp", "data_prep", "docs", "jobs", "k8s", "platform", "tests"}
+LARGEST_FILE = 500_000
+# Spelt in pieces, or this file would break its own rule. /home/ray is a home inside Ray's container image.
+PRIVATE_PATH = re.compile(rb"(?<![\w.$}-])/(?:wo" rb"rk|ro" rb"ot|Us" rb"ers|ho" rb"me(?!/ray\b))/[\w.]")
+
+
+def our_files() -> list[Path]:
+    """Files that are committed, or would be with `git add .`."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_platform_is_not_a_package() -> None:
+    assert not (ROOT / "platform/__init__.py").exists()
+    assert (ROOT / "platform/convmlp_platform/__init__.py").is_file()
+
+
+def test_import_platform_is_the_standard_librarys() -> None:
+    code = "import platform, uuid; print(platform.__file__); print(platform.python_version())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    file, version = done.stdout.split()
+    assert not Path(file).is_relative_to(ROOT / "platform")
+    assert version == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_top_level_folders_are_the_fixed_ones() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in our_files() if path.parent != ROOT} <= FOLDERS
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """In pytest's prepend mode without `__init__.py`, two files of one name are one module."""
+    tests = [path.name for path in our_files() if path.name.startswith("test_") and path.suffix == ".py"]
+    assert sorted(tests) == sorted(set(tests))
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_imports_run_one_way() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
+    if not Path(command[0]).exists():
+        pytest.skip("import-linter is not installed")
+    code = f"import sys; sys.argv = {command!r}; sys.path[:0] = ['.', 'platform']; " \
+        "from importlinter.cli import lint_imports_command; lint_imports_command()"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_is_large() -> None:
+    assert [str(path) for path in our_files() if path.stat().st_size > LARGEST_FILE] == []
+
+
+def test_no_file_names_a_path_of_someones_machine() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.decode(errors='replace').strip()}"
+        for path in our_files()
+        for number, line in enumerate(path.read_bytes().splitlines(), 1)
+        if PRIVATE_PATH.search(line)
+    ]
+    assert found == []

@@ -1,0 +1,197 @@
+"""What the manifests promise beyond their schema; all but the last test read only files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+from k8s_manifests import (
+    K8S,
+    KUSTOMIZATIONS,
+    ROOT,
+    Document,
+    cluster_spec,
+    patch_operations,
+    pods,
+    ray_pods,
+    render,
+    source_documents,
+    title,
+)
+
+DOCUMENTS = source_documents()
+PODS = [
+    pytest.param(spec, id=f"{title(document)}-{role}")
+    for document in DOCUMENTS
+    for role, spec in pods(document)
+]
+RAY_PODS = [
+    pytest.param(document, spec, id=f"{title(document)}-{role}")
+    for document in DOCUMENTS
+    for role, spec in ray_pods(document)
+]
+ENTRYPOINTS = sorted(
+    {document["spec"]["entrypoint"] for document in DOCUMENTS if document["kind"] == "RayJob"}
+    | {operation["value"] for operation in patch_operations() if operation["path"] == "/spec/entrypoint"}
+)
+
+
+def overrides(entrypoint: str) -> tuple[str, list[tuple[list[str], Any]]]:
+    """The job file of an entrypoint and its `--set` options as (dotted name's parts, value)."""
+    job, *options = shlex.split(entrypoint)
+    assert options[0::2] == ["--set"] * (len(options) // 2) and len(options) % 2 == 0, entrypoint
+    pairs = [option.split("=", 1) for option in options[1::2]]
+    return job, [(name.split("."), yaml.safe_load(value)) for name, value in pairs]
+
+
+def test_there_are_jobs_and_a_cluster() -> None:
+    assert {"RayCluster", "RayJob", "Deployment", "PersistentVolumeClaim"} <= {d["kind"] for d in DOCUMENTS}
+    assert {entrypoint.split()[0] for entrypoint in ENTRYPOINTS} >= {
+        "jobs/prep_imagenet.yaml",
+        "jobs/pretrain_convmlp.yaml",
+    }
+
+
+@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
+def test_entrypoint_is_an_executable_job_file(entrypoint: str) -> None:
+    job, _ = overrides(entrypoint)
+    path = ROOT / job
+    assert path.is_file(), f"{job} is not in the repository"
+    assert os.access(path, os.X_OK), f"{job} is not executable: chmod +x {job}"
+    assert path.read_text().startswith("#!/usr/bin/env -S python -m convmlp_platform\n")
+
+
+@pytest.mark.parametrize("entrypoint", ENTRYPOINTS)
+def test_entrypoint_options_fit_the_job(entrypoint: str) -> None:
+    adapter = pytest.importorskip(
+        "convmlp_platform.config.schema", reason="the package is not installed"
+    ).JOB_ADAPTER
+    job, options = overrides(entrypoint)
+    values = yaml.safe_load((ROOT / job).read_text())
+    for (*sections, field), value in options:
+        section = values
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[field] = value
+    adapter.validate_python(values)
+
+
+@pytest.mark.parametrize(("document", "spec"), RAY_PODS)
+def test_ray_containers_know_token_storage_and_mlflow(document: Document, spec: Document) -> None:
+    cluster = cluster_spec(document)
+    assert cluster is not None
+    for container in spec["containers"]:
+        env = {entry["name"]: entry for entry in container["env"]}
+        assert env["RAY_AUTH_MODE"]["value"] == "token"
+        token = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+        # auth_token is the key that KubeRay's operator reads from authOptions.secretName.
+        assert token == {"name": cluster["authOptions"]["secretName"], "key": "auth_token"}
+        assert env["CONVMLP_ROOT"]["value"] == "/mnt/convmlp"
+        assert env["MLFLOW_TRACKING_URI"]["value"] == mlflow_url()
+
+
+def mlflow_url() -> str:
+    service = next(d for d in DOCUMENTS if d["kind"] == "Service" and d["metadata"]["name"] == "mlflow")
+    return f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+
+
+def test_mlflow_accepts_the_host_names_it_is_called_by() -> None:
+    deployment = next(document for document in DOCUMENTS if document["kind"] == "Deployment")
+    args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    (hosts,) = [arg.partition("=")[2].split(",") for arg in args if arg.startswith("--allowed-hosts=")]
+    assert mlflow_url().removeprefix("http://") in hosts
+    assert "*" not in hosts
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    assert deployment["spec"]["replicas"] == 1
+
+
+def test_mlflow_has_the_options_it_is_started_with() -> None:
+    server = pytest.importorskip("mlflow.cli", reason="mlflow is not installed").server
+    known = {name for parameter in server.params for name in parameter.opts}
+    deployment = next(document for document in DOCUMENTS if document["kind"] == "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["mlflow", "server"]
+    assert {argument.partition("=")[0] for argument in container["args"]} <= known
+
+
+@pytest.mark.parametrize("spec", PODS)
+def test_pod_meets_the_restricted_profile(spec: Document) -> None:
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    for container in spec["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        for bound in ("requests", "limits"):
+            assert {"cpu", "memory"} <= set(container["resources"][bound])
+
+
+@pytest.mark.parametrize("spec", PODS)
+def test_every_mount_has_its_volume(spec: Document) -> None:
+    volumes = {volume["name"] for volume in spec.get("volumes", [])}
+    mounts = {
+        mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts", [])
+    }
+    assert mounts == volumes
+    claims = {d["metadata"]["name"] for d in DOCUMENTS if d["kind"] == "PersistentVolumeClaim"}
+    for volume in spec.get("volumes", []):
+        if "persistentVolumeClaim" in volume:
+            assert volume["persistentVolumeClaim"]["claimName"] in claims
+
+
+def test_ray_pods_have_shared_memory_and_storage() -> None:
+    for document in DOCUMENTS:
+        for role, spec in ray_pods(document):
+            if role != "submitter":
+                paths = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+                volumes = {volume["name"]: volume for volume in spec["volumes"]}
+                assert volumes[paths["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+                assert "persistentVolumeClaim" in volumes[paths["/mnt/convmlp"]]
+
+
+def test_one_image_everywhere() -> None:
+    images = {
+        container["image"] for d in DOCUMENTS for _, spec in pods(d) for container in spec["containers"]
+    }
+    assert len(images) == 1
+    assert re.fullmatch(r"convmlp:\d+\.\d+\.\d+", images.pop())
+
+
+def test_job_and_standing_cluster_have_the_same_pods() -> None:
+    clusters = [cluster for document in DOCUMENTS if (cluster := cluster_spec(document))]
+    assert len(clusters) == 2
+    assert clusters[0] == clusters[1]
+
+
+def test_no_secret_is_committed() -> None:
+    assert [title(document) for document in DOCUMENTS if document["kind"] == "Secret"] == []
+    for path in K8S.rglob("kustomization.yaml"):
+        assert "secretGenerator" not in yaml.safe_load(path.read_text()), path
+    for document in DOCUMENTS:
+        for role, spec in pods(document):
+            for container in spec["containers"]:
+                for entry in container.get("env", []):
+                    secret = re.search("TOKEN|PASSWORD|SECRET|ACCESS_KEY", entry["name"])
+                    assert not (secret and "value" in entry), f"{title(document)} {role}: {entry['name']}"
+
+
+@pytest.mark.parametrize("name", [name for name in KUSTOMIZATIONS if name.startswith("jobs")])
+def test_a_job_asks_for_no_more_workers_than_its_cluster_has(name: str) -> None:
+    (job,) = render(K8S / name)
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    options = {".".join(parts): value for parts, value in overrides(job["spec"]["entrypoint"])[1]}
+    if options.get("launch.use_gpu"):
+        assert options["launch.num_workers"] == group["replicas"] * int(limits["nvidia.com/gpu"])
+    else:
+        assert "nvidia.com/gpu" not in limits
+        assert options.get("launch.num_workers", 1) <= group["replicas"] * int(limits["cpu"])
+    # KubeRay: a DNS label of at most 47 characters, from which it derives the names of the pods.
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", job["metadata"]["name"])

@@ -1,0 +1,37 @@
+"""Run a function on several real gloo ranks of this machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """`function(*args)` on ranks 0..world_size-1, one process each; returns their results in rank order.
+
+    The function must be importable (module level). A failing rank fails the call with its traceback.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, args=(world_size, folder, function, args), nprocs=world_size, join=True)
+        return [torch.load(Path(folder, f"result-{rank}"), weights_only=False) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timedelta(seconds=120)
+    )
+    try:
+        torch.save(function(*args), Path(folder, f"result-{rank}"))
+    finally:
+        dist.destroy_process_group()
