@@ -13,7 +13,7 @@ SplitName = Annotated[str, Field(pattern=_SPLIT_NAME)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class DigitsSource(_Section):

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def joined_world(use_gpu: bool = True) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe (torchrun's and
     Ray Train's convention); a plain process becomes a world of one. A group that exists is used and left alone.
     """
-    rank = int(os.environ.setdefault("RANK", "0"))
+    os.environ.setdefault("RANK", "0")
     size = int(os.environ.setdefault("WORLD_SIZE", "1"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     device = pick_device(use_gpu, local_rank)
@@ -51,7 +52,7 @@ def joined_world(use_gpu: bool = True) -> Iterator[World]:
     if ours:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group(backend)
     try:
@@ -88,7 +89,7 @@ def on_main(world: World, function: Callable[[], T]) -> T:
             outcome = (function(), None)
         except Exception as error:
             outcome = (None, error)
-    value, error = broadcast_object(outcome)
-    if error is not None:
-        raise error
+    value, failure = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
     return value  # type: ignore[return-value]

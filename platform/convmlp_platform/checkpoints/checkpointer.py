@@ -86,7 +86,9 @@ class Checkpointer:
                 continue
             return path
         if steps:
-            raise CheckpointError(f"all {len(steps)} checkpoints in {self.folder} are damaged: remove them to start anew")
+            raise CheckpointError(
+                f"all {len(steps)} checkpoints in {self.folder} are damaged: remove them to start anew"
+            )
         return None
 
     def _retire(self) -> None:

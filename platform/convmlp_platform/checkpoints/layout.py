@@ -60,6 +60,10 @@ def verify(checkpoint: Path) -> None:
         try:
             found = file_digest(checkpoint / name)
         except OSError as error:
-            raise CheckpointError(f"checkpoint {checkpoint}: {name} can't be read: {error.strerror}") from None
+            raise CheckpointError(
+                f"checkpoint {checkpoint}: {name} can't be read: {error.strerror}"
+            ) from None
         if found != wanted:
-            raise CheckpointError(f"checkpoint {checkpoint}: {name} isn't what was written (found {found}, not {wanted})")
+            raise CheckpointError(
+                f"checkpoint {checkpoint}: {name} isn't what was written (found {found}, not {wanted})"
+            )

@@ -6,7 +6,7 @@ Nothing here keeps state: where the order stands is the step, so a resume at any
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.data.permutation import derive_key
 from convmlp_platform.data.split import ShardedSplit
 
+# What torch collates a list of (image, label, sample id) to.
+Collated = tuple[Tensor, Tensor, Tensor]
 ImageTransform = Callable[[Image.Image], Tensor]
 
 
@@ -37,6 +39,11 @@ class MicroBatch:
     ghost: bool = False
 
 
+def _micro_batch(batch: Collated, number: int, ghost: bool = False) -> MicroBatch:
+    images, labels, sample_ids = batch
+    return MicroBatch(images, labels, sample_ids, number, ghost)
+
+
 class _Augmented(Dataset[tuple[Tensor, int, int]]):
     """Samples by (epoch, sample id); the augmentation's randomness is keyed by (seed, epoch, sample id)."""
 
@@ -47,7 +54,7 @@ class _Augmented(Dataset[tuple[Tensor, int, int]]):
         epoch, sample = place
         key = derive_key(self.seed, "augment", epoch, sample)
         random.seed(key)
-        np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 (timm's transforms draw from the global generator)
+        np.random.seed(key & 0xFFFFFFFF)
         torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
         image, label = self.split.image(sample)
         return self.transform(image), label, sample
@@ -96,10 +103,13 @@ class TrainLoader:
         dataset = _Augmented(self.split, self.transform, self.order.seed)
         batches = iter(_data_loader(dataset, places, self.num_workers, self.pin_memory))
         for _ in range(start, stop):
-            micro_batches = [MicroBatch(*next(batches), number=number) for number in real]
+            micro_batches = [_micro_batch(next(batches), number) for number in real]
             last = micro_batches[-1]
             ghosts = len(share.numbers) - share.real
-            yield micro_batches + [MicroBatch(last.images, last.labels, last.sample_ids, last.number, True)] * ghosts
+            yield (
+                micro_batches
+                + [MicroBatch(last.images, last.labels, last.sample_ids, last.number, True)] * ghosts
+            )
 
 
 class _Plain(Dataset[tuple[Tensor, int, int]]):
@@ -135,12 +145,12 @@ class EvalLoader:
         padded = mine + (mine or batches)[:1] * (rounds - len(mine))
         loader = _data_loader(_Plain(self.split, self.transform), padded, self.num_workers, False)
         for number, batch in enumerate(loader):
-            yield MicroBatch(*batch, number=number, ghost=number >= len(mine))
+            yield _micro_batch(batch, number, ghost=number >= len(mine))
 
 
 def _data_loader(
     dataset: Dataset[tuple[Tensor, int, int]], batch_sampler: object, num_workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, int, int]]:
+) -> Iterable[Collated]:
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,  # type: ignore[arg-type]

@@ -55,10 +55,14 @@ class ShardedSplit:
     ) -> None:
         self.folder, self.name, self.verify = Path(folder), f"{manifest.name}/{split}", verify
         if split not in manifest.splits:
-            raise DataError(f"dataset {manifest.name} has no split {split!r}; it has {sorted(manifest.splits)}")
+            raise DataError(
+                f"dataset {manifest.name} has no split {split!r}; it has {sorted(manifest.splits)}"
+            )
         formats = manifest.splits[split].formats
         if format not in formats:
-            raise DataError(f"data.format: dataset {manifest.name} has no {format} shards; it has {sorted(formats)}")
+            raise DataError(
+                f"data.format: dataset {manifest.name} has no {format} shards; it has {sorted(formats)}"
+            )
         self.shards: list[ShardInfo] = formats[format]
         for shard in self.shards:
             _check_file(self.folder / shard.file, shard.bytes)
@@ -77,7 +81,9 @@ class ShardedSplit:
         try:
             return Image.open(io.BytesIO(payload)).convert("RGB"), row.label
         except OSError as error:
-            raise DataError(f"{self.folder / shard.file}: sample {row.key!r} can't be decoded: {error}") from None
+            raise DataError(
+                f"{self.folder / shard.file}: sample {row.key!r} can't be decoded: {error}"
+            ) from None
 
     def _payload(self, sample: int) -> tuple[IndexRow, bytes, ShardInfo]:
         number = bisect_right(self._starts, sample) - 1
@@ -113,6 +119,8 @@ def _check_file(path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise DataError(f"shard {path} can't be read: {error.strerror}; run its data-prep job again") from None
+        raise DataError(
+            f"shard {path} can't be read: {error.strerror}; run its data-prep job again"
+        ) from None
     if found != size:
         raise DataError(f"shard {path} has {found} bytes, its manifest says {size}: it was cut or changed")

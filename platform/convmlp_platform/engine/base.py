@@ -29,10 +29,14 @@ SeedFactory = Callable[[int, int], int]
 class MicroBatch(Protocol):
     """What the engine needs of a micro-batch (data.loader has the real one)."""
 
-    images: Tensor
-    labels: Tensor
-    number: int
-    ghost: bool
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def ghost(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,9 @@ class Engine(ABC):
     # channels-last, which is what selects the kernels.
     weights_keep_layout = True
 
-    def __init__(self, task: nn.Module, make_optimizer: OptimizerFactory, options: EngineOptions, world: World) -> None:
+    def __init__(
+        self, task: nn.Module, make_optimizer: OptimizerFactory, options: EngineOptions, world: World
+    ) -> None:
         self.options, self.world, self.updates = options, world, 0
         self.model: nn.Module = task.model  # type: ignore[assignment]
         task.to(world.device)
@@ -132,7 +138,7 @@ class Engine(ABC):
         """What else the strategy must remember, as JSON values (the loss scaler's, under fp16)."""
         return {}
 
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
+    def load_extra_state(self, extra: dict[str, Any]) -> None:  # noqa: B027 (most have none)
         """Undo `extra_state`."""
 
     def train_step(self, micro_batches: Sequence[MicroBatch], *, step: int, lr: float) -> StepOutput:
@@ -207,5 +213,5 @@ class Engine(ABC):
 def seed_all(key: int) -> None:
     """Key everything a forward pass may draw from: torch on every device, numpy and `random` (timm's mixup)."""
     torch.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
-    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 (timm's mixup draws from the global generator)
+    np.random.seed(key & 0xFFFFFFFF)
     random.seed(key)

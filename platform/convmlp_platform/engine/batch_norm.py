@@ -22,7 +22,9 @@ class BatchNormAverager:
         self._running: list[Tensor] = [
             buffer for m in norms for buffer in (m.running_mean, m.running_var) if buffer is not None
         ]
-        self._counts: list[Tensor] = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
+        self._counts: list[Tensor] = [
+            m.num_batches_tracked for m in norms if m.num_batches_tracked is not None
+        ]
 
     def begin_step(self) -> None:
         """Remember where the statistics stand."""
@@ -46,7 +48,7 @@ class BatchNormAverager:
         if not self._running:
             return
         flat = sum_over_ranks(torch.cat([total.flatten() for total in self._sums])).div_(num_micro_batches)
-        parts = flat.split([buffer.numel() for buffer in self._running])
+        parts = torch.split(flat, [buffer.numel() for buffer in self._running])
         for buffer, part in zip(self._running, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
         for count, start in zip(self._counts, self._count_start, strict=True):

@@ -25,7 +25,9 @@ class DdpEngine(Engine):
             # Without cpu=True on a machine without GPU, Accelerate trains every rank alone and says nothing.
             cpu=self.world.device.type == "cpu",
             mixed_precision=mixed,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
         )
         optimizer = make_optimizer(task)
         with warnings.catch_warnings():
@@ -67,7 +69,11 @@ class DdpEngine(Engine):
 
     def load_full_optimizer_state(self, state: State, updates: int) -> None:
         load_optimizer_slots(
-            self.optimizer, self.model, state, updates, like=lambda full, p: full.to(p.device, p.dtype, copy=True)
+            self.optimizer,
+            self.model,
+            state,
+            updates,
+            like=lambda full, p: full.to(p.device, p.dtype, copy=True),
         )
 
     def extra_state(self) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class DeepSpeedEngine(Engine):
         )
         found = (type(wrapped), wrapped.dp_world_size, wrapped.zero_optimization_stage())
         if found != (DeepSpeedWrapper, self.world.size, self.stage):
-            raise RuntimeError(f"DeepSpeed gave {found} where ZeRO-{self.stage} on {self.world.size} ranks was asked for")
+            raise RuntimeError(
+                f"DeepSpeed gave {found} where ZeRO-{self.stage} on {self.world.size} ranks was asked for"
+            )
         self._zero = zero
         return wrapped, zero.optimizer
 
@@ -73,7 +75,10 @@ class DeepSpeedEngine(Engine):
             # Small weights that stay gathered would miss the exchange with their moving average.
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         if precision != "fp32":
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16" if precision == "bf16" else "float16"}
+            config["torch_autocast"] = {
+                "enabled": True,
+                "dtype": "bfloat16" if precision == "bf16" else "float16",
+            }
         return _merged(config, self.options.deepspeed)
 
     def forward_context(self, last: bool) -> AbstractContextManager[Any]:
@@ -104,7 +109,9 @@ class DeepSpeedEngine(Engine):
 
     def full_model_state(self) -> State:
         with self._gathered():
-            return {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+            return {
+                name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()
+            }
 
     @torch.no_grad()
     def load_full_model_state(self, state: State) -> None:
@@ -133,7 +140,9 @@ class DeepSpeedEngine(Engine):
     def full_optimizer_state(self) -> State:
         slots = self._slots()
         return {
-            f"{name}{SEPARATOR}{slot}": _required(safe_get_full_optimizer_state(p, slot)).detach().to("cpu", copy=True)
+            f"{name}{SEPARATOR}{slot}": _required(safe_get_full_optimizer_state(p, slot))
+            .detach()
+            .to("cpu", copy=True)
             for name, p in self.model.named_parameters()
             for slot in slots
         }
@@ -141,7 +150,9 @@ class DeepSpeedEngine(Engine):
     def _slots(self) -> list[str]:
         """The optimizer's slots of a parameter's own shape; none before the first update."""
         for flat, slots in self.optimizer.state.items():
-            return sorted(s for s, value in slots.items() if isinstance(value, Tensor) and value.shape == flat.shape)
+            return sorted(
+                s for s, value in slots.items() if isinstance(value, Tensor) and value.shape == flat.shape
+            )
         return []
 
     def load_full_optimizer_state(self, state: State, updates: int) -> None:

@@ -38,7 +38,9 @@ class FsdpEngine(Engine):
         fully_shard(task, mesh=mesh, reshard_after_forward=True)
         self._scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.options.precision == "fp16")
         if not isinstance(task, FSDPModule) or mesh.size() != self.world.size:
-            raise RuntimeError(f"fully_shard gave {type(task).__name__} on {mesh.size()} of {self.world.size} ranks")
+            raise RuntimeError(
+                f"fully_shard gave {type(task).__name__} on {mesh.size()} of {self.world.size} ranks"
+            )
         if whole := [name for name, p in task.named_parameters() if not isinstance(p, DTensor)]:
             raise RuntimeError(f"fully_shard left parameters unsharded: {whole}")
         return task, make_optimizer(task)
@@ -49,7 +51,7 @@ class FsdpEngine(Engine):
         return torch.autocast(self.world.device.type, dtype, enabled=self.options.precision != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        self._scaler.scale(loss).backward()
+        torch.autograd.backward(self._scaler.scale(loss))
 
     def optimizer_step(self) -> Tensor | None:
         self._scaler.unscale_(self.optimizer)
@@ -64,13 +66,18 @@ class FsdpEngine(Engine):
         return {name: _local(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
 
     def full_model_state(self) -> State:
-        return {name: _full(value).detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+        return {
+            name: _full(value).detach().to("cpu", copy=True)
+            for name, value in self.model.state_dict().items()
+        }
 
     @torch.no_grad()
     def load_full_model_state(self, state: State) -> None:
         own = self.model.state_dict()
         if own.keys() != state.keys():
-            raise ValueError(f"the state's names differ from the model's: {sorted(own.keys() ^ state.keys())}")
+            raise ValueError(
+                f"the state's names differ from the model's: {sorted(own.keys() ^ state.keys())}"
+            )
         for name, tensor in own.items():
             _local(tensor).copy_(_local(_like(state[name], tensor)))
 

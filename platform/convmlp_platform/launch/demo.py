@@ -134,7 +134,9 @@ def _emptied(folder: Path) -> Path:
     """`folder`, made or emptied of an earlier demo. Raises LaunchError if it holds anything else."""
     folder.mkdir(exist_ok=True)
     entries = list(folder.iterdir())
-    strange = sorted(entry.name for entry in entries if entry.name not in _OURS and "mlflow.db" not in entry.name)
+    strange = sorted(
+        entry.name for entry in entries if entry.name not in _OURS and "mlflow.db" not in entry.name
+    )
     if strange:
         raise LaunchError(
             f"{folder} holds {strange[0]}, which no demo wrote: move it away, or remove the folder"

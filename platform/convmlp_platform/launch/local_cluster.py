@@ -8,6 +8,7 @@ side.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -125,6 +126,7 @@ class LocalCluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_parent,
             )
         self._nodes.append(process)
 
@@ -153,6 +155,13 @@ class LocalCluster:
                 )
                 raise LaunchError(f"node {index} of the local Ray cluster {state}; its last words:\n{last}")
             time.sleep(0.1)
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the parent is, whatever kills it. Ray's reaper then ends the node's processes."""
+    if sys.platform == "linux":
+        parent_death_signal = 1
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
 
 
 def _family(pid: int) -> list[psutil.Process]:

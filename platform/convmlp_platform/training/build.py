@@ -79,7 +79,11 @@ def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
     options = {"betas": section.betas, "eps": section.eps, "momentum": section.momentum}
     taken = {name: value for name, value in options.items() if name in OPTIMIZERS[section.name]}
     return create_optimizer(
-        module, name=section.name, lr=section.lr, weight_decay=section.weight_decay, **taken  # type: ignore[arg-type]
+        module,
+        name=section.name,
+        lr=section.lr,
+        weight_decay=section.weight_decay,
+        **taken,  # type: ignore[arg-type]
     )
 
 

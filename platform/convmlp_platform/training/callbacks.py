@@ -50,7 +50,9 @@ class Console(Callback):
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
         shown = "  ".join(
-            f"{name.removeprefix('eval/')} {value:.4f}" if name == "eval/loss" else f"{name.removeprefix('eval/')} {value:.2f} %"
+            f"{name.removeprefix('eval/')} {value:.4f}"
+            if name == "eval/loss"
+            else f"{name.removeprefix('eval/')} {value:.2f} %"
             for name, value in metrics.items()
         )
         best = "  (best so far)" if state.best == metrics else ""

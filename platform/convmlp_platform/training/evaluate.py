@@ -23,7 +23,9 @@ def evaluate(engine: Engine, loader: EvalLoader, metrics: MetricCollection) -> d
                 continue
             labels = batch.labels.to(device)
             metrics.update(logits, labels)
-            total += torch.stack([loss.double() * len(labels), torch.tensor(float(len(labels)), device=device)])
+            total += torch.stack(
+                [loss.double() * len(labels), torch.tensor(float(len(labels)), device=device)]
+            )
     loss_sum, count = sum_over_ranks(total).tolist()
     found = {f"eval/{name}": 100.0 * float(value) for name, value in metrics.compute().items()}
     return {"eval/loss": loss_sum / count, **found}

@@ -14,7 +14,7 @@ from convmlp_platform.config.schema import TrainJob
 
 FLOAT = 4
 # State tensors of a parameter's shape that each optimizer keeps (timm's create_optimizer_v2).
-OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "lamb": 2, "sgd": 1}
+OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Meter:
             "train/data_wait": float(sums[1]),
         }
         if self._grad_norms:
-            metrics["train/grad_norm"] = float(torch.stack([norm.float() for norm in self._grad_norms]).mean())
+            metrics["train/grad_norm"] = float(
+                torch.stack([norm.float() for norm in self._grad_norms]).mean()
+            )
         self._reset()
         return metrics

@@ -39,14 +39,17 @@ class StepPlan:
     def lr(self, step: int) -> float:
         """Learning rate of a step, from the samples seen before it."""
         schedule, batch = self.job.schedule, self.job.training.global_batch_size
+        # The last samples, fewer than a batch, are no step: a warm-up over the whole run must fit all the same.
+        total = self.total_steps * batch
+        cooldown = min(int(schedule.cooldown_epochs * self.num_samples), total)
         return lr_at(
             step * batch,
             base_lr=self.job.optimizer.lr,
-            total_samples=self.total_steps * batch,
-            warmup_samples=int(schedule.warmup_epochs * self.num_samples),
+            total_samples=total,
+            warmup_samples=min(int(schedule.warmup_epochs * self.num_samples), total - cooldown),
             warmup_lr=schedule.warmup_lr,
             min_lr=schedule.min_lr,
-            cooldown_samples=int(schedule.cooldown_epochs * self.num_samples),
+            cooldown_samples=cooldown,
             name=schedule.name,
         )
 

@@ -39,7 +39,11 @@ def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, en
 
 
 def register_best(
-    job: TrainJob, folder: RunFolder, state: TrainState, tracker: Tracker | NullTracker | None, loader: EvalLoader
+    job: TrainJob,
+    folder: RunFolder,
+    state: TrainState,
+    tracker: Tracker | NullTracker | None,
+    loader: EvalLoader,
 ) -> str | None:
     """Put the best model into the registry, once a run; returns its `models:/...` URI.
 

@@ -63,7 +63,9 @@ def run(job: TrainJob, callbacks: Sequence[Callback] = ()) -> RunResult:
         try:
             if not complete:
                 state = trainer.fit(state)
-            registered = on_main(world, lambda: register_best(job, folder, state, tracker, trainer.eval_loader))
+            registered = on_main(
+                world, lambda: register_best(job, folder, state, tracker, trainer.eval_loader)
+            )
         except BaseException:
             if tracker:
                 tracker.finish("FAILED")

@@ -1,9 +1,9 @@
 """A run's folder: who it belongs to, and where its parts lie.
 
-    RUNS/NAME/run.json        the run's identity and the settings it comes from
-              checkpoints/    see checkpoints.layout
-              best/           the best model so far, ready to be loaded or registered
-              plots/  tracking/  ray/
+RUNS/NAME/run.json        the run's identity and the settings it comes from
+          checkpoints/    see checkpoints.layout
+          best/           the best model so far, ready to be loaded or registered
+          plots/  tracking/  ray/
 """
 
 from __future__ import annotations
@@ -94,5 +94,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file} can't be read: {error}; remove the run's folder to start anew") from None
+        raise CheckpointError(
+            f"{file} can't be read: {error}; remove the run's folder to start anew"
+        ) from None
     return fields

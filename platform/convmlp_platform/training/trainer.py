@@ -45,7 +45,11 @@ class Trainer:
         tensors, facts = checkpoint.tensors, checkpoint.facts
         self.engine.load_state(
             EngineState(
-                tensors["model"], tensors.get("optimizer", {}), tensors.get("ema"), facts["updates"], facts["extra"]
+                tensors["model"],
+                tensors.get("optimizer", {}),
+                tensors.get("ema"),
+                facts["updates"],
+                facts["extra"],
             )
         )
         return TrainState(checkpoint.step, facts["samples_seen"], facts["metrics"], facts["best"])
@@ -94,7 +98,9 @@ class Trainer:
             "extra": engine_state.extra,
             "identity": self.identity,
         }
-        return on_main(self.engine.world, lambda: self.checkpointer.save(Checkpoint(state.step, tensors, facts)))
+        return on_main(
+            self.engine.world, lambda: self.checkpointer.save(Checkpoint(state.step, tensors, facts))
+        )
 
     def _tell(self, hook: str, *values: object) -> None:
         for callback in self.callbacks:

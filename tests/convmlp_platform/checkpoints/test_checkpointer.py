@@ -16,7 +16,10 @@ from convmlp_platform.errors import CheckpointError
 
 
 def checkpoint(step: int) -> Checkpoint:
-    tensors = {"model": {"w": torch.full((3, 4), float(step))}, "optimizer": {"w/exp_avg": torch.ones(3, 4) * step}}
+    tensors = {
+        "model": {"w": torch.full((3, 4), float(step))},
+        "optimizer": {"w/exp_avg": torch.ones(3, 4) * step},
+    }
     return Checkpoint(step, tensors, {"samples_seen": 8 * step})
 
 
@@ -43,7 +46,9 @@ def test_fewer_than_two_are_never_kept(tmp_path: Path) -> None:
         Checkpointer(tmp_path, keep=1)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
     checkpointer = Checkpointer(tmp_path)
@@ -86,7 +91,9 @@ def kill_at_operation(folder: Path, point: int) -> None:
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         nonlocal count
-        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and str(folder) in str(args[0]):
+        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and str(folder) in str(
+            args[0]
+        ):
             count += 1
             if count == point:
                 os.kill(os.getpid(), signal.SIGKILL)

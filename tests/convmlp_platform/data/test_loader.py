@@ -25,12 +25,16 @@ def split(folder: Path, format: str = "webdataset", name: str = "train") -> Shar
 
 
 def train_loader(source: ShardedSplit, rank: int, world_size: int, num_workers: int = 0) -> TrainLoader:
-    transform = train_transform(16, mean=MEAN, std=STD, rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+    transform = train_transform(
+        16, mean=MEAN, std=STD, rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5
+    )
     order = SampleOrder(len(source), num_streams=6, seed=3)
     return TrainLoader(source, transform, order, GLOBAL, MICRO, rank, world_size, num_workers)
 
 
-def global_batches(source: ShardedSplit, world_size: int, steps: range, num_workers: int = 0) -> list[list[MicroBatch]]:
+def global_batches(
+    source: ShardedSplit, world_size: int, steps: range, num_workers: int = 0
+) -> list[list[MicroBatch]]:
     """For each step, the real micro-batches of all ranks by number."""
     loaders = [train_loader(source, rank, world_size, num_workers) for rank in range(world_size)]
     by_rank = [list(loader.steps(steps.start, steps.stop)) for loader in loaders]
@@ -92,7 +96,9 @@ def test_evaluation_sees_each_image_once(world_size: int) -> None:
     loaders = [EvalLoader(source, transform, 100, rank, world_size, 0) for rank in range(world_size)]
     by_rank = [list(loader) for loader in loaders]
     assert len({len(batches) for batches in by_rank}) == 1, "ranks differ in forward passes"
-    seen = [s for batches in by_rank for batch in batches if not batch.ghost for s in batch.sample_ids.tolist()]
+    seen = [
+        s for batches in by_rank for batch in batches if not batch.ghost for s in batch.sample_ids.tolist()
+    ]
     assert sorted(seen) == list(range(len(source)))
 
 

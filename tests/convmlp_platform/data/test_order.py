@@ -37,7 +37,9 @@ def test_every_element_is_equally_likely_at_every_place(size: int) -> None:
 
 
 orders = st.builds(
-    lambda samples, streams, seed, block, window: SampleOrder(samples + streams, streams, seed, block, window),
+    lambda samples, streams, seed, block, window: SampleOrder(
+        samples + streams, streams, seed, block, window
+    ),
     samples=st.integers(0, 600),
     streams=st.sampled_from([1, 2, 3, 4, 8]),
     seed=st.integers(0, 2**32),

@@ -76,7 +76,9 @@ def build(strategy: str, zero_stage: int, precision: str) -> Engine:
         zero_stage=zero_stage,
     )
     with joined_world(use_gpu=False) as world:
-        return create_engine(strategy, task, lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.05), options, world)
+        return create_engine(
+            strategy, task, lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.05), options, world
+        )
 
 
 def train(engine: Engine, start: int, stop: int) -> list[tuple[float, float]]:
@@ -102,7 +104,9 @@ def undisturbed(strategy: str, zero_stage: int, precision: str) -> tuple[list[An
     return curve, middle, engine.state()
 
 
-def resumed(strategy: str, zero_stage: int, middle: EngineState) -> tuple[list[Any], EngineState, EngineState]:
+def resumed(
+    strategy: str, zero_stage: int, middle: EngineState
+) -> tuple[list[Any], EngineState, EngineState]:
     engine = build(strategy, zero_stage, "fp32")
     train(engine, 90, 91)  # what a resume must wipe out
     engine.load_state(middle)
@@ -120,11 +124,16 @@ def all_resumed(middle: EngineState) -> list[Any]:
 
 def assert_same(found: EngineState, wanted: EngineState, rtol: float, atol: float) -> None:
     assert found.updates == wanted.updates
-    for part in ("model", "optimizer", "ema"):
-        ours, theirs = getattr(found, part), getattr(wanted, part)
-        assert ours.keys() == theirs.keys(), part
-        for name in ours:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{part} {n}: {m}")
+    assert by_name(found).keys() == by_name(wanted).keys()
+    for name, tensor in by_name(wanted).items():
+        torch.testing.assert_close(
+            by_name(found)[name], tensor, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def by_name(state: EngineState) -> dict[str, Tensor]:
+    groups = {"model": state.model, "optimizer": state.optimizer, "ema": state.ema or {}}
+    return {f"{group} {name}": tensor for group, named in groups.items() for name, tensor in named.items()}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The tracker against a server that is away, that hangs, and that comes back: with real processes and sockets."""
+"""The tracker against a server that is away, that hangs, and that comes back: real processes and sockets."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ def test_a_resumed_run_ends_where_the_undisturbed_one_does(
         if same:
             assert torch.equal(found[name], tensor), name
         else:
-            torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                found[name], tensor, rtol=1e-2, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_another_recipe_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
