@@ -14,12 +14,13 @@ INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
 # ffcv is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: help setup demo test test-slow lint format typecheck clean
+.PHONY: help setup demo test test-slow bench lint format typecheck clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
 	@echo "make test       linters, type checker, import rules, fast tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make bench      reading and training speed on this machine (IMAGES=folder: on images of yours)"
 	@echo "make lint       linters, type checker, import rules"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make setup      only the environment (.venv)"
@@ -35,6 +36,9 @@ test: lint
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow
+
+bench: setup
+	@$(BIN)/python tests/bench/bench_throughput.py $(IMAGES)
 
 lint: setup
 	@$(BIN)/ruff check .

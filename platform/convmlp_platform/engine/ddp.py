@@ -37,7 +37,8 @@ class DdpEngine(Engine):
         size, is_ddp = self.accelerator.num_processes, isinstance(wrapped, DistributedDataParallel)
         if size != self.world.size or (size > 1 and not is_ddp):
             raise RuntimeError(
-                f"Accelerate gave a {type(wrapped).__name__} on {size} ranks where DDP on {self.world.size} was asked for"
+                f"Accelerate gave a {type(wrapped).__name__} on {size} ranks "
+                f"where DDP on {self.world.size} was asked for"
             )
         return wrapped, optimizer
 

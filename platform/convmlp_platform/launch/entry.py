@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convmlp_platform.config.load import resolve_paths
 from convmlp_platform.config.schema import PrepareJob, TrainJob
@@ -11,16 +11,13 @@ from convmlp_platform.errors import ConfigError, DataError, LaunchError
 from data_prep.config import PrepareConfig
 from data_prep.errors import DataPrepError
 
-if TYPE_CHECKING:
-    from convmlp_platform.training.preflight import PreflightReport
-
 
 def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
     """Run `job` to its end and print what came of it; returns the exit code (0, or 128 + the signal that
     ended it).
 
     `use_ray=False` works in this process, one of N under torchrun. Raises PlatformError for all that a user
-    can fix; problems of the job and the cluster's size are raised together, before any worker starts.
+    can fix: first the problems of the job, all at once, then those of the cluster, before any worker starts.
     """
     job = resolve_paths(job)
     if isinstance(job, PrepareJob):
@@ -32,9 +29,7 @@ def _prepare(job: PrepareJob, use_ray: bool) -> int:
     from data_prep.convert import prepare
 
     config = prepare_config(job)
-    report = _preflight(job)
-    if report.problems:
-        raise DataError("\n".join(report.problems))
+    _preflight(job)
     try:
         if not use_ray:
             prepare(config, progress=_say)
@@ -48,10 +43,6 @@ def _prepare(job: PrepareJob, use_ray: bool) -> int:
             prepare(config, map_shards=ray_map, progress=_say)
     except DataPrepError as error:
         raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(
-            f"output.path: can't write to {config.output.path}: {error.strerror or error}"
-        ) from error
     return 0
 
 
@@ -66,14 +57,14 @@ def _train_on_ray(job: TrainJob) -> int:
     from convmlp_platform.launch.connect import connect
     from convmlp_platform.launch.environment import shared_env_vars
 
-    report = _preflight(job)
+    _preflight(job)
     with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address:
         from convmlp_platform.launch import capacity
 
-        nodes = capacity.cluster_nodes()
-        problems = [*report.problems, *capacity.check(job)]
+        problems = capacity.check(job)
         if problems:
             raise LaunchError("\n".join(problems))
+        nodes = capacity.cluster_nodes()
         use_gpu = capacity.uses_gpu(job, nodes)
         _say(_where(job, address, len(nodes), use_gpu))
         from convmlp_platform.launch import ray_train
@@ -91,19 +82,20 @@ def _train_here(job: TrainJob) -> int:
     from convmlp_platform.launch.summary import summary_of
     from convmlp_platform.training.run import run
 
-    report = _preflight(job)
-    if report.problems:
-        raise ConfigError("\n".join(report.problems))
+    _preflight(job)
     result = run(job)
     if os.environ.get("RANK", "0") == "0":
         _print_summary(job, summary_of(result))
     return 0
 
 
-def _preflight(job: PrepareJob | TrainJob) -> PreflightReport:
+def _preflight(job: PrepareJob | TrainJob) -> None:
+    """Raises ConfigError with every problem that can be seen without a cluster: a Ray isn't started for a typo."""
     from convmlp_platform.training.preflight import preflight
 
-    return preflight(job)
+    problems = preflight(job).problems
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _where(job: TrainJob, address: str | None, num_nodes: int, use_gpu: bool) -> str:

@@ -158,7 +158,7 @@ class LocalCluster:
 
 
 def _die_with_parent() -> None:
-    """In the child: be killed when the parent is, whatever kills it. Ray's reaper then ends the node's processes."""
+    """In the child: be killed when the parent is gone, however it went; Ray's reaper then ends the node."""
     if sys.platform == "linux":
         parent_death_signal = 1
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

@@ -11,6 +11,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.loader import EvalLoader
 from convmlp_platform.engine.base import Engine
 from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.environment import environment_tags
 from convmlp_platform.tracking.registry import register_bundle
 from convmlp_platform.tracking.tracker import NullTracker, Tracker
 from convmlp_platform.training.run_folder import RunFolder
@@ -62,7 +63,12 @@ def register_best(
             bundle=folder.best,
             example_image=_example(loader),
             metrics={name.removeprefix("eval/"): value for name, value in state.best.items()},
-            tags={"run": job.name, "identity": folder.identity, "checkpoints": str(folder.checkpoints)},
+            tags={
+                **environment_tags(),
+                "run": job.name,
+                "identity": folder.identity,
+                "checkpoints": str(folder.checkpoints),
+            },
         )
     except TrackingError as error:
         logger.warning("the best model is not registered: %s; it is in %s", error, folder.best)
