@@ -77,7 +77,7 @@ def _run_steps(cluster: LocalCluster, output: Path, started: float) -> None:
     label = save_held_out_digit(data, picture)
     print(ascii_art(picture), flush=True)
     _step(["convmlp", "predict", MODEL_URI, os.path.relpath(picture)], cluster)
-    print(f"  (it is a {label})", flush=True)
+    print(f"  (its label says {label})", flush=True)
 
 
 def _submit(cluster: LocalCluster, arguments: Sequence[str]) -> list[str]:

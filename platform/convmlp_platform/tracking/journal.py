@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,3 +180,12 @@ def read_chunk(path: Path, offset: int = 0, max_bytes: int = 1 << 20) -> Chunk:
     if damaged:
         logger.warning("%s: %d damaged lines after byte %d are left out", path, damaged, offset)
     return Chunk(records, ends, end, damaged)
+
+
+def metric_history(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """All metrics on record as (step, values), by step; of a step done twice, the later time."""
+    by_step: dict[int, dict[str, float]] = {}
+    for record in read_chunk(path, max_bytes=sys.maxsize).records:
+        if isinstance(record, Metrics):
+            by_step[record.step] = by_step.get(record.step, {}) | record.values
+    return sorted(by_step.items())

@@ -8,7 +8,9 @@ from typing import Any
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.engine.base import Engine
 from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
-from convmlp_platform.tracking.tracker import NullTracker, Tracker
+from convmlp_platform.tracking.journal import metric_history
+from convmlp_platform.tracking.state import journal_path
+from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.plots import plot_curves
 from convmlp_platform.training.run_folder import RunFolder
@@ -19,12 +21,10 @@ from data_prep.manifest import DatasetManifest
 class Telemetry(Callback):
     """Hands metrics to the tracker, which never makes the run wait."""
 
-    def __init__(self, tracker: Tracker | NullTracker, plots: Path) -> None:
-        self.tracker, self.plots = tracker, plots
-        self.curves: list[tuple[int, dict[str, float]]] = []
+    def __init__(self, tracker: Tracker, folder: RunFolder) -> None:
+        self.tracker, self.folder = tracker, folder
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
-        self.curves.append((state.step, metrics))
         self.tracker.log_metrics(metrics, state.step)
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
@@ -34,7 +34,9 @@ class Telemetry(Callback):
         self.tracker.set_tags({"checkpoint.latest": str(path), "checkpoint.step": str(state.step)})
 
     def on_end(self, state: TrainState) -> None:
-        self.tracker.log_artifact(plot_curves(self.curves, self.plots / "curves.png"), "plots")
+        """Draw the whole run, from its record: parts before a resume too."""
+        curves = metric_history(journal_path(self.folder.path))
+        self.tracker.log_artifact(plot_curves(curves, self.folder.plots / "curves.png"), "plots")
 
 
 class BestModel(Callback):

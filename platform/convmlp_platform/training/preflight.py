@@ -15,6 +15,7 @@ from convmlp_platform.config.paths import is_url
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.training.plan import StepPlan
+from convmlp_platform.training.run_folder import check_owner
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
 
@@ -52,6 +53,7 @@ def _train_checks(job: TrainJob, report: PreflightReport) -> Iterator[Callable[[
             )
             return
         manifest = open_manifest(job.data.path, job.data.digest)
+        check_owner(job, manifest.digest)
         _check_dataset(job, manifest, report)
 
     yield dataset

@@ -13,7 +13,7 @@ from convmlp_platform.engine.base import Engine
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.environment import environment_tags
 from convmlp_platform.tracking.registry import register_bundle
-from convmlp_platform.tracking.tracker import NullTracker, Tracker
+from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.run_folder import RunFolder
 from convmlp_platform.training.state import TrainState
 from data_prep.files import write_atomically
@@ -43,7 +43,7 @@ def register_best(
     job: TrainJob,
     folder: RunFolder,
     state: TrainState,
-    tracker: Tracker | NullTracker | None,
+    tracker: Tracker | None,
     loader: EvalLoader,
 ) -> str | None:
     """Put the best model into the registry, once a run; returns its `models:/...` URI.

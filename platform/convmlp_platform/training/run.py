@@ -47,7 +47,7 @@ def run(job: TrainJob, callbacks: Sequence[Callback] = ()) -> RunResult:
         task = build.build_task(job, job.model.num_classes or manifest.num_classes)
         engine = build.build_engine(job, task, world)
         tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
-        watchers = [Console(plan.steps_per_epoch), Telemetry(tracker, folder.plots)] if tracker else []
+        watchers = [Console(plan.steps_per_epoch), Telemetry(tracker, folder)] if tracker else []
         trainer = Trainer(
             plan,
             engine,
