@@ -11,7 +11,7 @@ DONE := $(VENV)/.done
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
 
-# ffcv is compiled from source against these. kubernetes-client renders k8s/ in the tests.
+# ffcv, with which the tests read our .beton files, is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
 .PHONY: help setup demo test test-slow bench lint format typecheck clean
@@ -108,7 +108,7 @@ $(DONE)/system: | $(DONE)/venv
 					|| echo "  $$package can't be installed; going on without it"; \
 			done; \
 		else \
-			echo "Some system libraries are missing. With them, ffcv and the k8s tests work too:"; \
+			echo "Some system libraries are missing. With them, the ffcv and k8s tests run too:"; \
 			echo "  sudo apt-get install -y $$missing"; \
 		fi; \
 	elif [ -n "$$missing" ]; then \
@@ -119,7 +119,7 @@ $(DONE)/system: | $(DONE)/venv
 $(DONE)/ffcv: $(DONE)/project $(DONE)/system
 	@echo "Installing ffcv (3/3): compiled here, about 20 seconds"
 	@log=$$($(INSTALL) ffcv 2>&1) || { \
-		echo "ffcv can't be built; everything else works, with WebDataset only. What the compiler said last:"; \
+		echo "ffcv can't be built; all works without it but reading .beton files with its own Loader. What the compiler said last:"; \
 		echo "$$log" | grep -iE 'error|not found' | tail -5 || true; \
 		echo "To try again: sudo apt-get install -y $(SYSTEM_PACKAGES); rm -f $(DONE)/ffcv; make setup"; \
 	}

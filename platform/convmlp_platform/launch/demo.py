@@ -7,7 +7,6 @@ commands that a user would type; all they write lies in ./demo-output.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -56,10 +55,10 @@ def main(keep: bool = False) -> int:
 
 def _run_steps(cluster: LocalCluster, output: Path, started: float) -> None:
     data = output / "data" / "digits"
-    formats = [] if importlib.util.find_spec("ffcv") else ["--set", "output.formats=[webdataset]"]
-    also = "" if formats else " and FFCV"
-    _say(f"Preparing 1,797 real handwritten digits as WebDataset{also} shards, one Ray task a shard", started)
-    _submit(cluster, [PREPARE, *formats])
+    _say(
+        "Preparing 1,797 real handwritten digits as WebDataset and FFCV shards, one Ray task a shard", started
+    )
+    _submit(cluster, [PREPARE])
     _say("Verifying: every byte of every shard against the checksums in the manifest", started)
     _step(["convmlp", "data", "verify", os.path.relpath(data)], cluster)
     _say("Training ConvMLP: two workers, one on each node, gradients averaged between them", started)
