@@ -44,22 +44,34 @@ def joined_world(use_gpu: bool = True) -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe (torchrun's and
     Ray Train's convention); a plain process becomes a world of one. A group that exists is used and left alone.
     """
-    os.environ.setdefault("RANK", "0")
-    size = int(os.environ.setdefault("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    device = pick_device(use_gpu, local_rank)
-    ours = not dist.is_initialized()
-    if ours:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if size == 1:
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-        else:
-            dist.init_process_group(backend)
-    try:
-        yield World(dist.get_rank(), local_rank, dist.get_world_size(), device)
-    finally:
+    with _rank_variables():
+        local_rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+        device = pick_device(use_gpu, local_rank)
+        ours = not dist.is_initialized()
         if ours:
-            dist.destroy_process_group()
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            if size == 1:
+                dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+            else:
+                dist.init_process_group(backend)
+        try:
+            yield World(dist.get_rank(), local_rank, dist.get_world_size(), device)
+        finally:
+            if ours:
+                dist.destroy_process_group()
+
+
+@contextmanager
+def _rank_variables() -> Iterator[None]:
+    """A plain process gets the variables of a world of one, which Accelerate and DeepSpeed ask for."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    missing = alone.keys() - os.environ.keys()
+    os.environ.update({name: alone[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,12 @@ class Meter:
         self._waited, self._since = 0.0, time.perf_counter()
 
     def waited(self, seconds: float) -> None:
+        """This rank waited for its batch."""
         self._waited += seconds
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out time that no step took: an evaluation, a checkpoint."""
+        self._since += seconds
 
     def add(self, output: StepOutput) -> None:
         self._losses.append(output.loss)

@@ -75,6 +75,7 @@ class Trainer:
     def _after_step(self, state: TrainState, meter: Meter, lr: float) -> None:
         if self.plan.logs_after(state.step):
             self._tell("on_log", meter.read(lr), state)
+        started = time.perf_counter()
         if self.plan.evaluates_after(state.step):
             state.metrics = evaluate(self.engine, self.eval_loader, self.metrics)
             if not state.best or state.metrics[BEST_METRIC] > state.best[BEST_METRIC]:
@@ -82,6 +83,7 @@ class Trainer:
             self._tell("on_evaluation", state.metrics, state)
         if self.plan.saves_after(state.step):
             self._tell("on_checkpoint", self.save(state), state)
+        meter.exclude(time.perf_counter() - started)
 
     def save(self, state: TrainState) -> Path:
         """Commit a checkpoint (collective)."""
