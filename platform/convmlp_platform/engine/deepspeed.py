@@ -139,6 +139,7 @@ class DeepSpeedEngine(Engine):
 
     def full_optimizer_state(self) -> State:
         slots = self._slots()
+        self._link_optimizer_state()
         return {
             f"{name}{SEPARATOR}{slot}": _required(safe_get_full_optimizer_state(p, slot))
             .detach()
@@ -149,11 +150,21 @@ class DeepSpeedEngine(Engine):
 
     def _slots(self) -> list[str]:
         """The optimizer's slots of a parameter's own shape; none before the first update."""
-        for flat, slots in self.optimizer.state.items():
-            return sorted(
-                s for s, value in slots.items() if isinstance(value, Tensor) and value.shape == flat.shape
-            )
-        return []
+        return sorted(
+            {
+                slot
+                for flat, slots in self.optimizer.state.items()
+                for slot, value in slots.items()
+                if isinstance(value, Tensor) and value.shape == flat.shape
+            }
+        )
+
+    def _link_optimizer_state(self) -> None:
+        """ZeRO 1 and 2 link parameters to their optimizer state once, after the first update of the first
+        parameter group, when the others have none yet: link them all."""
+        if self.stage < 3:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
 
     def load_full_optimizer_state(self, state: State, updates: int) -> None:
         slots = sorted({key.rsplit(SEPARATOR, 1)[1] for key in state})
@@ -167,9 +178,7 @@ class DeepSpeedEngine(Engine):
                 group["step"] = updates
         if not slots:
             return
-        if self.stage < 3:
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
+        self._link_optimizer_state()
         for name, parameter in self.model.named_parameters():
             for slot in slots:
                 self._set_master(parameter, state[f"{name}{SEPARATOR}{slot}"].to(parameter.device), slot)

@@ -76,9 +76,16 @@ def build(strategy: str, zero_stage: int, precision: str) -> Engine:
         zero_stage=zero_stage,
     )
     with joined_world(use_gpu=False) as world:
-        return create_engine(
-            strategy, task, lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.05), options, world
-        )
+        return create_engine(strategy, task, two_groups, options, world)
+
+
+def two_groups(module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only, as real recipes do."""
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    plain = [p for p in module.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    )
 
 
 def train(engine: Engine, start: int, stop: int) -> list[tuple[float, float]]:

@@ -127,3 +127,20 @@ def refused(values: TrainJob) -> str:
     except ConfigError as error:
         return str(error).splitlines()[1].strip()
     return "trained"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [{"strategy": "fsdp"}, *({"strategy": "deepspeed", "zero_stage": n} for n in (1, 2, 3))]
+)
+def test_sharded_strategies_resume_each_others_runs(
+    tmp_path: Path, undisturbed: tuple[RunResult, dict[int, float]], settings: dict[str, Any]
+) -> None:
+    """Begun by one strategy on two ranks, ended by ddp on one: the undisturbed curve and weights."""
+    whole, curve = undisturbed
+    first, losses = trained_on(2, job(tmp_path, training__max_steps=6, engine=settings))
+    assert first.steps == 6
+    result, rest = trained_on(1, job(tmp_path))
+    assert losses | rest == pytest.approx(curve, rel=1e-4)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(result)[name], tensor, rtol=1e-2, atol=1e-4)

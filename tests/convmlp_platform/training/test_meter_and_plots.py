@@ -1,0 +1,69 @@
+"""What people see of a run: metrics between log lines, console lines, curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from convmlp_platform.distributed import joined_world
+from convmlp_platform.engine.base import StepOutput
+from convmlp_platform.training.callbacks import Console
+from convmlp_platform.training.meter import Meter
+from convmlp_platform.training.plots import plot_curves
+from convmlp_platform.training.state import TrainState
+
+
+def test_the_meter_averages_and_starts_anew() -> None:
+    with joined_world(use_gpu=False) as world:
+        meter = Meter(world, global_batch_size=8)
+        for loss, norm in ((1.0, 2.0), (3.0, 4.0)):
+            meter.add(StepOutput(torch.tensor(loss), torch.tensor(norm)))
+        first = meter.read(lr=0.1)
+        meter.add(StepOutput(torch.tensor(5.0), None))
+        second = meter.read(lr=0.2)
+    assert (first["train/loss"], first["train/grad_norm"], first["train/lr"]) == (2.0, 3.0, 0.1)
+    assert second["train/loss"] == 5.0
+    assert "train/grad_norm" not in second
+
+
+def test_time_of_evaluations_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("convmlp_platform.training.meter.time.perf_counter", lambda: now[0])
+    with joined_world(use_gpu=False) as world:
+        meter = Meter(world, global_batch_size=8)
+        meter.add(StepOutput(torch.tensor(1.0), None))
+        meter.waited(0.5)
+        now[0] += 2.0
+        now[0] += 30.0
+        meter.exclude(30.0)
+        metrics = meter.read(lr=0.1)
+    assert metrics["train/images_per_second"] == pytest.approx(4.0)
+    assert metrics["train/data_wait"] == pytest.approx(0.25)
+
+
+def test_the_console_says_where_a_run_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(steps_per_epoch=10.0)
+    state = TrainState(step=5)
+    console.on_start(state, 20)
+    state.step = 10
+    metrics = {"train/loss": 1.25, "train/lr": 1e-3, "train/images_per_second": 400.4, "train/data_wait": 0.1}
+    console.on_log(metrics, state)
+    state.best = {"eval/loss": 0.5, "eval/top1": 98.75}
+    console.on_evaluation(dict(state.best), state)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "training goes on after step 5, until step 20 (2.0 epochs)"
+    assert lines[1].startswith(
+        "step 10/20  epoch 1.00  loss 1.2500  lr 1.00e-03  400 img/s  data wait 10%  left "
+    )
+    assert lines[2] == "evaluation after epoch 1.0: loss 0.5000  top1 98.75 %  (best so far)"
+
+
+def test_curves_are_a_picture(tmp_path: Path) -> None:
+    curves = [(1, {"train/loss": 2.0, "train/lr": 0.1}), (2, {"train/loss": 1.0, "eval/top1": 50.0})]
+    path = plot_curves(curves, tmp_path / "plots" / "curves.png")
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 400
