@@ -27,7 +27,7 @@ STRATEGIES = {
     **{f"ZeRO-{n}": ["engine.strategy=deepspeed", f"engine.zero_stage={n}"] for n in (1, 2, 3)},
 }
 # Largest relative difference from ddp's curve in the same precision. bf16 rounds sums in another order to three digits.
-TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}
 SETTINGS = [
     "data.path=data/images", "data.image_size=96", "data.num_workers=0",
     "training.global_batch_size=32", "training.micro_batch_size=8", "training.log_every_steps=1",
