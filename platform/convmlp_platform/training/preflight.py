@@ -53,13 +53,14 @@ def _train_checks(job: TrainJob, report: PreflightReport) -> Iterator[Callable[[
             )
             return
         manifest = open_manifest(job.data.path, job.data.digest)
-        check_owner(job, manifest.digest)
         _check_dataset(job, manifest, report)
 
     yield dataset
     yield lambda: _check_model(job, manifest, report)
     yield lambda: _check_augment(job, report)
     yield lambda: _check_writable(job.checkpoint.path, "checkpoint.path", report)
+    if manifest is not None and not is_url(job.checkpoint.path):
+        yield lambda: check_owner(job, manifest.digest)
     yield lambda: _check_tracking(job, report)
 
 

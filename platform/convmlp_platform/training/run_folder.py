@@ -91,7 +91,7 @@ def claim(job: TrainJob, dataset_digest: str) -> RunFolder:
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         fields: dict[str, Any] = json.loads(file.read_text())["identity_fields"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(

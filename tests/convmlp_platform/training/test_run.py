@@ -14,6 +14,7 @@ from convmlp_platform.checkpoints.checkpointer import load
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.callbacks import Callback
+from convmlp_platform.training.preflight import preflight
 from convmlp_platform.training.run import RunResult, run
 
 
@@ -146,3 +147,11 @@ def test_sharded_strategies_resume_each_others_runs(
     result, rest = trained_on(1, job(tmp_path))
     assert losses | rest == pytest.approx(curve, rel=1e-3)
     assert distance(weights(result), weights(whole)) < 1e-3
+
+
+def test_the_check_before_a_start_says_so_too(tmp_path: Path) -> None:
+    trained(job(tmp_path, training__max_steps=2))
+    problems = preflight(job(tmp_path, seed=6)).problems
+    assert any("started with another recipe" in line for line in problems)
+    assert "  seed: 5 → 6" in problems
+    assert preflight(job(tmp_path)).problems == []
