@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from convmlp.mixing import create_mixing
 from convmlp.tasks.classification import ClassificationTask, metrics
-from convmlp.tasks.task import Batch
 
 IMAGES, LABELS = torch.randn(8, 3, 4, 4), torch.arange(8) % 5
 
@@ -81,15 +80,6 @@ def test_metrics_count_the_right_fractions() -> None:
     values = {name: value.item() for name, value in collection.compute().items()}
     assert values == {"top1": pytest.approx(0.25), "top5": pytest.approx(0.75)}
     assert list(ClassificationTask(linear(), num_classes=5).metrics().keys()) == ["top1"]
-
-
-def test_a_batch_moves_as_one() -> None:
-    batch = Batch(IMAGES, LABELS, torch.arange(8))
-    moved = batch.to("cpu", torch.channels_last)
-    assert moved.images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(moved.images, batch.images)
-    assert len(moved) == 8
-    assert Batch(IMAGES, LABELS).to("cpu").sample_ids is None
 
 
 def test_label_smoothing_out_of_range_is_refused() -> None:

@@ -20,7 +20,6 @@ _FIELDS = {
     "training": ("epochs", "global_batch_size", "micro_batch_size", "clip_grad_norm", "ema_decay"),
     "engine": ("precision",),
 }
-SHORT = 12
 
 
 def identity_fields(job: TrainJob, dataset_digest: str) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def identity_fields(job: TrainJob, dataset_digest: str) -> dict[str, Any]:
 
 
 def identity(job: TrainJob, dataset_digest: str) -> str:
-    """SHA-256 (64 hexadecimal digits) over `identity_fields`; the first `SHORT` digits name it for people."""
+    """SHA-256 (64 hexadecimal digits) over `identity_fields`."""
     return identity_of(identity_fields(job, dataset_digest))
 
 

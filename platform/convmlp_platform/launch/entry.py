@@ -8,7 +8,6 @@ from typing import Any
 from convmlp_platform.config.load import resolve_paths
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import ConfigError, DataError, LaunchError
-from data_prep.config import PrepareConfig
 from data_prep.errors import DataPrepError
 
 
@@ -28,7 +27,7 @@ def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
 def _prepare(job: PrepareJob, use_ray: bool) -> int:
     from data_prep.convert import prepare
 
-    config = prepare_config(job)
+    config = job.preparation
     _preflight(job)
     try:
         if not use_ray:
@@ -44,13 +43,6 @@ def _prepare(job: PrepareJob, use_ray: bool) -> int:
     except DataPrepError as error:
         raise DataError(str(error)) from error
     return 0
-
-
-def prepare_config(job: PrepareJob) -> PrepareConfig:
-    """The data-prep package's own view of a job: the sections they share."""
-    return PrepareConfig(
-        **{name: getattr(job, name) for name in PrepareConfig.model_fields if name in PrepareJob.model_fields}
-    )
 
 
 def _train_on_ray(job: TrainJob) -> int:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from convmlp_platform.config.sections import TrackingSection
 from convmlp_platform.errors import TrackingError
@@ -37,19 +37,6 @@ from convmlp_platform.tracking.uri import tracking_uri
 logger = logging.getLogger(__name__)
 
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-class RunTracker(Protocol):
-    """The interface that `Tracker` and `NullTracker` share."""
-
-    @property
-    def run_id(self) -> str | None: ...
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-    def log_artifact(self, path: Path, folder: str = "") -> None: ...
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-    def log_dataset(self, name: str, digest: str, source: str, context: str) -> None: ...
-    def finish(self, status: EndStatus = "FINISHED", *, timeout: float = 60.0) -> bool: ...
 
 
 class Tracker:
@@ -159,34 +146,6 @@ class Tracker:
             if self._lost == 1:
                 logger.warning("tracking: records can't be written and are lost: %s", error)
         self._feeder.ensure_alive()
-
-
-class NullTracker:
-    """The tracker of ranks above 0: does nothing."""
-
-    @property
-    def run_id(self) -> str | None:
-        """No run."""
-        return None
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Nothing."""
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Nothing."""
-
-    def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Nothing."""
-
-    def finish(self, status: EndStatus = "FINISHED", *, timeout: float = 60.0) -> bool:
-        """Nothing is left."""
-        return True
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -19,7 +19,7 @@ from convmlp_platform.config.sections import TrackingSection
 from convmlp_platform.tracking.replayer import replay
 from convmlp_platform.tracking.state import load_feed
 from convmlp_platform.tracking.store import open_client
-from convmlp_platform.tracking.tracker import NullTracker, Tracker, flatten
+from convmlp_platform.tracking.tracker import Tracker, flatten
 
 
 def free_port() -> int:
@@ -137,9 +137,3 @@ def test_flatten_gives_dotted_names_and_short_text() -> None:
     flat = flatten(nested)
     assert flat["optimizer.lr"] == "0.001" and flat["optimizer.betas"] == "[0.9, 0.99]"
     assert flat["empty"] == "{}" and len(flat["long"]) == 6000
-
-
-def test_null_tracker_does_nothing() -> None:
-    tracker = NullTracker()
-    tracker.log_metrics({"loss": 1.0}, 1)
-    assert tracker.finish() and tracker.run_id is None
