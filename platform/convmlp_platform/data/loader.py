@@ -54,7 +54,7 @@ class _Augmented(Dataset[tuple[Tensor, int, int]]):
         epoch, sample = place
         key = derive_key(self.seed, "augment", epoch, sample)
         random.seed(key)
-        np.random.seed(key & 0xFFFFFFFF)
+        np.random.seed(key & 0xFFFFFFFF)  # timm's transforms draw from numpy's global generator
         torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
         image, label = self.split.image(sample)
         return self.transform(image), label, sample

@@ -213,5 +213,5 @@ class Engine(ABC):
 def seed_all(key: int) -> None:
     """Key everything a forward pass may draw from: torch on every device, numpy and `random` (timm's mixup)."""
     torch.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
-    np.random.seed(key & 0xFFFFFFFF)
+    np.random.seed(key & 0xFFFFFFFF)  # timm's mixup draws from numpy's global generator
     random.seed(key)

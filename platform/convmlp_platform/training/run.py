@@ -72,5 +72,4 @@ def run(job: TrainJob, callbacks: Sequence[Callback] = ()) -> RunResult:
             raise
         if tracker:
             tracker.finish("FINISHED")
-        checkpoint = on_main(world, trainer.checkpointer.latest)
-        return RunResult(state.metrics, state.best, checkpoint, registered, state.step, complete)
+        return RunResult(state.metrics, state.best, trainer.checkpoint, registered, state.step, complete)

@@ -35,13 +35,15 @@ class Trainer:
     checkpointer: Checkpointer
     identity: str
     callbacks: Sequence[Callback]
+    checkpoint: Path | None = None
+    """The newest checkpoint, once the run was resumed or has saved."""
 
     def resume(self) -> TrainState:
         """The state to start from: the newest whole checkpoint's, or a fresh one (collective)."""
-        path = on_main(self.engine.world, self.checkpointer.latest)
-        if path is None:
+        self.checkpoint = on_main(self.engine.world, self.checkpointer.latest)
+        if self.checkpoint is None:
             return TrainState()
-        checkpoint = load(path)
+        checkpoint = load(self.checkpoint)
         tensors, facts = checkpoint.tensors, checkpoint.facts
         self.engine.load_state(
             EngineState(
@@ -100,9 +102,9 @@ class Trainer:
             "extra": engine_state.extra,
             "identity": self.identity,
         }
-        return on_main(
-            self.engine.world, lambda: self.checkpointer.save(Checkpoint(state.step, tensors, facts))
-        )
+        checkpoint = Checkpoint(state.step, tensors, facts)
+        self.checkpoint = on_main(self.engine.world, lambda: self.checkpointer.save(checkpoint))
+        return self.checkpoint
 
     def _tell(self, hook: str, *values: object) -> None:
         for callback in self.callbacks:
