@@ -3,69 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
+
+from data_prep.source_config import Section, SourceConfig
 
 FormatName = Literal["webdataset", "ffcv"]
-_SPLIT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-SplitName = Annotated[str, Field(pattern=_SPLIT_NAME)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class DigitsSource(_Section):
-    """scikit-learn's 1,797 handwritten digits of 8×8 pixels; a stratified fifth becomes `val`."""
-
-    kind: Literal["digits"] = "digits"
-
-
-class ImageFolderSource(_Section):
-    """ImageNet's layout: `<path>/<split folder>/<class>/<file>`."""
-
-    kind: Literal["image_folder"] = "image_folder"
-    path: Path
-    splits: dict[SplitName, str] | None = None
-    """Split name → its folder under `path`; by default train → train and val → val."""
-    val_fraction: float | None = Field(default=None, ge=0, lt=1)
-    """For `<path>/<class>/<file>` without split folders: the share of samples, chosen by a hash of
-    their key, that becomes `val`."""
-    class_names: Path | None = None
-    """File of `<class folder> <readable name>` lines (ImageNet's LOC_synset_mapping.txt), looked up
-    from `path` when relative."""
-
-    @model_validator(mode="after")
-    def _one_layout(self) -> ImageFolderSource:
-        if self.splits is not None and self.val_fraction is not None:
-            raise ValueError("give either splits (folders per split) or val_fraction (one folder), not both")
-        if self.splits is not None and not self.splits:
-            raise ValueError("splits must name at least one split")
-        return self
-
-
-class Cifar10Source(_Section):
-    """CIFAR-10: the published `cifar-10-batches-py` folder or `cifar-10-python.tar.gz`, or a folder
-    `{train,test}/<class>/*.jpg|png`. Its test images become the split `val`."""
-
-    kind: Literal["cifar10"] = "cifar10"
-    path: Path
-    check_md5: bool = True
-    """Compare the published files with their published MD5 sums."""
-
-
-SourceConfig = Annotated[DigitsSource | ImageFolderSource | Cifar10Source, Field(discriminator="kind")]
-
-
-class ResizeConfig(_Section):
+class ResizeConfig(Section):
     """Shrink images whose short side is longer than `short_side` and store them as JPEG."""
 
     short_side: int = Field(ge=1, le=65535)
     quality: int = Field(default=90, ge=1, le=100)
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """Where the dataset goes and in which form."""
 
     path: Path
@@ -92,7 +46,7 @@ class OutputConfig(_Section):
         return value
 
 
-class PrepareConfig(_Section):
+class PrepareConfig(Section):
     """One data-prep job."""
 
     source: SourceConfig
@@ -101,7 +55,8 @@ class PrepareConfig(_Section):
     """Samples lie in a pseudo-random order of this seed: sources are usually sorted by class."""
     max_rejected: float = Field(default=0.0, ge=0, le=1)
     """Share of samples that may be unreadable before the job fails."""
-    validate_images: bool = True
-    """Decode every image completely once; otherwise only headers are read."""
+    validate_images: Literal["decode", "structure", "headers"] = "decode"
+    """decode: every image once, completely; structure: walk through a JPEG's segments to its end, which finds
+    truncated files at a hundredth of the cost; headers: format and size only."""
     statistics_images: int = Field(default=10_000, ge=1)
     """Mean and standard deviation come from the first so many samples of the shuffled train split."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from data_prep.config import DigitsSource, PrepareConfig
+from data_prep.config import PrepareConfig
 from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
 from data_prep.finished import difference
@@ -14,6 +14,7 @@ from data_prep.folder import REJECTED_NAME, begin_work, end_work, exclusive_fold
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.plan import Plan, make_plan
 from data_prep.shard import Rejected, ShardRecord, ShardTask, write_shard
+from data_prep.source_config import DigitsSource
 from data_prep.sources import open_source
 from data_prep.summary import build_manifest, describe
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ class Steps:
     """What to do with every image: shrink, decode completely, also give raw pixels for `.beton`."""
 
     resize: ResizeConfig | None
-    decode: bool
+    validate: Literal["decode", "structure", "headers"]
     for_ffcv: bool
 
 
@@ -70,7 +71,7 @@ def store_image(content: bytes | NDArray[np.uint8], steps: Steps, *, histogram: 
     try:
         if steps.resize and min(image.size) > steps.resize.short_side:
             image, file, suffix = _shrink(image, steps.resize)
-        elif steps.decode:
+        elif steps.validate == "decode":
             image.load()
         width, height = image.size
         payload, encoding = file, ENCODED

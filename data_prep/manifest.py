@@ -18,6 +18,7 @@ from data_prep.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+Task = Literal["classification", "detection", "segmentation"]
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -67,8 +68,10 @@ class DatasetManifest(_Frozen):
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    task: Literal["classification"] = "classification"
+    task: Task = "classification"
     classes: list[str]
+    class_ids: list[int] | None = None
+    """The publisher's numbers of the classes, by label, where they are not 0..n-1."""
     splits: dict[str, SplitInfo]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

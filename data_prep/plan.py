@@ -94,7 +94,7 @@ def _cut(
             refs=tuple(refs[start : start + size]),
             source=config.source,
             formats=formats,
-            steps=Steps(config.output.resize, decode=config.validate_images, for_ffcv="ffcv" in formats),
+            steps=Steps(config.output.resize, validate=config.validate_images, for_ffcv="ffcv" in formats),
             statistics_images=max(0, statistics_images - start),
             plan=digest,
         )

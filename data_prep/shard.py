@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_prep.config import SourceConfig
 from data_prep.digest import payload_checksum
 from data_prep.errors import DataPrepError
 from data_prep.files import atomic_file, sha256_file, write_atomically
 from data_prep.images import RejectedImage, Steps, StoredImage, store_image
 from data_prep.index import IndexRow, write_index
 from data_prep.manifest import ShardInfo
+from data_prep.source_config import SourceConfig
 from data_prep.sources import SampleRef, open_source
 from data_prep.writers import WRITERS, Payload
 

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from data_prep.config import DigitsSource, OutputConfig, PrepareConfig
+from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
+from data_prep.source_config import DigitsSource
 
 
 @cache

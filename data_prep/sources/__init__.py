@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from data_prep.config import Cifar10Source, DigitsSource, ImageFolderSource, SourceConfig
-from data_prep.sources.base import Listing, SampleRef, Source
-from data_prep.sources.cifar10 import open_cifar10
-from data_prep.sources.digits import Digits
-from data_prep.sources.image_folder import ImageFolder
+from importlib import import_module
+from typing import cast
 
-__all__ = ["Listing", "SampleRef", "Source", "open_source"]
+from data_prep.source_config import SourceConfig
+from data_prep.sources.base import AnnotatedSource, Listing, SampleRef, Source
+
+__all__ = ["AnnotatedSource", "Listing", "SampleRef", "Source", "open_source"]
+
+# A source's module is imported when a job names it: scipy and scikit-learn take a second that others don't need.
+_OPENERS = {
+    "digits": "digits",
+    "image_folder": "image_folder",
+    "imagenet": "imagenet",
+    "cifar10": "cifar",
+    "cifar100": "cifar",
+    "flowers102": "flowers102",
+    "stl10": "stl10",
+    "coco": "coco",
+    "ade20k": "ade20k",
+    "webdataset": "webdataset",
+}
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -17,15 +31,5 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         DataPrepError: its folder or file does not exist.
     """
-    match config:
-        case DigitsSource():
-            return Digits()
-        case ImageFolderSource():
-            return ImageFolder(
-                config.path,
-                splits=config.splits,
-                val_fraction=config.val_fraction,
-                class_names=config.class_names,
-            )
-        case Cifar10Source():
-            return open_cifar10(config.path, check_md5=config.check_md5)
+    module = import_module(f"data_prep.sources.{_OPENERS[config.kind]}")
+    return cast(Source, module.open_source(config))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_prep.manifest import Task
 
 
 class SampleRef(NamedTuple):
@@ -15,7 +17,7 @@ class SampleRef(NamedTuple):
 
     Args:
         key: its name, unique in its split; ASCII without dots, so that tar readers split names rightly.
-        label: class number.
+        label: class number; -1 where the task has no label for the whole image.
         location: what the source needs to read it (a path under its root, or a batch and position).
     """
 
@@ -30,6 +32,9 @@ class Listing:
 
     classes: list[str]
     splits: Mapping[str, Sequence[SampleRef]]
+    task: Task = "classification"
+    class_ids: list[int] | None = None
+    """The publisher's numbers of the classes, by label, where they are not 0..n-1 (COCO's have gaps)."""
 
 
 class Source(Protocol):
@@ -45,6 +50,20 @@ class Source(Protocol):
 
     def read(self, ref: SampleRef) -> bytes | NDArray[np.uint8]:
         """One sample: its original image file, or pixels of shape (height, width[, 3]).
+
+        Raises:
+            OSError: it can't be read.
+        """
+        ...
+
+
+@runtime_checkable
+class AnnotatedSource(Source, Protocol):
+    """A source of images with boxes or masks (its listing's task is not classification)."""
+
+    def annotation(self, ref: SampleRef) -> bytes:
+        """The sample's annotation: for detection JSON as `data_prep.annotations` makes it, for segmentation the
+        mask's PNG file as published.
 
         Raises:
             OSError: it can't be read.

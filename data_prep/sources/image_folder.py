@@ -10,11 +10,19 @@ from urllib.parse import quote
 
 from data_prep.digest import order_key
 from data_prep.errors import DataPrepError
+from data_prep.source_config import ImageFolderSource
 from data_prep.sources.base import Listing, SampleRef
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _DEFAULT_SPLITS = {"train": "train", "val": "val"}
 _SPLIT_SEED = 0
+
+
+def open_source(config: ImageFolderSource) -> ImageFolder:
+    """The folder of a configuration."""
+    return ImageFolder(
+        config.path, splits=config.splits, val_fraction=config.val_fraction, class_names=config.class_names
+    )
 
 
 class ImageFolder:

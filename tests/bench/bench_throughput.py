@@ -27,8 +27,9 @@ from convmlp.transforms import train_transform
 from convmlp_platform.data.loader import TrainLoader
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.data.split import ShardedSplit, open_manifest
-from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
+from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
+from data_prep.source_config import ImageFolderSource
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ROUNDS, WORKERS, BATCH = 3, 2, 40

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
+from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
 from data_prep.manifest import DatasetManifest
+from data_prep.source_config import ImageFolderSource
 
 
 def smooth_image(seed: int, size: tuple[int, int] = (24, 20), mode: str = "RGB") -> Image.Image:

@@ -13,12 +13,13 @@ from PIL import Image
 from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, smooth_image, snapshot
 from pydantic import ValidationError
 
-from data_prep.config import DigitsSource, OutputConfig, PrepareConfig, ResizeConfig
+from data_prep.config import OutputConfig, PrepareConfig, ResizeConfig
 from data_prep.convert import prepare
 from data_prep.digest import content_hash, payload_checksum
 from data_prep.errors import DataPrepError
 from data_prep.index import ENCODED, RAW_RGB, read_index
 from data_prep.manifest import DatasetManifest, load_manifest
+from data_prep.source_config import DigitsSource
 from data_prep.verify import verify
 
 

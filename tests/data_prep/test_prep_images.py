@@ -17,8 +17,8 @@ from data_prep.digest import content_hash, pixel_hash
 from data_prep.images import RejectedImage, Steps, _ffcv_decodes, store_image
 from data_prep.index import ENCODED, RAW_RGB
 
-CHECKED = Steps(resize=None, decode=True, for_ffcv=True)
-HEADER_ONLY = Steps(resize=None, decode=False, for_ffcv=False)
+CHECKED = Steps(resize=None, validate="decode", for_ffcv=True)
+HEADER_ONLY = Steps(resize=None, validate="headers", for_ffcv=False)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 99))

@@ -44,7 +44,8 @@ match kind:
     case "at unlink":
         Path.unlink = killing(Path.unlink, after=True)
 
-from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
+from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.source_config import ImageFolderSource
 from data_prep.convert import prepare
 
 prepare(PrepareConfig(

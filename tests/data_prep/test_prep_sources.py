@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from prep_helpers import image_bytes, make_folder, prepare_folder, smooth_image
 
-from data_prep.config import Cifar10Source, ImageFolderSource, OutputConfig, PrepareConfig
+from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
 from data_prep.index import read_index
+from data_prep.source_config import Cifar10Source, ImageFolderSource
 from data_prep.sources import Listing, open_source
-from data_prep.sources.cifar10 import load_plain_pickle
+from data_prep.sources.cifar import load_plain_pickle
 from data_prep.verify import verify
 
 

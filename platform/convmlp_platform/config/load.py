@@ -19,7 +19,7 @@ from convmlp_platform.config.problems import Explainer
 from convmlp_platform.config.schema import JOB_ADAPTER, PrepareJob, TrainJob
 from convmlp_platform.config.suggest import nearest
 from convmlp_platform.errors import ConfigError
-from data_prep.config import DigitsSource
+from data_prep.source_config import DigitsSource
 
 Job = TrainJob | PrepareJob
 Scalar = str | int | float | bool | None

@@ -60,6 +60,22 @@ class DataSection(Section):
     )
     shuffle_window: PositiveInt = Field(4096, description="samples within which a stream is fully shuffled")
     verify: bool = Field(True, description="check each sample's checksum while reading")
+    on_damage: Literal["fail", "quarantine"] = Field(
+        "fail",
+        description="quarantine: a damaged sample is read from the other format, or else left out and reported",
+    )
+    max_quarantined: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        1e-4, description="share of the split's samples that may be left out before the run fails"
+    )
+    cache_dir: str = Field(
+        "data-cache", description="local folder for parts of a remote dataset (data.path: s3://...)"
+    )
+    cache_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
+        100 * 10**9, description="size the cache is kept below, per node"
+    )
+    read_ahead: int = Field(
+        2, ge=0, description="shuffle windows of each stream fetched before they are needed"
+    )
 
 
 class AugmentSection(Section):

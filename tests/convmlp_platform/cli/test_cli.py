@@ -16,9 +16,10 @@ import yaml
 from convmlp_platform import cli
 from convmlp_platform.cli import main
 from convmlp_platform.errors import LaunchError
-from data_prep.config import DigitsSource, OutputConfig, PrepareConfig
+from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
+from data_prep.source_config import DigitsSource
 
 ROOT = Path(__file__).parents[3]
 JOBS = ROOT / "jobs"

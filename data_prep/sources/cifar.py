@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataPrepError
+from data_prep.source_config import Cifar10Source
 from data_prep.sources.base import Listing, SampleRef, Source
 from data_prep.sources.image_folder import ImageFolder
 
@@ -34,13 +35,13 @@ _FILE_MD5 = {
 _SPLITS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]}
 
 
-def open_cifar10(path: Path, *, check_md5: bool = True) -> Source:
+def open_source(config: Cifar10Source) -> Source:
     """The source for whichever of the known layouts lies at `path`.
 
     Raises:
         DataPrepError: none does.
     """
-    path = path.expanduser()
+    path, check_md5 = config.path.expanduser(), config.check_md5
     if path.is_file():
         return CifarBatches(path, check_md5=check_md5)
     for folder in (path, path / "cifar-10-batches-py"):
