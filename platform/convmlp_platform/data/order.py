@@ -65,15 +65,17 @@ class SampleOrder:
         return self._blocks(epoch, first + shuffled)
 
     def _blocks(self, epoch: int, places: Indices) -> Indices:
-        """Permute whole blocks. The ring of samples is turned by a different amount each epoch, so that the
-        block cut short by the end of the dataset holds other samples every time."""
-        turn = derive_key(self.seed, epoch, "turn") % self.num_samples
-        whole = self.num_samples // self.block
-        blocks, offsets = np.divmod(places, self.block)
-        inside = blocks < whole
-        if whole:
-            blocks[inside] = _permutation(whole, self.seed, epoch, "block")(blocks[inside])
-        return (blocks * self.block + offsets + turn) % self.num_samples
+        """Permute whole blocks. They are the same neighbours in every epoch, so that what storage fetched and
+        cached for one epoch serves the next; the one that the dataset's end cuts short is put in between two
+        others, at another place each epoch."""
+        whole, short = divmod(self.num_samples, self.block)
+        cut = derive_key(self.seed, epoch, "short") % (whole + 1) * self.block
+        in_short = (places >= cut) & (places < cut + short)
+        samples = whole * self.block + places - cut
+        blocks, offsets = np.divmod(np.where(places < cut, places, places - short)[~in_short], self.block)
+        if len(blocks):
+            samples[~in_short] = _permutation(whole, self.seed, epoch, "block")(blocks) * self.block + offsets
+        return samples
 
     def step_samples(
         self, step: int, global_batch_size: int, first: int = 0, count: int | None = None

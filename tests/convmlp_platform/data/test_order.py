@@ -59,6 +59,18 @@ def test_streams_of_an_epoch_hold_every_sample_once(order: SampleOrder, epoch: i
     assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(order.num_samples))
 
 
+@given(order=orders, epoch=st.integers(0, 3))
+def test_a_window_needs_whole_blocks_of_the_storage(order: SampleOrder, epoch: int) -> None:
+    """Blocks are `block` neighbours by sample id, the same in every epoch: what storage reads and caches."""
+    for stream in range(order.num_streams):
+        first, past = order.stream_bounds(stream)
+        _, samples = order.stream_samples(stream, epoch * (past - first), past - first)
+        for start in range(0, len(samples), order.window):
+            window = samples[start : start + order.window]
+            # At either end a block shared with the neighbour, and perhaps the short one in between.
+            assert len(np.unique(window // order.block)) <= len(window) // order.block + 3
+
+
 @given(order=orders, per_stream=st.integers(1, 9), steps=st.integers(1, 40))
 def test_steps_use_each_sample_at_most_once_an_epoch(order: SampleOrder, per_stream: int, steps: int) -> None:
     batch = per_stream * order.num_streams
@@ -82,7 +94,8 @@ def test_a_part_of_a_batch_is_that_part_of_the_whole(
 
 
 def test_the_order_is_pinned() -> None:
-    """A change of the order breaks the resume of every run there is: it needs a new decision, not a new number."""
+    """A change of the order breaks the resume of every run there is: it needs a new decision and a new
+    `config.identity.ORDER_VERSION`, not just new numbers here."""
     _, samples = SampleOrder(1000, 2, seed=7).step_samples(3, 8)
     assert samples.tolist() == PINNED
 
@@ -96,4 +109,4 @@ def test_seed_and_epoch_change_the_order() -> None:
     assert (first != other).mean() > 0.9
 
 
-PINNED = [469, 222, 306, 329, 922, 940, 52, 600]
+PINNED = [327, 120, 292, 315, 780, 542, 910, 458]
