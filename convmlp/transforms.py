@@ -1,49 +1,68 @@
-"""From a PIL image to a normalised float32 tensor [3, H, W], for training and for evaluation.
+"""Images for training and for evaluation: from decoded pixels into their place in a batch, or from a PIL image to a
+normalised float32 tensor [3, H, W].
 
 Every random draw comes from Python's `random`, numpy's legacy global generator or torch's default CPU
-generator: seed these three per sample, and the augmentation is a function of that seed.
+generator: `seed` keys those that a transform uses, and the augmentation is a function of that key.
 """
 
+from __future__ import annotations
+
+import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
+from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
-from torchvision.transforms import ColorJitter, Compose, RandomHorizontalFlip
+from torchvision.transforms import ColorJitter
+
+from convmlp.pixels import (
+    INTERPOLATIONS,
+    Box,
+    Normalize,
+    Pixels,
+    flip_in_place,
+    random_resized_box,
+    resize_into,
+)
 
 Crop = Literal["random_resized", "pad", "none"]
-ImageTransform = Callable[[Image.Image], Tensor]
 
 
-def train_transform(
-    image_size: int,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: str = "bicubic",
-    hflip: float = 0.5,
-    color_jitter: float = 0.0,
-    rand_augment: str | None = None,
-    random_erasing: float = 0.0,
-    crop: Crop = "random_resized",
-    pad: int = 4,
-) -> ImageTransform:
-    """Crop, flip, RandAugment or colour jitter, normalise, erase: in timm's order and with timm's meaning.
+class View(NamedTuple):
+    """Which part of an image is looked at, and how: all that is drawn before its pixels are decoded."""
+
+    stored: tuple[int, int]
+    """Height and width of the whole image."""
+    box: Box
+    interpolation: str
+    offset: tuple[int, int] | None
+    """Where the crop lies in the padded image (`crop="pad"`)."""
+    flip: bool
+
+    def smallest(self, size: int) -> tuple[int, int]:
+        """Height and width from which the whole image may be decoded smaller and its box still have `size`."""
+        scale = max(size / self.box.height, size / self.box.width)
+        return math.ceil(self.stored[0] * scale), math.ceil(self.stored[1] * scale)
+
+
+class TrainTransform:
+    """Crop, flip, RandAugment or colour jitter, erase: in timm's order and with timm's meaning.
+
+    In three steps, so that a reader decodes only what is needed: `seed`, then `view`, then `render`.
 
     Args:
         image_size: side of the square output, in pixels.
         mean, std: per channel, of pixels in [0, 1].
         scale, ratio: area and aspect ratio of the random resized crop; other crops ignore them.
-        interpolation: "bicubic", "bilinear", "nearest" or "random" (bilinear or bicubic).
+        interpolation: "bicubic", "bilinear" or "random" (either of them).
         hflip: probability of a horizontal flip.
         color_jitter: strength for brightness, contrast and saturation; as in timm, RandAugment displaces it.
         rand_augment: timm's specification, e.g. "rand-m9-mstd0.5-inc1" (arXiv:1909.13719).
@@ -54,49 +73,143 @@ def train_transform(
         pad: pixels added on each side by crop="pad"; less than `image_size`.
 
     Raises:
-        ValueError: unknown `crop` or RandAugment specification, or a `pad` out of range.
+        ValueError: unknown `crop`, `interpolation` or RandAugment specification, or a `pad` out of range.
     """
-    if crop not in ("random_resized", "pad", "none"):
-        raise ValueError(f"crop must be random_resized, pad or none, not {crop!r}")
-    if rand_augment is not None and not rand_augment.startswith("rand"):
-        raise ValueError(f"rand_augment must look like 'rand-m9-mstd0.5-inc1', not {rand_augment!r}")
-    steps: list[Callable[..., Image.Image | Tensor]]
-    if crop == "random_resized":
-        steps = [_to_rgb, RandomResizedCropAndInterpolation(image_size, scale, ratio, interpolation)]
-    else:
-        steps = [_ToRGBSquare(image_size, interpolation)]
-    if crop == "pad":
-        steps.append(_PadCropFlip(image_size, pad, hflip))
-    elif hflip > 0:
-        steps.append(RandomHorizontalFlip(hflip))
-    if rand_augment is not None:
-        steps.append(_rand_augment(rand_augment, image_size, mean, interpolation))
-    elif color_jitter > 0:
-        steps.append(ColorJitter(color_jitter, color_jitter, color_jitter))
-    steps.append(_ToNormalisedTensor(mean, std))
-    if random_erasing > 0:
-        steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
-    return Compose(steps)
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        interpolation: str = "bicubic",
+        hflip: float = 0.5,
+        color_jitter: float = 0.0,
+        rand_augment: str | None = None,
+        random_erasing: float = 0.0,
+        crop: Crop = "random_resized",
+        pad: int = 4,
+    ) -> None:
+        if crop not in ("random_resized", "pad", "none"):
+            raise ValueError(f"crop must be random_resized, pad or none, not {crop!r}")
+        if interpolation not in (*INTERPOLATIONS, "random"):
+            raise ValueError(f"interpolation must be bilinear, bicubic or random, not {interpolation!r}")
+        if rand_augment is not None and not rand_augment.startswith("rand"):
+            raise ValueError(f"rand_augment must look like 'rand-m9-mstd0.5-inc1', not {rand_augment!r}")
+        if crop == "pad" and not 0 <= pad < image_size:
+            raise ValueError(f"pad must lie in [0, {image_size}) for images of {image_size} px, not {pad}")
+        self.size, self.crop, self.pad, self.hflip = image_size, crop, pad, hflip
+        self.scale, self.ratio = scale, ratio
+        self.interpolations = INTERPOLATIONS if interpolation == "random" else (interpolation,)
+        self.normalize = Normalize(mean, std)
+        self._reflected = np.pad(np.arange(image_size), pad, mode="reflect") if crop == "pad" else None
+        self._color: Callable[[Image.Image], Image.Image] | None = None
+        if rand_augment is not None:
+            self._color = _rand_augment(rand_augment, image_size, mean, interpolation)
+        elif color_jitter > 0:
+            self._color = ColorJitter(color_jitter, color_jitter, color_jitter)
+        self._erase = (
+            RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing > 0 else None
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What `render` makes: uint8 pixels, or normalised float32 where random erasing adds its noise to them."""
+        return np.dtype(np.float32 if self._erase else np.uint8)
+
+    def seed(self, key: int) -> None:
+        """Make what follows, for one image, a function of `key` (64 bits)."""
+        random.seed(key)
+        if self._color or self._erase:
+            np.random.seed(key & 0xFFFFFFFF)
+            torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
+
+    def view(self, height: int, width: int) -> View:
+        """Draw the part to look at of an image of this size."""
+        if self.crop == "random_resized":
+            box = random_resized_box(height, width, self.scale, self.ratio)
+        else:
+            box = Box(0, 0, height, width)
+        several = len(self.interpolations) > 1
+        interpolation = random.choice(self.interpolations) if several else self.interpolations[0]
+        offset = None
+        if self.crop == "pad":
+            offset = random.randint(0, 2 * self.pad), random.randint(0, 2 * self.pad)
+        return View(
+            (height, width), box, interpolation, offset, self.hflip > 0 and random.random() < self.hflip
+        )
+
+    def render(self, pixels: Pixels, view: View, out: NDArray[Any]) -> None:
+        """Fill `out` (size, size, 3), of this transform's `dtype`, from the decoded image, which may be smaller
+        than stored."""
+        plain = out if self._erase is None else np.empty(out.shape, np.uint8)
+        box = view.box.scaled(pixels.shape[:2], view.stored)
+        if view.offset is None:
+            resize_into(plain, pixels, box, view.interpolation)
+            if view.flip:
+                flip_in_place(plain)
+        else:
+            self._pad_crop(pixels, box, view, plain)
+        if self._color:
+            plain[:] = np.asarray(self._color(Image.fromarray(plain)))
+        if self._erase:
+            target = torch.from_numpy(out).permute(2, 0, 1)
+            target.copy_(self.normalize(torch.from_numpy(plain).permute(2, 0, 1)))
+            self._erase(target)
+
+    def _pad_crop(self, pixels: Pixels, box: Box, view: View, out: Pixels) -> None:
+        """Reflection padding, random crop and flip as one gather of rows and columns: 20 µs for 32 px images,
+        torchvision's Pad, RandomCrop and RandomHorizontalFlip about 90."""
+        assert self._reflected is not None and view.offset is not None
+        if pixels.shape != out.shape:
+            resize_into(out, pixels, box, view.interpolation)
+            pixels = out.copy()
+        top, left = view.offset
+        rows, columns = self._reflected[top : top + self.size], self._reflected[left : left + self.size]
+        out[:] = pixels[rows[:, None], columns[::-1] if view.flip else columns]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A PIL image → normalised float32 [3, size, size], with whatever seed the generators have."""
+        pixels = np.asarray(_to_rgb(image))
+        out = np.empty((self.size, self.size, 3), self.dtype)
+        self.render(pixels, self.view(*pixels.shape[:2]), out)
+        tensor = torch.from_numpy(out).permute(2, 0, 1).contiguous()
+        return tensor if self._erase else self.normalize(tensor)
 
 
-def eval_transform(
-    image_size: int,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crop_pct: float = 0.875,
-    interpolation: str = "bicubic",
-) -> ImageTransform:
-    """timm's recipe: resize the shorter side to floor(image_size / crop_pct), cut the centre, normalise."""
-    recipe = create_transform(
-        image_size,
-        is_training=False,
-        crop_pct=crop_pct,
-        interpolation=interpolation,
-        mean=tuple(mean),
-        std=tuple(std),
-    )
-    return Compose([_to_rgb, recipe])
+train_transform = TrainTransform
+
+
+class EvalTransform:
+    """timm's recipe, by Pillow: resize the shorter side to floor(image_size / crop_pct), cut the centre."""
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_pct: float = 0.875,
+        interpolation: str = "bicubic",
+    ) -> None:
+        self.size, self.dtype = image_size, np.dtype(np.uint8)
+        self.normalize = Normalize(mean, std)
+        self._cut = create_transform(
+            image_size, is_training=False, crop_pct=crop_pct, interpolation=interpolation, normalize=False
+        )
+
+    def render(self, image: Image.Image, out: Pixels) -> None:
+        """Fill `out` (size, size, 3)."""
+        out[:] = self._cut(_to_rgb(image)).permute(1, 2, 0).numpy()
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A PIL image → normalised float32 [3, size, size]."""
+        return self.normalize(self._cut(_to_rgb(image)).contiguous())
+
+
+eval_transform = EvalTransform
 
 
 def _rand_augment(spec: str, image_size: int, mean: Sequence[float], interpolation: str) -> RandAugment:
@@ -120,51 +233,3 @@ def _posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Im
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-class _ToRGBSquare:
-    """Any PIL image → RGB of exactly [size, size]; an image that is so already is passed on."""
-
-    def __init__(self, size: int, interpolation: str) -> None:
-        self.size = size
-        self.random = interpolation == "random"
-        self.filter = str_to_pil_interp("bilinear" if self.random else interpolation)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        image = _to_rgb(image)
-        if image.size == (self.size, self.size):
-            return image
-        choices = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-        return image.resize((self.size, self.size), random.choice(choices) if self.random else self.filter)
-
-
-class _PadCropFlip:
-    """Reflection padding, random crop and flip as one gather of rows and columns.
-
-    For 32 px images this takes about 20 µs, torchvision's Pad, RandomCrop and RandomHorizontalFlip about 90.
-    """
-
-    def __init__(self, size: int, pad: int, hflip: float) -> None:
-        if not 0 <= pad < size:
-            raise ValueError(f"pad must lie in [0, {size}) for images of {size} px, not {pad}")
-        self.size, self.pad, self.hflip = size, pad, hflip
-        self.index = np.pad(np.arange(size), pad, mode="reflect")
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        top, left = random.randint(0, 2 * self.pad), random.randint(0, 2 * self.pad)
-        rows, columns = self.index[top : top + self.size], self.index[left : left + self.size]
-        if random.random() < self.hflip:
-            columns = columns[::-1]
-        return Image.fromarray(np.asarray(image)[rows[:, None], columns])
-
-
-class _ToNormalisedTensor:
-    """RGB image → float32 [3, H, W], (pixel / 255 - mean) / std, as one multiply-add."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.scale = torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1)
-        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return torch.addcmul(self.shift, pixels, self.scale).contiguous()

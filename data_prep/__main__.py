@@ -1,4 +1,4 @@
-"""Look at prepared datasets: `python -m data_prep verify PATH`, `python -m data_prep show-manifest PATH`."""
+"""Look after prepared datasets: `python -m data_prep verify PATH`, `repair PATH`, `show-manifest PATH`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from data_prep.errors import DataPrepError
 from data_prep.manifest import load_manifest
+from data_prep.repair import repair
 from data_prep.summary import describe
 from data_prep.verify import verify
 
@@ -19,12 +20,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("verify", help="check a dataset's files against its manifest")
     check.add_argument("path", help="the dataset's folder")
     check.add_argument("--quick", action="store_true", help="don't read the shards' contents")
+    mend = commands.add_parser("repair", help="make damaged or missing files anew, exactly as they were")
+    mend.add_argument("path", help="the dataset's folder")
+    mend.add_argument("--from-source", action="store_true", help="use the original images alone")
     show = commands.add_parser("show-manifest", help="print what a dataset holds")
     show.add_argument("path", help="the dataset's folder")
     options = parser.parse_args(arguments)
-    return (
-        _verify(options.path, deep=not options.quick) if options.command == "verify" else _show(options.path)
-    )
+    try:
+        match options.command:
+            case "verify":
+                return _verify(options.path, deep=not options.quick)
+            case "repair":
+                return _repair(options.path, from_source=options.from_source)
+        print(load_manifest(options.path).model_dump_json(indent=2))
+    except DataPrepError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def _verify(path: str, *, deep: bool) -> int:
@@ -37,14 +49,15 @@ def _verify(path: str, *, deep: bool) -> int:
     return 0 if report.ok else 2
 
 
-def _show(path: str) -> int:
-    try:
-        manifest = load_manifest(path)
-    except DataPrepError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(manifest.model_dump_json(indent=2))
-    return 0
+def _repair(path: str, *, from_source: bool) -> int:
+    report = repair(path, from_source=from_source)
+    for file, origin in report.repaired.items():
+        print(f"{file}: repaired from {origin}")
+    for file, reason in report.failed.items():
+        print(f"{file}: can't be repaired: {reason}", file=sys.stderr)
+    if report.ok:
+        print(f"{report.path}: all {report.num_files} files are what the manifest says")
+    return 0 if report.ok else 2
 
 
 if __name__ == "__main__":

@@ -58,5 +58,7 @@ class PrepareConfig(Section):
     validate_images: Literal["decode", "structure", "headers"] = "decode"
     """decode: every image once, completely; structure: walk through a JPEG's segments to its end, which finds
     truncated files at a hundredth of the cost; headers: format and size only."""
-    statistics_images: int = Field(default=10_000, ge=1)
-    """Mean and standard deviation come from the first so many samples of the shuffled train split."""
+    statistics_images: int = Field(default=1_000, ge=1)
+    """Mean and standard deviation come from so many samples, evenly from the shuffled train split. A thousand
+    ImageNet images give the mean within 0.0044 (one sigma, on the 0..1 scale; images differ by 0.14), 10,000
+    within 0.0014 for ten times the decoding."""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from data_prep.config import PrepareConfig
 from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
+from data_prep.fill import Rejected
 from data_prep.finished import difference
 from data_prep.folder import REJECTED_NAME, begin_work, end_work, exclusive_folder, remove_dataset
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.plan import Plan, make_plan
-from data_prep.shard import Rejected, ShardRecord, ShardTask, write_shard
+from data_prep.progress import Meter
+from data_prep.shard import ShardRecord, ShardTask, write_shard
 from data_prep.source_config import DigitsSource
 from data_prep.sources import open_source
 from data_prep.summary import build_manifest, describe
 
-_PROGRESS_SECONDS = 5.0
 _SHOWN_REJECTS = 5
+_SHOWN_CHARACTERS = 120  # of a location: COCO's names byte ranges
 
 Progress = Callable[[str], None]
 
@@ -133,26 +134,21 @@ def _write_shards(
     """All shards' records in order; fails as soon as more samples are rejected than the job allows."""
     records: list[ShardRecord] = []
     rejected: list[Rejected] = []
-    started = last = time.monotonic()
+    meter = Meter(len(plan.tasks), plan.num_samples)
     for record in map_shards(write_shard, plan.tasks):
         records.append(record)
-        rejected = sorted((r for done in records for r in done.rejected), key=lambda r: (r.split, r.key))
+        rejected += record.rejected
         if len(rejected) > config.max_rejected * plan.num_samples:
             _write_rejected(config, rejected)
             raise _too_many(rejected, plan, config, all_read=len(records) == len(plan.tasks))
-        now = time.monotonic()
-        if now - last > _PROGRESS_SECONDS or len(records) == len(plan.tasks):
-            images = sum(done.num_samples + len(done.rejected) for done in records)
-            progress(
-                f"{len(records)}/{len(plan.tasks)} shards, {images:,}/{plan.num_samples:,} images, "
-                f"{images / (now - started):,.0f} images/s"
-            )
-            last = now
+        if line := meter.add(record):
+            progress(line)
     _write_rejected(config, rejected)
     return sorted(records, key=lambda record: (record.split, record.number))
 
 
 def _write_rejected(config: PrepareConfig, rejected: list[Rejected]) -> None:
+    rejected.sort(key=lambda sample: (sample.split, sample.key))
     lines = "".join(f"{sample.model_dump_json()}\n" for sample in rejected)
     write_atomically(config.output.path / REJECTED_NAME, lines.encode())
 
@@ -160,7 +156,7 @@ def _write_rejected(config: PrepareConfig, rejected: list[Rejected]) -> None:
 def _too_many(
     rejected: list[Rejected], plan: Plan, config: PrepareConfig, *, all_read: bool
 ) -> DataPrepError:
-    shown = "; ".join(f"{r.location}: {r.reason}" for r in rejected[:_SHOWN_REJECTS])
+    shown = "; ".join(f"{r.location[:_SHOWN_CHARACTERS]}: {r.reason}" for r in rejected[:_SHOWN_REJECTS])
     more = f"; and {len(rejected) - _SHOWN_REJECTS} more" if len(rejected) > _SHOWN_REJECTS else ""
     so_far = "" if all_read else " so far"
     return DataPrepError(

@@ -1,7 +1,8 @@
 """Hashes that say what a dataset is: per sample and for the whole of it.
 
-The dataset digest covers classes and, split by split in stored order, every sample's key, label and
-source content. It depends neither on the format, nor on where shards are cut, nor on the machine.
+The dataset digest covers classes and, split by split in stored order, every sample's key, label and source
+content: that of the image and, where the task has them, of its annotation. It depends neither on the format,
+nor on where shards are cut, nor on the machine.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def pixel_hash(pixels: NDArray[np.uint8]) -> bytes:
     """XXH3-128 of a source's raw pixels, shape (height, width) or (height, width, 3), 16 bytes."""
     shape = struct.pack("<3I", *pixels.shape, *[1] * (3 - pixels.ndim))
     return xxhash.xxh3_128_digest(shape + np.ascontiguousarray(pixels).tobytes())
+
+
+def annotated_hash(image_hash: bytes, annotation: bytes) -> bytes:
+    """Hash of an image with its annotation, 16 bytes: XXH3-128 of the image's hash and the annotation's."""
+    return xxhash.xxh3_128_digest(image_hash + xxhash.xxh3_128_digest(annotation))
 
 
 def payload_checksum(payload: bytes | memoryview) -> int:

@@ -11,6 +11,7 @@ from data_prep.config import PrepareConfig
 from data_prep.errors import DataPrepError
 from data_prep.manifest import DatasetManifest, load_manifest
 from data_prep.plan import Plan, recorded_settings
+from data_prep.source_config import ACQUISITION_FIELDS
 
 
 def difference(output: Path, given: PrepareConfig, make_plan: Callable[[], Plan]) -> str:
@@ -37,7 +38,7 @@ def _setting_difference(manifest: DatasetManifest, given: PrepareConfig) -> str:
     wanted_source = _with_absolute_path(given.source.model_dump(mode="json"))
     found_source = _with_absolute_path(manifest.source)
     pairs: list[tuple[str, Any, Any]] = []
-    for field in sorted(wanted_source.keys() | found_source.keys()):
+    for field in sorted((wanted_source.keys() | found_source.keys()) - ACQUISITION_FIELDS):
         pairs.append((f"source.{field}", found_source.get(field), wanted_source.get(field)))
     for field, wanted in recorded_settings(given).items():
         pairs.append((field, manifest.preprocessing.get(field), wanted))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,9 @@ _SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("source_hash", pa.binary(SOURCE_HASH_BYTES)),
+        ("annotation_offset", pa.int64()),
+        ("annotation_length", pa.int64()),
+        ("annotation_checksum", pa.uint64()),
     ]
 )
 
@@ -50,7 +53,11 @@ class IndexRow(NamedTuple):
         checksum: XXH3-64 of exactly those bytes.
         encoding: `ENCODED` or `RAW_RGB`.
         height, width: of the stored pixels (EXIF orientation is not applied).
-        source_hash: 128-bit hash of the source content (`data_prep.digest.content_hash`).
+        source_hash: 128-bit hash of the source content (`data_prep.digest`), of image and annotation where
+            the task has annotations.
+        annotation_offset, annotation_length: the annotation's bytes in the shard file (JSON for detection, the
+            mask's PNG file for segmentation); 0 for classification.
+        annotation_checksum: XXH3-64 of exactly those bytes; 0 for classification.
     """
 
     key: str
@@ -62,6 +69,9 @@ class IndexRow(NamedTuple):
     height: int
     width: int
     source_hash: bytes
+    annotation_offset: int = 0
+    annotation_length: int = 0
+    annotation_checksum: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,9 @@ class ShardIndex:
     width: NDArray[np.int32]
     source_hash: NDArray[np.uint8]
     """Shape (n, 16)."""
+    annotation_offset: NDArray[np.int64]
+    annotation_length: NDArray[np.int64]
+    annotation_checksum: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -99,21 +112,35 @@ class ShardIndex:
             int(self.height[position]),
             int(self.width[position]),
             self.source_hash[position].tobytes(),
+            int(self.annotation_offset[position]),
+            int(self.annotation_length[position]),
+            int(self.annotation_checksum[position]),
         )
 
 
 def write_index(path: Path, rows: Iterable[IndexRow]) -> None:
     """Write the index of one shard atomically; the same rows give the same bytes."""
+    with atomic_file(path) as file:
+        write_rows(file, rows)
+
+
+def write_rows(file: BinaryIO, rows: Iterable[IndexRow]) -> None:
+    """Write the index of one shard into an open file."""
     columns: list[Any] = list(zip(*rows, strict=True)) or [[] for _ in _SCHEMA]
     arrays = [pa.array(list(column), type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     batch = pa.record_batch(arrays, schema=_SCHEMA)
     options = pa.ipc.IpcWriteOptions(compression=None, metadata_version=pa.ipc.MetadataVersion.V5)
-    with atomic_file(path) as file, pa.ipc.new_file(file, _SCHEMA, options=options) as writer:
+    with pa.ipc.new_file(file, _SCHEMA, options=options) as writer:
         writer.write_batch(batch)
+    file.flush()
 
 
-def read_index(path: str | Path) -> ShardIndex:
+def read_index(path: str | Path, *, full: bool = False) -> ShardIndex:
     """Map a shard's index into memory.
+
+    Args:
+        path: the index's file.
+        full: also look at every key (is it UTF-8, do the keys fill their column), which reads the whole file.
 
     Raises:
         DataPrepError: the file is missing or is not an intact sample index.
@@ -122,9 +149,11 @@ def read_index(path: str | Path) -> ShardIndex:
     try:
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
             if not reader.schema.equals(_SCHEMA) or reader.num_record_batches != 1:
-                raise DataPrepError(f"{path} is not a sample index of this release: wrong columns")
+                raise DataPrepError(
+                    f"{path} is not a sample index of this release (other columns): prepare the dataset again"
+                )
             batch = reader.get_batch(0)
-            batch.validate()
+            batch.validate(full=full)
     except FileNotFoundError:
         raise DataPrepError(
             f"no sample index at {path}: the dataset is incomplete; run its data-prep job again"
@@ -138,7 +167,8 @@ def _view(path: Path, batch: Any) -> ShardIndex:
     column = {name: batch.column(i) for i, name in enumerate(_SCHEMA.names)}
     numeric = {
         name: column[name].to_numpy(zero_copy_only=True)
-        for name in ("offset", "length", "label", "checksum", "encoding", "height", "width")
+        for name in _SCHEMA.names
+        if name not in ("key", "source_hash")
     }
     hashes = np.frombuffer(column["source_hash"].buffers()[1] or b"", dtype=np.uint8)
     hashes = hashes[: batch.num_rows * SOURCE_HASH_BYTES].reshape(batch.num_rows, SOURCE_HASH_BYTES)

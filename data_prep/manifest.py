@@ -2,11 +2,13 @@
 
 `NAME/manifest.json` is written last, so a folder that has one is complete. It is small whatever the
 size of the dataset: samples are listed in the index beside each shard (`data_prep.index`).
-This file needs only pydantic, so readers can import it at no cost.
+It carries a checksum of itself, so that whoever trusts it has also checked it, and with it the SHA-256 of every
+other file. This file needs only pydantic, so readers can import it at no cost.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -17,9 +19,10 @@ from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Task = Literal["classification", "detection", "segmentation"]
 _SHA256 = r"^[0-9a-f]{64}$"
+_DIGEST = r"^sha256:[0-9a-f]{64}$"
 
 
 class _Frozen(BaseModel):
@@ -78,7 +81,15 @@ class DatasetManifest(_Frozen):
     image_mode: Literal["RGB"] = "RGB"
     source: dict[str, Any]
     preprocessing: dict[str, Any]
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    digest: str = Field(pattern=_DIGEST)
+    checksum: str = Field(default="", pattern=f"^$|{_DIGEST}")
+    """Of all other fields; filled in where it is not given."""
+
+    @model_validator(mode="after")
+    def _has_a_checksum(self) -> DatasetManifest:
+        if not self.checksum:
+            object.__setattr__(self, "checksum", _checksum(self.model_dump(mode="json")))
+        return self
 
     @property
     def num_classes(self) -> int:
@@ -104,11 +115,11 @@ def load_manifest(path: str | Path) -> DatasetManifest:
         path: the dataset's folder or its manifest file.
 
     Raises:
-        DataPrepError: it is missing, unreadable, not JSON, of a newer schema, or breaks the contract.
+        DataPrepError: it is missing, unreadable, damaged, of another schema, or breaks the contract.
     """
     file = manifest_path(path)
     try:
-        content = json.loads(file.read_bytes())
+        content = file.read_bytes()
     except FileNotFoundError:
         raise DataPrepError(
             f"no dataset manifest at {file}: the dataset is not prepared, or its preparation did not finish; "
@@ -117,35 +128,74 @@ def load_manifest(path: str | Path) -> DatasetManifest:
         ) from None
     except OSError as error:
         raise DataPrepError(f"can't read the dataset manifest {file}: {error.strerror}") from None
-    except ValueError as error:
+    return parse_manifest(content, file)
+
+
+def parse_manifest(content: bytes, where: str | Path) -> DatasetManifest:
+    """A manifest from its file's bytes, all of which are checked: any flipped bit is found.
+
+    Args:
+        content: the file as `write_manifest` made it.
+        where: its path or URL, for messages.
+
+    Raises:
+        DataPrepError: it is damaged or was edited, of another schema, or breaks the contract.
+    """
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise DataPrepError(
-            f"{file} is not valid JSON ({error}): it was changed after preparation; "
-            "restore it, or prepare the dataset again with output.overwrite: true"
+            f"{where} is damaged: it is not valid JSON ({error}), so it was changed after preparation; {_REPAIR}"
         ) from None
-    return _parse(content, file)
-
-
-def _parse(content: Any, file: Path) -> DatasetManifest:
-    if not isinstance(content, dict):
-        raise DataPrepError(f"{file} is not a dataset manifest: expected a JSON object")
-    version = content.get("schema_version")
-    if not isinstance(version, int):
-        raise DataPrepError(f"{file} is not a dataset manifest: it has no integer schema_version")
-    if version > SCHEMA_VERSION:
+    if not isinstance(fields, dict):
+        raise DataPrepError(f"{where} is not a dataset manifest: expected a JSON object")
+    _expect_this_version(fields.get("schema_version"), where)
+    if fields.get("checksum") != _checksum(fields) or content != _render(fields):
         raise DataPrepError(
-            f"{file} has schema_version {version}, this release reads up to {SCHEMA_VERSION}: "
-            "upgrade convmlp-platform, or prepare the dataset again with this release"
+            f"{where} is damaged: its checksum is not that of its content, so it was changed after preparation; "
+            f"{_REPAIR}"
         )
     try:
-        return DatasetManifest.model_validate(content)
+        return DatasetManifest.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise DataPrepError(f"{file} breaks the manifest contract: {problems}") from None
+        raise DataPrepError(f"{where} breaks the manifest contract: {problems}") from None
+
+
+_REPAIR = "restore it, or prepare the dataset again with output.overwrite: true"
+
+
+def _expect_this_version(version: object, where: str | Path) -> None:
+    if not isinstance(version, int):
+        raise DataPrepError(f"{where} is not a dataset manifest: it has no integer schema_version")
+    if version > SCHEMA_VERSION:
+        raise DataPrepError(
+            f"{where} has schema_version {version}, this release reads {SCHEMA_VERSION}: "
+            "upgrade convmlp-platform, or prepare the dataset again with this release"
+        )
+    if version < SCHEMA_VERSION:
+        raise DataPrepError(
+            f"{where} has schema_version {version}, this release reads {SCHEMA_VERSION}: prepare the dataset again "
+            "(output.overwrite: true replaces it)"
+        )
 
 
 def write_manifest(manifest: DatasetManifest, path: str | Path) -> Path:
-    """Write the manifest atomically into a folder (or to a `.json` file) and return its path."""
+    """Write the manifest with its checksum atomically into a folder (or to a `.json` file); returns its path."""
     file = manifest_path(path)
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(file, text.encode())
+    fields = manifest.model_dump(mode="json")
+    write_atomically(file, _render(fields | {"checksum": _checksum(fields)}))
     return file
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    """`sha256:...` of the fields but itself, as compact JSON with sorted keys."""
+    others = {name: value for name, value in fields.items() if name != "checksum"}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def _render(fields: dict[str, Any]) -> bytes:
+    """The one form of the file; spaces and key order count, too, so that no flipped bit goes unseen."""
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="surrogatepass")

@@ -5,19 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from data_prep.config import PrepareConfig
 from data_prep.digest import order_key
 from data_prep.errors import DataPrepError
+from data_prep.fill import ShardSamples
 from data_prep.images import Steps
+from data_prep.manifest import Task
 from data_prep.shard import ShardTask
+from data_prep.source_config import ACQUISITION_FIELDS
 from data_prep.sources import Listing, SampleRef
 
-_WRITER_VERSION = 1
+_WRITER_VERSION = 2
 """Raise it when the bytes of shards change: unfinished work of older releases is then done again."""
 
 
@@ -26,6 +32,8 @@ class Plan:
     """What a job will write."""
 
     classes: list[str]
+    task: Task
+    class_ids: list[int] | None
     tasks: list[ShardTask]
     """The shards of all splits, in order."""
     num_samples: int
@@ -39,25 +47,29 @@ def make_plan(config: PrepareConfig, listing: Listing) -> Plan:
     """Order and cut a listing; `config` holds absolute paths.
 
     Raises:
-        DataPrepError: two samples of a split share a key.
+        DataPrepError: two samples of a split share a key, or images with boxes are to be resized.
     """
+    if listing.task == "detection" and config.output.resize:
+        raise DataPrepError(
+            "output.resize: the published boxes would no longer fit the images; leave it out: detection scales "
+            "images and boxes together while training"
+        )
     ordered = {
         split: sorted(refs, key=lambda ref: (order_key(config.shuffle_seed, ref.key), ref.key))
         for split, refs in sorted(listing.splits.items())
     }
     for split, refs in ordered.items():
         _expect_unique_keys(split, refs)
-    listed = _listing_digest(listing.classes, ordered)
+    listed = _listing_digest(listing, ordered)
     digest = _plan_digest(config, listed)
     statistics_split = "train" if "train" in ordered else next(iter(ordered))
     tasks = [
         task
         for split, refs in ordered.items()
-        for task in _cut(
-            config, split, refs, digest, config.statistics_images if split == statistics_split else 0
-        )
+        for task in _cut(config, listing.task, split, refs, digest, statistics=split == statistics_split)
     ]
-    return Plan(listing.classes, tasks, sum(map(len, ordered.values())), listed, digest)
+    count = sum(map(len, ordered.values()))
+    return Plan(listing.classes, listing.task, listing.class_ids, tasks, count, listed, digest)
 
 
 def recorded_settings(config: PrepareConfig) -> dict[str, Any]:
@@ -82,28 +94,30 @@ def _expect_unique_keys(split: str, refs: list[SampleRef]) -> None:
 
 
 def _cut(
-    config: PrepareConfig, split: str, refs: list[SampleRef], digest: str, statistics_images: int
+    config: PrepareConfig, task: Task, split: str, refs: list[SampleRef], digest: str, *, statistics: bool
 ) -> list[ShardTask]:
     size = config.output.samples_per_shard
     formats = tuple(sorted(config.output.formats))
-    return [
-        ShardTask(
-            output=config.output.path,
-            split=split,
-            number=number,
-            refs=tuple(refs[start : start + size]),
-            source=config.source,
-            formats=formats,
-            steps=Steps(config.output.resize, validate=config.validate_images, for_ffcv="ffcv" in formats),
-            statistics_images=max(0, statistics_images - start),
-            plan=digest,
-        )
-        for number, start in enumerate(range(0, len(refs), size))
-    ]
+    steps = Steps(config.output.resize, validate=config.validate_images, for_ffcv="ffcv" in formats)
+    chosen = _spread(config.statistics_images if statistics else 0, len(refs))
+    tasks = []
+    for number, start in enumerate(range(0, len(refs), size)):
+        first, last = np.searchsorted(chosen, (start, start + size))
+        own = frozenset((chosen[first:last] - start).tolist())
+        samples = ShardSamples(task, split, tuple(refs[start : start + size]), config.source, steps, own)
+        tasks.append(ShardTask(config.output.path, number, samples, formats, digest))
+    return tasks
 
 
-def _listing_digest(classes: list[str], splits: dict[str, list[SampleRef]]) -> str:
-    digest = hashlib.sha256(json.dumps(classes).encode())
+def _spread(count: int, total: int) -> NDArray[np.int64]:
+    """`count` positions below `total` (or all of them), evenly: no shard has much more to decode than another."""
+    count = min(count, total)
+    return np.arange(count, dtype=np.int64) * total // max(1, count)
+
+
+def _listing_digest(listing: Listing, splits: dict[str, list[SampleRef]]) -> str:
+    head = [listing.task, listing.classes, listing.class_ids]
+    digest = hashlib.sha256(json.dumps(head).encode())
     for split, refs in splits.items():
         digest.update(f"\n{split} {len(refs)}\n".encode())
         for ref in refs:
@@ -113,11 +127,16 @@ def _listing_digest(classes: list[str], splits: dict[str, list[SampleRef]]) -> s
     return digest.hexdigest()
 
 
+def encoder_versions() -> dict[str, str]:
+    """The releases that decide bytes: Pillow encodes PNG and filters, simplejpeg encodes resized images."""
+    return {"pillow": PIL.__version__, "simplejpeg": version("simplejpeg")}
+
+
 def _plan_digest(config: PrepareConfig, listing: str) -> str:
     content = {
         "writer": _WRITER_VERSION,
-        "pillow": PIL.__version__,  # its encoders make the bytes of PNG and resized JPEG files
-        "source": config.source.model_dump(mode="json"),
+        **encoder_versions(),
+        "source": config.source.model_dump(mode="json", exclude=set(ACQUISITION_FIELDS)),
         "settings": recorded_settings(config),
         "listing": listing,
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
@@ -19,19 +18,19 @@ _TASKS_AHEAD_PER_CPU = 2
 
 def ray_map(
     fn: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     /,
     *,
     num_cpus: float = 1,
     max_in_flight: int | None = None,
 ) -> Iterator[Result]:
-    """Apply `fn` to every item, one Ray task an item, and yield the results in the items' order.
+    """Apply `fn` to every item, one Ray task an item, and yield the results as they are done.
 
     Ray must be initialised, and its workers must be able to import `fn` and see its files.
 
     Args:
         fn: a picklable function.
-        items: its picklable arguments.
+        items: its picklable arguments; taken only as fast as tasks end.
         num_cpus: CPUs a task takes.
         max_in_flight: tasks submitted but not yielded; by default twice as many as the cluster can run
             at once, so a cluster neither idles nor holds the arguments of a million tasks.
@@ -42,17 +41,24 @@ def ray_map(
     task = ray.remote(num_cpus=num_cpus)(fn)
     slots = max(1, int(ray.cluster_resources().get("CPU", 1) / max(num_cpus, 1e-3)))
     limit = max_in_flight or _TASKS_AHEAD_PER_CPU * slots
-    pending: deque[Any] = deque()
+    pending: list[Any] = []
     try:
         for item in items:
             if len(pending) >= limit:
-                yield _result(pending.popleft())
+                yield _take_one(pending)
             pending.append(task.remote(item))
         while pending:
-            yield _result(pending.popleft())
+            yield _take_one(pending)
     finally:
         for reference in pending:
             ray.cancel(reference, force=False)
+
+
+def _take_one(pending: list[Any]) -> Any:
+    """The first result to be there; its reference leaves `pending`, so that Ray can drop the object."""
+    (done, *_), rest = ray.wait(pending, num_returns=1)
+    pending[:] = rest
+    return _result(done)
 
 
 def _result(reference: Any) -> Any:

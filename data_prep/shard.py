@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import mmap
-from contextlib import ExitStack
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_prep.digest import payload_checksum
 from data_prep.errors import DataPrepError
-from data_prep.files import atomic_file, sha256_file, write_atomically
-from data_prep.images import RejectedImage, Steps, StoredImage, store_image
-from data_prep.index import IndexRow, write_index
+from data_prep.files import AtomicFiles, sha256_file, write_atomically
+from data_prep.fill import Filled, Rejected, ShardSamples, fill_shard
+from data_prep.index import IndexRow, read_index, write_rows
 from data_prep.manifest import ShardInfo
-from data_prep.source_config import SourceConfig
-from data_prep.sources import SampleRef, open_source
-from data_prep.writers import WRITERS, Payload
+from data_prep.readback import read_back
+from data_prep.writers import WRITERS
 
 WORK_FOLDER = ".prepare"
 """Holds the job's plan and a record per finished shard; gone when the dataset is finished."""
@@ -30,15 +26,15 @@ class ShardTask:
     """Everything a worker needs to write one shard; paths are absolute."""
 
     output: Path
-    split: str
     number: int
-    refs: tuple[SampleRef, ...]
-    source: SourceConfig
+    samples: ShardSamples
     formats: tuple[str, ...]
-    steps: Steps
-    statistics_images: int
-    """How many of the first samples go into the dataset's mean and standard deviation."""
     plan: str
+
+    @property
+    def split(self) -> str:
+        """The split the shard belongs to."""
+        return self.samples.split
 
     @property
     def name(self) -> str:
@@ -50,16 +46,9 @@ class ShardTask:
         """Where the finished shard is recorded."""
         return self.output / WORK_FOLDER / f"{self.name}.json"
 
-
-class Rejected(BaseModel):
-    """A sample that was left out, and why."""
-
-    model_config = ConfigDict(frozen=True)
-
-    split: str
-    key: str
-    location: str
-    reason: str
+    def path(self, format_name: str) -> Path:
+        """The shard's file."""
+        return self.output / shard_file(self.split, self.number, format_name)
 
 
 class ShardRecord(BaseModel):
@@ -86,20 +75,18 @@ def write_shard(task: ShardTask) -> ShardRecord:
     if record := _finished(task):
         return record
     try:
-        rows, rejected, histogram = _write_formats(task)
-        shards = {name: _describe(task, name, rows[name]) for name in task.formats if rows[name]}
-        for name in set(task.formats) - set(shards):
-            (task.output / shard_file(task.split, task.number, name)).unlink()
+        filled, shards = _write_formats(task)
         record = ShardRecord(
             plan=task.plan,
             split=task.split,
             number=task.number,
-            num_samples=len(task.refs) - len(rejected),
+            num_samples=len(task.samples.refs) - len(filled.rejected),
             shards=shards,
-            rejected=rejected,
-            histogram=histogram.tolist(),
+            rejected=filled.rejected,
+            histogram=filled.histogram.tolist(),
         )
-        write_atomically(task.record_path, record.model_dump_json().encode())
+        # A record lost in a power cut costs writing the shard again, no more.
+        write_atomically(task.record_path, record.model_dump_json().encode(), durable=False)
     except OSError as error:
         raise DataPrepError(f"can't write shard {task.name} under {task.output}: {error}") from None
     return record
@@ -110,74 +97,46 @@ def shard_file(split: str, number: int, format_name: str) -> str:
     return f"{format_name}/{split}-{number:06d}.{WRITERS[format_name].suffix}"
 
 
-def _index_file(file: str) -> str:
-    return str(Path(file).with_suffix(".index.arrow"))
-
-
-def _write_formats(
-    task: ShardTask,
-) -> tuple[dict[str, list[IndexRow]], list[Rejected], NDArray[np.int64]]:
-    source = open_source(task.source)
-    rows: dict[str, list[IndexRow]] = {name: [] for name in task.formats}
-    rejected: list[Rejected] = []
-    histogram = np.zeros((3, 256), np.int64)
-    with ExitStack() as files:
-        writers = {}
-        for name in task.formats:
-            path = task.output / shard_file(task.split, task.number, name)
-            writers[name] = WRITERS[name](files.enter_context(atomic_file(path)), len(task.refs))
-        for position, ref in enumerate(task.refs):
-            try:
-                content = source.read(ref)
-            except OSError as error:
-                raise DataPrepError(f"can't read sample {ref.key} of {task.split}: {error}") from None
-            try:
-                image = store_image(content, task.steps, histogram=position < task.statistics_images)
-            except RejectedImage as error:
-                rejected.append(
-                    Rejected(split=task.split, key=ref.key, location=ref.location, reason=str(error))
-                )
-                continue
-            if image.histogram is not None:
-                histogram += image.histogram
-            for name, writer in writers.items():
-                rows[name].append(_index_row(ref, image, writer.add(ref.key, ref.label, image)))
-        for writer in writers.values():
+def _write_formats(task: ShardTask) -> tuple[Filled, dict[str, ShardInfo]]:
+    """The files get their names only after all of their bytes were read back and found right."""
+    samples, shards = task.samples, {}
+    with AtomicFiles() as files:
+        opened = {name: files.open(task.path(name)) for name in task.formats}
+        writers = {
+            name: WRITERS[name](file, len(samples.refs), samples.task) for name, file in opened.items()
+        }
+        filled = fill_shard(samples, writers)
+        for name, writer in writers.items():
             writer.finish()
-    return rows, rejected, histogram
+            if filled.rows[name]:
+                files.sync(task.path(name))
+            else:
+                files.drop(task.path(name))
+        for name, rows in filled.rows.items():
+            if rows:
+                shards[name] = _describe(task, files, name, opened[name], rows)
+    return filled, shards
 
 
-def _index_row(ref: SampleRef, image: StoredImage, payload: Payload) -> IndexRow:
-    return IndexRow(
-        key=ref.key,
-        offset=payload.offset,
-        length=len(payload.content),
-        label=ref.label,
-        checksum=payload_checksum(payload.content),
-        encoding=payload.encoding,
-        height=image.height,
-        width=image.width,
-        source_hash=image.source_hash,
-    )
-
-
-def _describe(task: ShardTask, format_name: str, rows: list[IndexRow]) -> ShardInfo:
-    """Write the index of a finished shard file, after reading every payload back from the file."""
-    file = shard_file(task.split, task.number, format_name)
-    path = task.output / file
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for row in rows:
-            if payload_checksum(content[row.offset : row.offset + row.length]) != row.checksum:
-                raise DataPrepError(f"{path}: sample {row.key} reads back differently than it was written")
-    index = _index_file(file)
-    write_index(task.output / index, rows)
+def _describe(
+    task: ShardTask, files: AtomicFiles, format_name: str, shard: BinaryIO, rows: list[IndexRow]
+) -> ShardInfo:
+    """Write the index of a shard and read the shard back."""
+    path = task.path(format_name)
+    index_path = path.with_suffix(".index.arrow")
+    index = files.open(index_path)
+    write_rows(index, rows)
+    files.sync(index_path)
+    found = read_back(shard, read_index(index.name, full=True))
+    if found.damaged:
+        raise DataPrepError(f"{path} reads back differently than it was written: {found.damaged[0]}")
     return ShardInfo(
-        file=file,
-        index=index,
+        file=path.relative_to(task.output).as_posix(),
+        index=index_path.relative_to(task.output).as_posix(),
         num_samples=len(rows),
-        bytes=path.stat().st_size,
-        sha256=sha256_file(path),
-        index_sha256=sha256_file(task.output / index),
+        bytes=os.fstat(shard.fileno()).st_size,
+        sha256=found.sha256,
+        index_sha256=sha256_file(Path(index.name)),
     )
 
 

@@ -47,8 +47,9 @@ class ImageFolderSource(Section):
 
 
 class ImageNetSource(Section):
-    """ImageNet-1k (ILSVRC2012) as published: the tars ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the
-    devkit's ground truth; Kaggle's folders; or `{train,val}/<wnid>/*.JPEG`. Labels follow the sorted wnids."""
+    """ImageNet-1k (ILSVRC2012) as published: the tars ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, still
+    packed, with the devkit's ground truth; Kaggle's folders; or `{train,val}/<wnid>/*.JPEG`. All of them give the same
+    dataset: labels follow the sorted wnids, classes have WordNet's names, keys are the files' stems."""
 
     kind: Literal["imagenet"] = "imagenet"
     path: Path
@@ -60,7 +61,8 @@ class ImageNetSource(Section):
 class _DownloadableSource(Section):
     path: Path
     download: bool = False
-    """Fetch the published files into `path` where they are missing, and check their published MD5 sums."""
+    """Fetch the published files into `path` where they are missing, and check their published MD5 sums. Archives are
+    unpacked next to themselves, wherever they came from."""
     check_md5: bool = True
     """Compare the published files with their published MD5 sums."""
 
@@ -117,14 +119,15 @@ class Ade20kSource(Section):
 
 class WebDatasetSource(Section):
     """Existing WebDataset shards: tars whose members share a name up to its first dot, such as `0001.jpg` and
-    `0001.cls`."""
+    `0001.cls`, in any order. What lacks its image or label is rejected, within the job's budget."""
 
     kind: Literal["webdataset"] = "webdataset"
     path: Path
     splits: dict[SplitName, str] = {"train": "*train*.tar", "val": "*val*.tar"}
     """Split name → glob of tars under `path`; braces `{000..146}` are understood, as webdataset does."""
     label_field: str = "cls"
-    """The member that holds the class: a number as text; or `json:<key>` for a key of the member `json`."""
+    """The member that holds the class: a number as text, or one of the class names; or `json:<key>` for a key of the
+    member `json`."""
     class_names: Path | None = None
     """File of one class name a line, looked up from `path` when relative; by default numbers are names."""
 
@@ -135,6 +138,10 @@ class WebDatasetSource(Section):
             raise ValueError("label_field must name a member (cls) or a key of the json member (json:label)")
         return value
 
+
+ACQUISITION_FIELDS = frozenset({"download", "check_md5"})
+"""Fields of sources that say how their files are come by, not what is in them: a dataset that was prepared with a
+download is the one that a job without it would make."""
 
 SourceConfig = Annotated[
     DigitsSource

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 
 from data_prep.config import PrepareConfig
@@ -14,7 +13,7 @@ from data_prep.digest import dataset_digest
 from data_prep.errors import DataPrepError
 from data_prep.index import read_index
 from data_prep.manifest import DatasetManifest, SplitInfo
-from data_prep.plan import Plan, recorded_settings
+from data_prep.plan import Plan, encoder_versions, recorded_settings
 from data_prep.shard import ShardRecord
 
 Channels = tuple[float, float, float]
@@ -46,7 +45,9 @@ def build_manifest(
     )
     return DatasetManifest(
         name=output.name,
+        task=plan.task,
         classes=plan.classes,
+        class_ids=plan.class_ids,
         splits=splits,
         mean=mean,
         std=std,
@@ -56,7 +57,7 @@ def build_manifest(
             "exif_orientation": "ignored",
             "num_rejected": sum(len(record.rejected) for record in records),
             "listing": plan.listing,
-            "pillow": PIL.__version__,
+            **encoder_versions(),
         },
         digest=digest,
     )

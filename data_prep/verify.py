@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.digest import dataset_digest, payload_checksum
+from data_prep.digest import dataset_digest
 from data_prep.errors import DataPrepError
 from data_prep.files import sha256_file
 from data_prep.index import ShardIndex, read_index
-from data_prep.manifest import DatasetManifest, ShardInfo, load_manifest, manifest_path
+from data_prep.manifest import DatasetManifest, ShardInfo, Task, load_manifest, manifest_path
+from data_prep.readback import read_back
 from data_prep.writers.ffcv import MODE_OF_ENCODING, read_beton
+from data_prep.writers.webdataset import ANNOTATION_SUFFIX
 
 
 @dataclass
 class VerifyReport:
     """What was found; the dataset is good when `ok`."""
 
-    path: Path
+    path: Path | str
     manifest: DatasetManifest | None = None
     num_shards: int = 0
     num_payloads: int = 0
@@ -54,87 +55,104 @@ def verify(path: str | Path, *, deep: bool = True) -> VerifyReport:
     for split, info in manifest.splits.items():
         indexes[split] = {}
         for format_name, shards in info.formats.items():
-            found = [_verify_shard(folder, format_name, shard, deep, report) for shard in shards]
+            found = [
+                verify_shard(folder, manifest.task, format_name, shard, deep, report) for shard in shards
+            ]
             indexes[split][format_name] = [index for index in found if index is not None]
     if all(
         len(indexes[split][name]) == len(shards)
         for split, info in manifest.splits.items()
         for name, shards in info.formats.items()
     ):
-        report.problems += _verify_whole(manifest, indexes)
+        report.problems += verify_whole(manifest, indexes)
     return report
 
 
-def _verify_shard(
-    folder: Path, format_name: str, shard: ShardInfo, deep: bool, report: VerifyReport
+def verify_shard(
+    folder: Path, task: Task, format_name: str, shard: ShardInfo, deep: bool, report: VerifyReport
 ) -> ShardIndex | None:
-    """Check one shard; its index if that could be read."""
+    """Check one shard; its index if that is the manifest's, for nothing can be said with another one."""
     report.num_shards += 1
     index = None
     try:
-        index = read_index(folder / shard.index)
-        if len(index) != shard.num_samples:
-            report.problems.append(
-                f"{shard.index}: lists {len(index)} samples, manifest says {shard.num_samples}"
-            )
-        if sha256_file(folder / shard.index) != shard.index_sha256:
+        if sha256_file(folder / shard.index) == shard.index_sha256:
+            index = read_index(folder / shard.index, full=deep)
+        else:
             report.problems.append(f"{shard.index}: SHA-256 differs from the manifest's")
+    except FileNotFoundError:
+        report.problems.append(f"{shard.index} is missing: run its data-prep job again")
+    except OSError as error:
+        report.problems.append(f"{shard.index}: can't be read: {error.strerror or error}")
     except DataPrepError as error:
         report.problems.append(str(error))
+    if index is not None and len(index) != shard.num_samples:
+        report.problems.append(
+            f"{shard.index}: lists {len(index)} samples, manifest says {shard.num_samples}"
+        )
     try:
         size = (folder / shard.file).stat().st_size
         if size != shard.bytes:
             report.problems.append(f"{shard.file}: has {size} bytes, manifest says {shard.bytes}")
         if deep:
-            report.problems += _verify_content(folder, format_name, shard, index, report)
+            report.problems += _verify_content(folder, task, format_name, shard, index, report)
     except OSError as error:
         report.problems.append(f"{shard.file}: can't be read: {error.strerror or error}")
     return index
 
 
 def _verify_content(
-    folder: Path, format_name: str, shard: ShardInfo, index: ShardIndex | None, report: VerifyReport
+    folder: Path,
+    task: Task,
+    format_name: str,
+    shard: ShardInfo,
+    index: ShardIndex | None,
+    report: VerifyReport,
 ) -> Iterator[str]:
     path = folder / shard.file
-    if sha256_file(path) != shard.sha256:
+    with path.open("rb") as file:
+        found = read_back(file, index)
+    report.num_payloads += found.num_payloads
+    if found.sha256 != shard.sha256:
         yield f"{shard.file}: SHA-256 differs from the manifest's"
-    if index is None or path.stat().st_size == 0:
+    yield from (f"{shard.file}: {damage}" for damage in found.damaged)
+    if index is None:
         return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for row in map(index.row, range(len(index))):
-            report.num_payloads += 1
-            if payload_checksum(content[row.offset : row.offset + row.length]) != row.checksum:
-                yield f"{shard.file}: sample {row.key} ({row.length} bytes at {row.offset}) is damaged"
     compare = _compare_tar if format_name == "webdataset" else _compare_beton
     try:
-        yield from (f"{shard.file}: {problem}" for problem in compare(path, index))
-    except (DataPrepError, tarfile.TarError) as error:
+        yield from (f"{shard.file}: {problem}" for problem in compare(path, task, index))
+    except (DataPrepError, tarfile.TarError, ValueError, OverflowError) as error:
         yield f"{shard.file}: its structure is damaged: {error}"
 
 
-def _compare_tar(path: Path, index: ShardIndex) -> Iterator[str]:
+def _compare_tar(path: Path, task: Task, index: ShardIndex) -> Iterator[str]:
     """Do the tar's own headers and `.cls` files say what the index says?"""
+    suffix = ANNOTATION_SUFFIX.get(task, "cls")
     with tarfile.open(path, "r:") as tar:
         members = {member.name: member for member in tar}
         images = {
             member.offset_data: (name.rpartition(".")[0], member.size)
             for name, member in members.items()
-            if not name.endswith(".cls")
+            if not name.endswith(f".{suffix}")
         }
         if len(members) != 2 * len(index):
             yield f"has {len(members)} members for {len(index)} samples, expected two each"
         for row in map(index.row, range(len(index))):
             if images.get(row.offset) != (row.key, row.length):
                 yield f"the tar header of {row.key} disagrees with the index"
-            label = members.get(f"{row.key}.cls")
-            stored = tar.extractfile(label) if label else None
+            other = members.get(f"{row.key}.{suffix}")
+            if task != "classification":
+                place = (other.offset_data, other.size) if other else None
+                if place != (row.annotation_offset, row.annotation_length):
+                    yield f"the tar header of {row.key}'s annotation disagrees with the index"
+                continue
+            stored = tar.extractfile(other) if other else None
             if stored is None or stored.read() != str(row.label).encode():
                 yield f"the label file of {row.key} disagrees with the index"
 
 
-def _compare_beton(path: Path, index: ShardIndex) -> Iterator[str]:
+def _compare_beton(path: Path, task: Task, index: ShardIndex) -> Iterator[str]:
     """Do the beton's metadata and allocation table say what the index says?"""
-    samples = read_beton(path)
+    samples = read_beton(path, task)
     if len(samples) != len(index):
         yield f"its header says {len(samples)} samples, the index {len(index)}"
         return
@@ -146,21 +164,23 @@ def _compare_beton(path: Path, index: ShardIndex) -> Iterator[str]:
         "offset": index.offset,
         "length": index.length,
         "label": index.label,
+        "annotation_offset": index.annotation_offset,
+        "annotation_length": index.annotation_length,
     }
     for name, column in expected.items():
         for position in np.flatnonzero(samples[name] != column).tolist():
             yield f"the metadata of {index.key(position)} disagrees with the index in {name}"
 
 
-def _verify_whole(
-    manifest: DatasetManifest, indexes: dict[str, dict[str, list[ShardIndex]]]
-) -> Iterator[str]:
+def verify_whole(manifest: DatasetManifest, indexes: dict[str, dict[str, list[ShardIndex]]]) -> Iterator[str]:
     """Labels, unique keys, agreement between the formats, and the dataset digest of every format."""
     for split, per_format in indexes.items():
         names = sorted(per_format)
         for name in names:
             labels = np.concatenate([index.label for index in per_format[name]])
-            if labels.size and not (labels.min() >= 0 and labels.max() < manifest.num_classes):
+            if manifest.task == "classification" and not (
+                labels.min() >= 0 and labels.max() < manifest.num_classes
+            ):
                 yield f"{split}, {name}: a label lies outside the {manifest.num_classes} classes"
             keys = [key for index in per_format[name] for key in index.keys.to_pylist()]
             if len(set(keys)) != len(keys):
@@ -184,4 +204,6 @@ def _same_samples(first: ShardIndex, second: ShardIndex) -> bool:
         and np.array_equal(first.height, second.height)
         and np.array_equal(first.width, second.width)
         and np.array_equal(first.source_hash, second.source_hash)
+        and np.array_equal(first.annotation_length, second.annotation_length)
+        and np.array_equal(first.annotation_checksum, second.annotation_checksum)
     )

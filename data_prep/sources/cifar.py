@@ -1,105 +1,163 @@
-"""CIFAR-10 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009).
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009).
 
-Its published files are Python pickles, which can run any code when loaded: they are read by an
-unpickler that knows nothing but byte arrays, after a check of their published MD5 sums.
+Their published files are Python pickles, which can run any code when loaded: their MD5 sums are checked, and they
+are read by an unpickler that knows nothing but arrays.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
-import tarfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataPrepError
-from data_prep.source_config import Cifar10Source
+from data_prep.source_config import Cifar10Source, Cifar100Source
 from data_prep.sources.base import Listing, SampleRef, Source
 from data_prep.sources.image_folder import ImageFolder
-
-_ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
-_FILE_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-}
-_SPLITS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]}
+from data_prep.sources.plain_pickle import load_plain_pickle
+from data_prep.sources.published import PublishedFile, expect_md5
+from data_prep.sources.unpacked import ensure_unpacked, locate, missing_unpacked
 
 
-def open_source(config: Cifar10Source) -> Source:
+class _Cifar(NamedTuple):
+    """One of the two datasets as published."""
+
+    name: str
+    folder: str
+    archive: str
+    splits: dict[str, list[str]]
+    meta: str
+    size: str = "170 MB"
+
+
+_CIFAR10 = _Cifar(
+    "CIFAR-10",
+    "cifar-10-batches-py",
+    "cifar-10-python.tar.gz",
+    {"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]},
+    "batches.meta",
+)
+_CIFAR100 = _Cifar(
+    "CIFAR-100", "cifar-100-python", "cifar-100-python.tar.gz", {"train": ["train"], "val": ["test"]}, "meta"
+)
+
+
+def open_source(config: Cifar10Source | Cifar100Source) -> Source:
     """The source for whichever of the known layouts lies at `path`.
 
     Raises:
-        DataPrepError: none does.
+        DataPrepError: none does, and fetching is not asked for.
     """
-    path, check_md5 = config.path.expanduser(), config.check_md5
-    if path.is_file():
-        return CifarBatches(path, check_md5=check_md5)
-    for folder in (path, path / "cifar-10-batches-py"):
-        if (folder / "data_batch_1").is_file():
-            return CifarBatches(folder, check_md5=check_md5)
-    if (path / "train").is_dir() and (path / "test").is_dir():
+    path = config.path.expanduser()
+    pickles = CifarPickles(path, config)
+    if not pickles.is_there() and (path / "train").is_dir() and (path / "test").is_dir():
         return ImageFolder(path, splits={"train": "train", "val": "test"})
-    raise DataPrepError(
-        f"source.path: no CIFAR-10 at {path}: expected cifar-10-python.tar.gz, the folder "
-        "cifar-10-batches-py, or a folder with train/<class>/ and test/<class>/ images"
-    )
+    pickles.expect_some()
+    return pickles
 
 
-class CifarBatches:
-    """The published pickles; keys are `<batch>-<position>`, pixels (32, 32, 3)."""
+class CifarPickles:
+    """The published pickles; keys are `<batch>-<position>`, pixels (32, 32, 3) as published."""
 
-    def __init__(self, path: Path, *, check_md5: bool) -> None:
-        self.path = path
-        self._check_md5 = check_md5
+    def __init__(self, path: Path, config: Cifar10Source | Cifar100Source) -> None:
+        self._config = config
+        self._cifar = _CIFAR10 if config.kind == "cifar10" else _CIFAR100
+        self._labels = (config.labels if isinstance(config, Cifar100Source) else "") + "_labels"
+        self._labels = self._labels.removeprefix("_")
+        first = self._cifar.splits["train"][0]
+        self._place = locate(path, self._cifar.folder, self._cifar.archive, first)
+
+    def is_there(self) -> bool:
+        """Is the archive or its folder at the source's path?"""
+        return self._place.is_there()
+
+    def expect_some(self) -> None:
+        """Raises DataPrepError where there is nothing to begin with."""
+        if not self.is_there() and not self._config.download:
+            raise missing_unpacked(self._cifar.name, self._place, self._published())
 
     def listing(self) -> Listing:
-        """Reads the labels of all batches: about 180 MB."""
-        meta = _load(self.path, "batches.meta", self._check_md5)
-        classes = [bytes(name).decode() for name in meta[b"label_names"]]
-        splits: dict[str, list[SampleRef]] = {}
-        for split, batches in _SPLITS.items():
-            splits[split] = [
-                SampleRef(f"{batch}-{i:05d}", int(label), f"{batch}:{i}")
-                for batch in batches
-                for i, label in enumerate(_batch(self.path, batch, self._check_md5)[1])
-            ]
-        return Listing(classes, splits)
+        """Fetches and unpacks what is missing as far as the job allows, then reads all labels: about 180 MB."""
+        batches = [name for names in self._cifar.splits.values() for name in names]
+        files = [*batches, self._cifar.meta]
+        ensure_unpacked(
+            self._cifar.name,
+            self._place,
+            files,
+            self._published,
+            download=self._config.download,
+            check_md5=self._config.check_md5,
+        )
+        if self._config.check_md5:
+            for name, md5 in self._published_md5().items():
+                expect_md5(self._place.folder / name, md5)
+        classes = self._classes()
+        splits = {
+            split: [ref for name in names for ref in self._refs(name, len(classes))]
+            for split, names in self._cifar.splits.items()
+        }
+        return Listing(classes, {split: sorted(refs) for split, refs in splits.items()})
 
     def read(self, ref: SampleRef) -> NDArray[np.uint8]:
         """Pixels as published, never re-encoded."""
-        batch, _, position = ref.location.partition(":")
-        return _batch(self.path, batch, self._check_md5)[0][int(position)]
+        batch, _, position = ref.location.rpartition(":")
+        planes = self._batch(batch)[0][int(position)].reshape(3, 32, 32)
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+    def _refs(self, batch: str, num_classes: int) -> list[SampleRef]:
+        labels = self._batch(batch)[1]
+        if stray := [label for label in labels if not 0 <= label < num_classes]:
+            raise DataPrepError(
+                f"{self._place.folder / batch}: label {stray[0]} is not among the {num_classes} classes"
+            )
+        return [SampleRef(f"{batch}-{i:05d}", label, f"{batch}:{i}") for i, label in enumerate(labels)]
+
+    def _batch(self, name: str) -> tuple[NDArray[np.uint8], list[int]]:
+        path = self._place.folder / name
+        status = path.stat()
+        return _load_batch(path, self._labels.encode(), status.st_mtime_ns, status.st_size)
+
+    def _classes(self) -> list[str]:
+        path = self._place.folder / self._cifar.meta
+        key = self._labels.removesuffix("s").encode() + b"_names"
+        names = load_plain_pickle(_read(path), where=str(path)).get(key)
+        if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
+            raise DataPrepError(f"{path} has no list of class names {key.decode()!r}")
+        return [name.decode(errors="replace") for name in names]
+
+    def _published(self) -> PublishedFile:
+        dataset = self._torchvision()
+        return PublishedFile(self._cifar.archive, self._cifar.size, dataset.url, dataset.tgz_md5)
+
+    def _published_md5(self) -> dict[str, str]:
+        dataset = self._torchvision()
+        return dict([*dataset.train_list, *dataset.test_list]) | {
+            dataset.meta["filename"]: dataset.meta["md5"]
+        }
+
+    def _torchvision(self) -> Any:
+        """The class that knows URLs and sums; its import takes 4 s, which workers don't need."""
+        from torchvision import datasets
+
+        return datasets.CIFAR10 if self._cifar is _CIFAR10 else datasets.CIFAR100
 
 
 @lru_cache(maxsize=6)
-def _batch(path: Path, name: str, check_md5: bool) -> tuple[NDArray[np.uint8], list[int]]:
-    """A batch's images (n, 32, 32, 3) and labels; all six stay in memory, 184 MB."""
-    content = _load(path, name, check_md5)
+def _load_batch(
+    path: Path, labels_key: bytes, _mtime: int, _size: int
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """A batch's images (n, 3072), plane after plane, and labels. All batches stay in memory, 184 MB a process:
+    the samples of a shard come from all of them."""
+    content = load_plain_pickle(_read(path), where=str(path))
     data: Any = content.get(b"data")
-    labels: Any = content.get(b"labels")
+    labels: Any = content.get(labels_key)
     plain = isinstance(data, np.ndarray) and data.dtype == np.uint8 and isinstance(labels, list)
-    if not plain or data.shape != (len(labels), 3072):
-        raise DataPrepError(f"{path}: {name} does not hold CIFAR-10 images and labels")
-    return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
-
-
-def _load(path: Path, name: str, check_md5: bool) -> dict[bytes, Any]:
-    content = _archive_members(path, check_md5).get(name) if path.is_file() else _read(path / name)
-    if content is None:
-        raise DataPrepError(f"{path} is not the CIFAR-10 archive: it has no {name}")
-    if check_md5:
-        _expect_md5(content, _FILE_MD5[name], f"{path}: {name}")
-    return load_plain_pickle(content, where=f"{path}: {name}")
+    if not plain or data.shape != (len(labels), 3072) or not all(isinstance(label, int) for label in labels):
+        raise DataPrepError(f"{path} does not hold CIFAR images and {labels_key.decode()}")
+    return data, labels
 
 
 def _read(path: Path) -> bytes:
@@ -107,65 +165,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataPrepError(f"can't read {path}: {error.strerror}") from None
-
-
-@lru_cache(maxsize=1)
-def _archive_members(path: Path, check_md5: bool) -> dict[str, bytes]:
-    content = _read(path)
-    if check_md5:
-        _expect_md5(content, _ARCHIVE_MD5, str(path))
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            files = {Path(member.name).name: archive.extractfile(member) for member in archive}
-            return {name: file.read() for name, file in files.items() if file and name in _FILE_MD5}
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataPrepError(f"source.path: {path} is not an intact tar archive: {error}") from None
-
-
-def _expect_md5(content: bytes, expected: str, where: str) -> None:
-    actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if actual != expected:
-        raise DataPrepError(
-            f"{where} has MD5 {actual}, published is {expected}: download it again, "
-            "or set source.check_md5: false if it was changed on purpose"
-        )
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How protocol 2 carries bytes; any other codec of `_codecs.encode` is of no use here."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"codec {encoding!r} is not allowed")
-    return text.encode("latin1")
-
-
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]
-"""How numpy makes an empty array to unpickle into; its private home has moved between releases."""
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode_latin1,
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _RECONSTRUCT
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
-def load_plain_pickle(content: bytes, where: str) -> dict[bytes, Any]:
-    """Unpickle a dictionary of plain values and numpy arrays; nothing else can be built or called.
-
-    Raises:
-        DataPrepError: it asks for anything else, or is damaged.
-    """
-    try:
-        value = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises nearly any type
-        raise DataPrepError(f"{where} is not a pickle of plain arrays ({error}): it was not loaded") from None
-    if not isinstance(value, dict):
-        raise DataPrepError(f"{where} does not hold a dictionary")
-    return value

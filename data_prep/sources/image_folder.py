@@ -6,12 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 from data_prep.digest import order_key
 from data_prep.errors import DataPrepError
+from data_prep.files import read_file
 from data_prep.source_config import ImageFolderSource
 from data_prep.sources.base import Listing, SampleRef
+from data_prep.sources.files import expect_inside, file_keys
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _DEFAULT_SPLITS = {"train": "train", "val": "val"}
@@ -41,6 +42,7 @@ class ImageFolder:
         class_names: Path | None = None,
     ) -> None:
         self.root = root.expanduser()
+        self._root_text = str(self.root)
         if not self.root.is_dir():
             raise DataPrepError(f"source.path: {root} is not a folder")
         self._splits = dict(splits or _DEFAULT_SPLITS) if val_fraction is None else {}
@@ -64,7 +66,7 @@ class ImageFolder:
 
     def read(self, ref: SampleRef) -> bytes:
         """The file's bytes, untouched."""
-        return (self.root / ref.location).read_bytes()
+        return read_file(f"{self._root_text}/{ref.location}")
 
     def _list_splits(self) -> tuple[list[str], dict[str, list[SampleRef]]]:
         per_split = {}
@@ -113,50 +115,36 @@ class ImageFolder:
     def _list_classes(self, folder: Path, found: list[str], classes: list[str]) -> list[SampleRef]:
         label = {name: i for i, name in enumerate(classes)}
         files = [
-            (file.relative_to(folder), label[name])
-            for name in found
-            for file in self._images(folder / name, frozenset())
+            (file, label[name]) for name in found for file in self._images(folder / name, name, frozenset())
         ]
-        stems = Counter(path.with_suffix("") for path, _ in files)
-        refs = [
-            SampleRef(
-                # a.jpg beside a.png: the suffix becomes part of both names
-                _key(path if stems[path.with_suffix("")] > 1 else path.with_suffix("")),
-                number,
-                str(folder.relative_to(self.root) / path),
-            )
-            for path, number in files
-        ]
-        return sorted(refs)
+        keys = file_keys([file for file, _ in files])
+        inside = "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
+        return sorted(
+            SampleRef(key, number, f"{inside}{file}") for key, (file, number) in zip(keys, files, strict=True)
+        )
 
-    def _images(self, folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    def _images(self, folder: Path, inside: str, above: frozenset[Path]) -> Iterator[str]:
+        """Paths from the class folders' parent on, as text: a `Path` a file would take most of the listing."""
         real = self._check_inside(folder)
         if real in above:
             raise DataPrepError(f"{folder} links to a folder that holds it: remove the loop")
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 continue
-            path = folder / entry.name
             if entry.is_dir():
-                yield from self._images(path, above | {real})
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                yield from self._images(folder / name, f"{inside}/{name}", above | {real})
+            elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
                 if entry.is_symlink():
-                    self._check_inside(path)
-                yield path
+                    self._check_inside(folder / name)
+                if not entry.is_file():
+                    raise DataPrepError(
+                        f"{folder / name} is neither a file nor a folder, or a broken link: remove it"
+                    )
+                yield f"{inside}/{name}"
 
     def _check_inside(self, path: Path) -> Path:
-        real = path.resolve()
-        if not real.is_relative_to(self._real_root):
-            raise DataPrepError(
-                f"{path} leads out of source.path to {real}: copy the files in, or point source.path at "
-                "the folder that holds them all"
-            )
-        return real
-
-
-def _key(path: Path) -> str:
-    """A reversible ASCII name without dots: webdataset splits a member's name at its first dot."""
-    return quote(os.fsencode(path), safe="/").replace(".", "%2E")
+        return expect_inside(path, self._real_root)
 
 
 def _readable(folders: list[str], mapping: Path) -> list[str]:

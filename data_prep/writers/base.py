@@ -1,30 +1,33 @@
-"""What a shard writer does: takes stored images one by one, in order, and says where each one lies."""
+"""What a shard writer does: takes stored samples one by one, in order, and says where each one lies."""
 
 from __future__ import annotations
 
 from typing import BinaryIO, NamedTuple, Protocol
 
 from data_prep.images import StoredImage
+from data_prep.manifest import Task
 
 
 class Payload(NamedTuple):
-    """One stored payload: its bytes, where they start in the shard, and their `encoding` in the index."""
+    """One stored sample: its image's bytes, where they start in the shard, their `encoding` in the index, and
+    where its annotation starts (0 without one). Formats store the annotation's bytes as they are given."""
 
     offset: int
     content: bytes
     encoding: int
+    annotation_offset: int = 0
 
 
 class ShardWriter(Protocol):
-    """Writes one shard into an open binary file; the same images give the same bytes."""
+    """Writes one shard into an open binary file; the same samples give the same bytes."""
 
     suffix: str
 
-    def __init__(self, file: BinaryIO, capacity: int) -> None:
-        """`capacity` is an upper bound of the number of images."""
+    def __init__(self, file: BinaryIO, capacity: int, task: Task = "classification") -> None:
+        """`capacity` is an upper bound of the number of samples."""
 
-    def add(self, key: str, label: int, image: StoredImage) -> Payload:
-        """Append one sample."""
+    def add(self, key: str, label: int, image: StoredImage, annotation: bytes | None = None) -> Payload:
+        """Append one sample; the annotation is given for every task but classification."""
         ...
 
     def finish(self) -> None:

@@ -1,4 +1,5 @@
-"""`.beton` files, version 2, with the stock fields `image` (RGBImageField) and `label` (IntField).
+"""`.beton` files, version 2, with the stock fields `image` (RGBImageField) and `label` (IntField), and where
+the task has them `annotation` (JSONField for detection, BytesField for a mask's PNG file in segmentation).
 
 The layout is written here rather than by `ffcv.writer.DatasetWriter`, because that one re-encodes every
 JPEG, hangs for ever when a worker process meets an exception, and pads each file to two pages
@@ -12,14 +13,16 @@ either the mapped file or whole pages, so no payload may cross a boundary of its
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.errors import DataPrepError
+from data_prep.files import GatheredWriter
 from data_prep.images import StoredImage
 from data_prep.index import ENCODED, RAW_RGB
+from data_prep.manifest import Task
 from data_prep.writers.base import Payload
 
 VERSION = 2
@@ -38,15 +41,42 @@ FIELD_TYPE = np.dtype(
 )
 ALLOCATION_TYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE_TYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-SAMPLE_TYPE = np.dtype([("", IMAGE_TYPE), ("", "<i8")], align=True)
-FIELDS = ((b"image", 2), (b"label", 1))
-"""Names and type ids of RGBImageField and IntField."""
+ANNOTATION_TYPE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+_IMAGE_AND_LABEL = ((b"image", 2), (b"label", 1))
+FIELDS: dict[Task, tuple[tuple[bytes, int], ...]] = {
+    "classification": _IMAGE_AND_LABEL,
+    "detection": (*_IMAGE_AND_LABEL, (b"annotation", 5)),
+    "segmentation": (*_IMAGE_AND_LABEL, (b"annotation", 3)),
+}
+"""Names and type ids: RGBImageField is 2, IntField 1, BytesField 3, JSONField 5."""
+JSON_END = b"\0"
+"""JSONField ends its text with it. The index's length and checksum leave it out, so that they are those of the
+same annotation in a tar."""
 MODE_OF_ENCODING = {ENCODED: 0, RAW_RGB: 1}
 """RGBImageField's modes: 0 is JPEG, 1 is raw pixels."""
 
 _MIN_PAGE_BYTES = 1 << 21
 _MAX_PAGE_BYTES = 1 << 31
-_METADATA_START = HEADER_TYPE.itemsize + len(FIELDS) * FIELD_TYPE.itemsize
+
+
+def sample_type(task: Task) -> np.dtype[Any]:
+    """A sample's metadata record, as `ffcv.types.get_metadata_type` makes it of the fields."""
+    fields: list[tuple[str, Any]] = [("", IMAGE_TYPE), ("", "<i8")]
+    return np.dtype(fields if task == "classification" else [*fields, ("", ANNOTATION_TYPE)], align=True)
+
+
+def metadata_start(task: Task) -> int:
+    """Where the samples' metadata begins, in bytes."""
+    return HEADER_TYPE.itemsize + len(FIELDS[task]) * FIELD_TYPE.itemsize
+
+
+class _Sample(NamedTuple):
+    mode: int
+    width: int
+    height: int
+    offset: int
+    label: int
+    annotation: tuple[int, int]
 
 
 class FfcvWriter:
@@ -58,89 +88,113 @@ class FfcvWriter:
 
     suffix = "beton"
 
-    def __init__(self, file: BinaryIO, capacity: int) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, capacity: int, task: Task = "classification") -> None:
+        self._file = GatheredWriter(file)
+        self._task: Task = task
         self._page_bytes = _MIN_PAGE_BYTES
-        self._position = _METADATA_START + capacity * SAMPLE_TYPE.itemsize
-        self._samples: list[tuple[tuple[int, int, int, int], int]] = []
+        self._file.seek(metadata_start(task) + capacity * sample_type(task).itemsize)
+        self._samples: list[_Sample] = []
         self._allocations: list[tuple[int, int, int]] = []
 
-    def add(self, key: str, label: int, image: StoredImage) -> Payload:
+    def add(self, key: str, label: int, image: StoredImage, annotation: bytes | None = None) -> Payload:
         """JPEG bytes go in unchanged as mode jpg, everything else as raw RGB pixels."""
-        size = len(image.beton_payload)
+        offset = self._append(key, image.beton_payload)
+        place = (0, 0)
+        if annotation is not None:
+            stored = annotation + JSON_END if self._task == "detection" else annotation
+            place = (self._append(key, stored), len(stored))
+        mode = MODE_OF_ENCODING[image.beton_encoding]
+        self._samples.append(_Sample(mode, image.width, image.height, offset, label, place))
+        return Payload(offset, image.beton_payload, image.beton_encoding, place[0])
+
+    def finish(self) -> None:
+        """Write the allocation table, then metadata and header."""
+        table = self._file.position
+        self._file.write(np.array(self._allocations, ALLOCATION_TYPE).tobytes())
+        header = np.zeros((), HEADER_TYPE)
+        header["version"] = VERSION
+        header["num_fields"] = len(FIELDS[self._task])
+        header["page_size"] = self._page_bytes
+        header["num_samples"] = len(self._samples)
+        header["alloc_table_ptr"] = table
+        fields = np.zeros(len(FIELDS[self._task]), FIELD_TYPE)
+        for field, (name, type_id) in zip(fields, FIELDS[self._task], strict=True):
+            field["type_id"] = type_id
+            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        self._file.seek(0)
+        self._file.write(header.tobytes() + fields.tobytes() + _records(self._task, self._samples).tobytes())
+        self._file.flush()
+
+    def _append(self, key: str, content: bytes) -> int:
+        size = len(content)
         if size > _MAX_PAGE_BYTES:
             raise DataPrepError(f"{key}: {size} bytes are too many for one FFCV sample ({_MAX_PAGE_BYTES})")
         while size > self._page_bytes:
             self._page_bytes *= 2
-        if self._position % self._page_bytes + size > self._page_bytes:
-            self._position += -self._position % self._page_bytes
-        offset = self._position
-        self._file.seek(offset)
-        self._file.write(image.beton_payload)
-        self._position += size
-        mode = MODE_OF_ENCODING[image.beton_encoding]
+        offset = self._file.position
+        if offset % self._page_bytes + size > self._page_bytes:
+            offset += -offset % self._page_bytes
+            self._file.seek(offset)
+        self._file.write(content)
         self._allocations.append((len(self._samples), offset, size))
-        self._samples.append(((mode, image.width, image.height, offset), label))
-        return Payload(offset, image.beton_payload, image.beton_encoding)
-
-    def finish(self) -> None:
-        """Write the allocation table, then metadata and header."""
-        self._file.seek(self._position)
-        self._file.write(np.array(self._allocations, ALLOCATION_TYPE).tobytes())
-        header = np.zeros((), HEADER_TYPE)
-        header["version"] = VERSION
-        header["num_fields"] = len(FIELDS)
-        header["page_size"] = self._page_bytes
-        header["num_samples"] = len(self._samples)
-        header["alloc_table_ptr"] = self._position
-        fields = np.zeros(len(FIELDS), FIELD_TYPE)
-        for field, (name, type_id) in zip(fields, FIELDS, strict=True):
-            field["type_id"] = type_id
-            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
-        self._file.seek(0)
-        self._file.write(header.tobytes() + fields.tobytes() + _records(self._samples).tobytes())
+        return offset
 
 
-def _records(samples: list[tuple[tuple[int, int, int, int], int]]) -> NDArray[Any]:
+def _records(task: Task, samples: list[_Sample]) -> NDArray[Any]:
     """Sample metadata, shape (n,); zeroed first, since numpy leaves the records' padding undefined."""
-    records = np.zeros(len(samples), SAMPLE_TYPE)
-    images, labels = SAMPLE_TYPE.names or ()
-    records[images] = np.array([image for image, _ in samples], IMAGE_TYPE)
-    records[labels] = [label for _, label in samples]
+    records = np.zeros(len(samples), sample_type(task))
+    images, labels, *annotations = _names(records)
+    records[images] = np.array([sample[:4] for sample in samples], IMAGE_TYPE)
+    records[labels] = [sample.label for sample in samples]
+    for name in annotations:
+        records[name] = np.array([sample.annotation for sample in samples], ANNOTATION_TYPE)
     return records
 
 
-def read_beton(path: Path) -> NDArray[Any]:
-    """What a `.beton` file says of its samples, as a structured array of shape (n,) with the fields
-    mode, width, height, offset, length and label.
+def _names(records: NDArray[Any]) -> tuple[str, ...]:
+    return records.dtype.names or ()
+
+
+_COLUMNS = ("mode", "width", "height", "offset", "length", "label", "annotation_offset", "annotation_length")
+
+
+def read_beton(path: Path, task: Task = "classification") -> NDArray[Any]:
+    """What a `.beton` file says of its samples, as an int64 structured array of shape (n,) with the fields
+    mode, width, height, offset, length, label, annotation_offset and annotation_length (without JSON's end mark).
 
     Raises:
-        DataPrepError: it is not a `.beton` file with the fields `image` and `label`.
+        DataPrepError: it is not a `.beton` file with the task's fields, or its tables contradict each other.
     """
     content = np.memmap(path, np.uint8, mode="r")
-    if content.size < _METADATA_START:
+    start = metadata_start(task)
+    if content.size < start:
         raise DataPrepError(f"{path} is too short for a .beton file")
     header = content[: HEADER_TYPE.itemsize].view(HEADER_TYPE)[0]
-    fields = content[HEADER_TYPE.itemsize : _METADATA_START].view(FIELD_TYPE)
+    fields = content[HEADER_TYPE.itemsize : start].view(FIELD_TYPE)
     names = tuple((bytes(f["name"]).rstrip(b"\0"), int(f["type_id"])) for f in fields)
-    if header["version"] != VERSION or names != FIELDS:
-        raise DataPrepError(f"{path} is not a .beton file of version {VERSION} with image and label fields")
+    if header["version"] != VERSION or header["num_fields"] != len(names) or names != FIELDS[task]:
+        raise DataPrepError(f"{path} is not a .beton file of version {VERSION} with the fields of {task}")
     count, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
-    metadata_end = _METADATA_START + count * SAMPLE_TYPE.itemsize
-    table_end = table + count * ALLOCATION_TYPE.itemsize
+    metadata_end = start + count * sample_type(task).itemsize
+    table_end = table + count * (len(names) - 1) * ALLOCATION_TYPE.itemsize
     if metadata_end > table or table_end != content.size:
         raise DataPrepError(f"{path} is damaged: its tables don't fit its {content.size} bytes")
-    samples = content[_METADATA_START:metadata_end].view(SAMPLE_TYPE)
-    sizes = dict(zip(*_columns(content[table:table_end].view(ALLOCATION_TYPE)), strict=True))
-    images, labels = SAMPLE_TYPE.names or ()
-    names_out = ("mode", "width", "height", "offset", "length", "label")
-    result = np.zeros(count, [(name, np.int64) for name in names_out])
-    for name, column in zip(names_out[:4], ("mode", "width", "height", "data_ptr"), strict=True):
+    samples = content[start:metadata_end].view(sample_type(task))
+    return _columns(task, samples, content[table:table_end].view(ALLOCATION_TYPE))
+
+
+def _columns(task: Task, samples: NDArray[Any], table: NDArray[Any]) -> NDArray[Any]:
+    sizes = dict(zip(table["ptr"].tolist(), table["size"].tolist(), strict=True))
+    images, labels, *annotations = _names(samples)
+    result = np.zeros(len(samples), [(name, np.int64) for name in _COLUMNS])
+    for name, column in zip(_COLUMNS[:4], ("mode", "width", "height", "data_ptr"), strict=True):
         result[name] = samples[images][column]
-    result["length"] = [sizes.get(int(offset), -1) for offset in result["offset"]]
+    result["length"] = [sizes.get(offset, -1) for offset in samples[images]["data_ptr"].tolist()]
     result["label"] = samples[labels]
+    for name in annotations:
+        result["annotation_offset"] = samples[name]["ptr"]
+        allocated = [sizes.get(offset, -1) for offset in samples[name]["ptr"].tolist()]
+        stored = samples[name]["size"].astype(np.int64)
+        end = len(JSON_END) if task == "detection" else 0
+        result["annotation_length"] = np.where(stored == allocated, stored - end, -1)
     return result
-
-
-def _columns(table: NDArray[Any]) -> tuple[list[int], list[int]]:
-    return table["ptr"].tolist(), table["size"].tolist()

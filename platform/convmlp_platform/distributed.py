@@ -81,6 +81,11 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def wait_for_all(world: World) -> None:
+    """Return once every rank has got here (collective)."""
+    sum_over_ranks(torch.zeros((), device=world.device)).item()
+
+
 def broadcast_object(value: T | None) -> T:
     """Rank 0's `value` on every rank. The value crosses as a pickle between our own processes only."""
     box = [value]

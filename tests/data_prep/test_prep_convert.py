@@ -227,7 +227,7 @@ def test_rejected_budget(source: Path, tmp_path: Path) -> None:
     assert [line["location"] for line in lines][2] == "val/class_1/half.jpg"
     assert "empty" in lines[0]["reason"]
     assert "not a JPEG" in lines[1]["reason"]
-    assert "truncated" in lines[2]["reason"]
+    assert "Premature end" in lines[2]["reason"]
     assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 11, "val": 5}
     assert manifest.preprocessing["num_rejected"] == 3
     assert verify(tmp_path / "out").ok

@@ -11,6 +11,7 @@ from PIL import Image
 from prep_helpers import image_bytes, make_folder, prepare_folder, smooth_image
 
 from data_prep.index import ENCODED, RAW_RGB, read_index
+from data_prep.manifest import Task
 from data_prep.writers import ffcv as beton
 
 pytestmark = pytest.mark.ffcv
@@ -23,15 +24,21 @@ def _ffcv() -> None:
 
 def test_our_types_are_those_of_ffcv() -> None:
     from ffcv import types
-    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields import BytesField, IntField, JSONField, RGBImageField
     from ffcv.fields.rgb_image import IMAGE_MODES
 
     assert types.CURRENT_VERSION == beton.VERSION
     assert types.HeaderType == beton.HEADER_TYPE
     assert types.FieldDescType == beton.FIELD_TYPE
     assert types.ALLOC_TABLE_TYPE == beton.ALLOCATION_TYPE
-    assert types.get_metadata_type([RGBImageField(), IntField()]) == beton.SAMPLE_TYPE
-    assert [types.TYPE_ID_HANDLER[number] for _, number in beton.FIELDS] == [RGBImageField, IntField]
+    fields: dict[Task, list[type]] = {
+        "classification": [RGBImageField, IntField],
+        "detection": [RGBImageField, IntField, JSONField],
+        "segmentation": [RGBImageField, IntField, BytesField],
+    }
+    for task, classes in fields.items():
+        assert types.get_metadata_type([field() for field in classes]) == beton.sample_type(task)
+        assert [types.TYPE_ID_HANDLER[number] for _, number in beton.FIELDS[task]] == classes
     assert beton.MODE_OF_ENCODING[ENCODED] == IMAGE_MODES["jpg"]
     assert beton.MODE_OF_ENCODING[RAW_RGB] == IMAGE_MODES["raw"]
 

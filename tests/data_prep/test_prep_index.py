@@ -26,6 +26,9 @@ ROWS = st.lists(
         height=st.integers(0, 2**31 - 1),
         width=st.integers(0, 2**31 - 1),
         source_hash=st.binary(min_size=16, max_size=16),
+        annotation_offset=st.integers(0, 2**63 - 1),
+        annotation_length=st.integers(0, 2**63 - 1),
+        annotation_checksum=st.integers(0, 2**64 - 1),
     ),
     max_size=20,
 )

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from data_prep.errors import DataPrepError
-from data_prep.manifest import SCHEMA_VERSION, DatasetManifest, load_manifest, write_manifest
+from data_prep.manifest import (
+    SCHEMA_VERSION,
+    DatasetManifest,
+    _checksum,
+    _render,
+    load_manifest,
+    parse_manifest,
+    write_manifest,
+)
 
 
 def shard(**changes: Any) -> dict[str, Any]:
@@ -39,6 +47,12 @@ def content(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def save(folder: Path, **changes: Any) -> None:
+    """A manifest with its right checksum, whatever it says."""
+    fields = content(**changes)
+    (folder / "manifest.json").write_bytes(_render(fields | {"checksum": _checksum(fields)}))
+
+
 def test_round_trip_by_folder_and_by_file(tmp_path: Path) -> None:
     manifest = DatasetManifest.model_validate(content())
     assert write_manifest(manifest, tmp_path) == tmp_path / "manifest.json"
@@ -63,12 +77,9 @@ def test_missing_names_the_job_that_makes_it(tmp_path: Path) -> None:
         ("\xff\xfe", "not valid JSON"),
         ("[]", "expected a JSON object"),
         ('{"name": "x"}', "no integer schema_version"),
-        (
-            json.dumps(content(schema_version=SCHEMA_VERSION + 1)),
-            "schema_version 2, this release reads up to 1",
-        ),
-        (json.dumps(content(digest="md5:1")), "digest"),
-        (json.dumps(content(extra=1)), "extra"),
+        (json.dumps(content(schema_version=3)), "schema_version 3, this release reads 2: upgrade"),
+        (json.dumps(content(schema_version=1)), "schema_version 1, .* prepare the dataset again"),
+        (json.dumps(content()), "is damaged: its checksum"),
     ],
 )
 def test_broken_content(tmp_path: Path, text: str, message: str) -> None:
@@ -77,10 +88,29 @@ def test_broken_content(tmp_path: Path, text: str, message: str) -> None:
         load_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"digest": "md5:1"}, {"extra": 1}, {"classes": "a"}])
+def test_broken_contract_under_a_right_checksum(tmp_path: Path, change: dict[str, Any]) -> None:
+    save(tmp_path, **change)
+    with pytest.raises(DataPrepError, match=f"breaks the manifest contract: {next(iter(change))}"):
+        load_manifest(tmp_path)
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """Also one that changes a space, or the letter case of an escape, and so leaves the JSON's meaning."""
+    write_manifest(DatasetManifest.model_validate(content(name="größe")), tmp_path)
+    good = (tmp_path / "manifest.json").read_bytes()
+    for position in range(len(good)):
+        for bit in range(8):
+            damaged = bytearray(good)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(DataPrepError):
+                parse_manifest(bytes(damaged), "manifest.json")
+
+
 @pytest.mark.parametrize("file", ["/etc/passwd", "../other/a.tar", "webdataset/../../a.tar", ""])
 def test_shards_stay_in_the_folder(tmp_path: Path, file: str) -> None:
     splits = {"train": {"num_samples": 3, "formats": {"webdataset": [shard(file=file)]}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(content(splits=splits)))
+    save(tmp_path, splits=splits)
     with pytest.raises(DataPrepError, match=r"splits\.train\.formats\.webdataset\.0\.file"):
         load_manifest(tmp_path)
 
@@ -88,11 +118,11 @@ def test_shards_stay_in_the_folder(tmp_path: Path, file: str) -> None:
 def test_formats_must_agree(tmp_path: Path) -> None:
     halves = [shard(num_samples=1), shard(num_samples=2)]
     splits = {"train": {"num_samples": 3, "formats": {"webdataset": [shard()], "ffcv": halves}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(content(splits=splits)))
+    save(tmp_path, splits=splits)
     with pytest.raises(DataPrepError, match="different places"):
         load_manifest(tmp_path)
     splits = {"train": {"num_samples": 4, "formats": {"webdataset": [shard()]}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(content(splits=splits)))
+    save(tmp_path, splits=splits)
     with pytest.raises(DataPrepError, match="hold 3 samples, the split says 4"):
         load_manifest(tmp_path)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prep_helpers import image_bytes, make_folder, prepare_folder, smooth_image
+from published_minis import cifar10_files
 
 from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
@@ -20,7 +21,7 @@ from data_prep.errors import DataPrepError
 from data_prep.index import read_index
 from data_prep.source_config import Cifar10Source, ImageFolderSource
 from data_prep.sources import Listing, open_source
-from data_prep.sources.cifar import load_plain_pickle
+from data_prep.sources.plain_pickle import load_plain_pickle
 from data_prep.verify import verify
 
 
@@ -133,21 +134,11 @@ def test_readable_class_names(tmp_path: Path) -> None:
         listing(source, class_names=mapping)
 
 
-def cifar_files(per_batch: int = 4) -> dict[str, bytes]:
-    """The published layout with made-up pixels, pickled as Python 2 wrote it (protocol 2, byte keys)."""
-    rng = np.random.default_rng(0)
-    files: dict[str, Any] = {"batches.meta": {b"label_names": [b"airplane", b"automobile", b"bird"]}}
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        data = rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
-        files[name] = {b"data": data, b"labels": [i % 3 for i in range(per_batch)]}
-    return {name: pickle.dumps(content, protocol=2) for name, content in files.items()}
-
-
 @pytest.mark.parametrize("layout", ["folder", "parent", "archive"])
 def test_cifar_pickles(tmp_path: Path, layout: str) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    files = cifar_files()
+    files = cifar10_files()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     archive = tmp_path / "cifar.tar.gz"
@@ -181,7 +172,7 @@ def test_cifar_image_folders(tmp_path: Path) -> None:
     found = open_source(Cifar10Source(path=source)).listing()
     assert {name: len(refs) for name, refs in found.splits.items()} == {"train": 11, "val": 5}
     with pytest.raises(DataPrepError, match="no CIFAR-10 at"):
-        open_source(Cifar10Source(path=source / "train"))
+        open_source(Cifar10Source(path=source / "train")).listing()
 
 
 class _Evil:

@@ -9,8 +9,9 @@ import pytest
 from prep_helpers import make_folder, prepare_folder
 
 from data_prep.__main__ import main
-from data_prep.index import IndexRow, read_index, write_index
-from data_prep.manifest import load_manifest, write_manifest
+from data_prep.files import sha256_file
+from data_prep.index import read_index, write_index
+from data_prep.manifest import DatasetManifest, load_manifest, write_manifest
 from data_prep.verify import verify
 
 
@@ -78,19 +79,30 @@ def test_every_problem_is_listed(dataset: Path) -> None:
     beton.write_bytes(beton.read_bytes()[:-7])
     text = "\n".join(verify(dataset).problems)
     assert "webdataset/train-000000.tar: can't be read" in text
-    assert "no sample index at" in text
+    assert "ffcv/val-000000.index.arrow is missing" in text
     assert "ffcv/train-000002.beton: has " in text
     assert "ffcv/train-000002.beton: its structure is damaged" in text
 
 
-def test_an_index_that_was_swapped_breaks_agreement_and_digest(dataset: Path) -> None:
+def relabel_first_sample(dataset: Path) -> Path:
     path = dataset / "ffcv" / "train-000000.index.arrow"
     index = read_index(path)
     rows = [index.row(i) for i in range(len(index))]
-    rows[0] = IndexRow(**(rows[0]._asdict() | {"label": (rows[0].label + 1) % 3}))
-    write_index(path, rows)
+    write_index(path, [rows[0]._replace(label=(rows[0].label + 1) % 3), *rows[1:]])
+    return path
+
+
+def test_an_index_that_was_swapped_is_not_used(dataset: Path) -> None:
+    relabel_first_sample(dataset)
+    assert verify(dataset).problems == ["ffcv/train-000000.index.arrow: SHA-256 differs from the manifest's"]
+
+
+def test_an_index_that_was_swapped_with_its_hash_breaks_agreement_and_digest(dataset: Path) -> None:
+    path = relabel_first_sample(dataset)
+    fields = load_manifest(dataset).model_dump(mode="json")
+    fields["splits"]["train"]["formats"]["ffcv"][0]["index_sha256"] = sha256_file(path)
+    write_manifest(DatasetManifest.model_validate(fields | {"checksum": ""}), dataset)
     text = "\n".join(verify(dataset).problems)
-    assert "train-000000.index.arrow: SHA-256 differs" in text
     assert "hold different samples" in text
     assert "ffcv: the dataset digest is sha256:" in text
     assert "webdataset: the dataset digest" not in text
@@ -107,7 +119,7 @@ def test_command_line(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["verify", str(dataset)]) == 0
     assert "32 payloads are intact" in capsys.readouterr().out
     assert main(["show-manifest", str(dataset)]) == 0
-    assert '"schema_version": 1' in capsys.readouterr().out
+    assert '"schema_version": 2' in capsys.readouterr().out
     (dataset / "ffcv" / "val-000001.beton").unlink()
     assert main(["verify", "--quick", str(dataset)]) == 2
     assert "val-000001.beton" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from convmlp_platform.config.sections import (
     ScheduleSection,
     Section,
     TrackingSection,
+    TrackingTarget,
     TrainingSection,
 )
 from data_prep.config import PrepareConfig
@@ -38,6 +39,7 @@ class PrepareJob(PrepareConfig):
 
     kind: Literal["prepare"]
     name: Name
+    tracking: TrackingTarget = TrackingTarget()
     launch: PrepareLaunchSection = PrepareLaunchSection()
 
     @property

@@ -68,7 +68,8 @@ class DataSection(Section):
         1e-4, description="share of the split's samples that may be left out before the run fails"
     )
     cache_dir: str = Field(
-        "data-cache", description="local folder for parts of a remote dataset (data.path: s3://...)"
+        "~/.cache/convmlp",
+        description="folder on the node's own disk for parts of a remote dataset (data.path: s3://...)",
     )
     cache_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
         100 * 10**9, description="size the cache is kept below, per node"
@@ -222,12 +223,17 @@ class RegisterSection(Section):
     alias: Name = "champion"
 
 
-class TrackingSection(Section):
+class TrackingTarget(Section):
     """Where MLflow is. MLFLOW_TRACKING_URI wins over `uri`; by default a SQLite file beside the runs."""
 
     uri: str | None = None
     experiment: str = "convmlp"
     tags: dict[str, str] = Field(default_factory=dict)
+
+
+class TrackingSection(TrackingTarget):
+    """Where a training run is recorded, and what becomes of its best model."""
+
     register_as: RegisterSection | None = None
 
 

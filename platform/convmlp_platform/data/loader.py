@@ -5,77 +5,66 @@ Nothing here keeps state: where the order stands is the step, so a resume at any
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from convmlp_platform.data.assignment import share_of
+from convmlp_platform.data.batch import BatchPool, PooledPlaces, PooledReader, ReadBatch, Refused
 from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.permutation import derive_key
+from convmlp_platform.data.quarantine import Quarantine
+from convmlp_platform.data.read_ahead import ReadAhead
+from convmlp_platform.data.reader import (
+    EvalReader,
+    EvalTransform,
+    OpenSplit,
+    SampleSource,
+    TrainReader,
+    TrainTransform,
+)
 from convmlp_platform.data.split import ShardedSplit
+from convmlp_platform.errors import DataError
 
-# What torch collates a list of (image, label, sample id) to.
-Collated = tuple[Tensor, Tensor, Tensor]
-ImageTransform = Callable[[Image.Image], Tensor]
+# Micro-batches that each reader has ready or under way; and, of those that a step holds at a time, how many are
+# given memory of the pool: more than that are copied.
+_PREFETCH = 4
+_MOST_HELD = 32
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass computes: images [B, 3, H, W] float32, labels [B] int64, sample ids [B] int64.
+    """What one forward pass computes.
 
-    `number` is its place in the step, the same on any world size. A ghost is computed with weight 0.
+    Args:
+        images: [B, 3, H, W], channels-last; uint8 pixels (the engine normalises them on its device) or
+            normalised float32.
+        labels, sample_ids, epochs: [B] int64. Sample ids and epochs are those of the sample order, also where
+            another sample took a place.
+        checksums: [B] int64, the bits of the XXH3-64 of the payload that was read; 0 where `replaced`.
+        replaced: [B] bool, the places of damaged samples, taken by other samples of the same micro-batch.
+        number: place in the step, the same on any world size.
+        ghost: computed with weight 0.
     """
 
     images: Tensor
     labels: Tensor
     sample_ids: Tensor
+    epochs: Tensor
+    checksums: Tensor
+    replaced: Tensor
     number: int
     ghost: bool = False
 
 
-def _micro_batch(batch: Collated, number: int, ghost: bool = False) -> MicroBatch:
-    images, labels, sample_ids = batch
-    return MicroBatch(images, labels, sample_ids, number, ghost)
-
-
-class _Augmented(Dataset[tuple[Tensor, int, int]]):
-    """Samples by (epoch, sample id); the augmentation's randomness is keyed by (seed, epoch, sample id)."""
-
-    def __init__(self, split: ShardedSplit, transform: ImageTransform, seed: int) -> None:
-        self.split, self.transform, self.seed = split, transform, seed
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int, int]:
-        epoch, sample = place
-        key = derive_key(self.seed, "augment", epoch, sample)
-        random.seed(key)
-        np.random.seed(key & 0xFFFFFFFF)  # timm's transforms draw from numpy's global generator
-        torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
-        image, label = self.split.image(sample)
-        return self.transform(image), label, sample
-
-
-@dataclass(frozen=True)
-class _Places:
-    """The batch sampler: for each micro-batch of this rank, its (epoch, sample id) pairs."""
-
-    order: SampleOrder
-    steps: range
-    global_batch_size: int
-    micro_batch_size: int
-    numbers: tuple[int, ...]
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.micro_batch_size
-        for step in self.steps:
-            for number in self.numbers:
-                epochs, samples = self.order.step_samples(step, self.global_batch_size, number * size, size)
-                yield list(zip(epochs.tolist(), samples.tolist(), strict=True))
+def _micro_batch(read: ReadBatch, number: int, ghost: bool = False) -> MicroBatch:
+    rest = (read.labels, read.sample_ids, read.epochs, read.checksums, read.replaced)
+    labels, sample_ids, epochs, checksums, replaced = map(torch.from_numpy, rest)
+    return MicroBatch(read.tensor(), labels, sample_ids, epochs, checksums, replaced, number, ghost)
 
 
 @dataclass(frozen=True)
@@ -83,10 +72,15 @@ class TrainLoader:
     """The training micro-batches of one rank.
 
     `num_workers` reader processes run through the ends of epochs, so no epoch starts with an empty queue.
+
+    Args:
+        quarantine: who takes note of damaged samples and trains on without them; None fails on the first.
+        twin: opens the split in the dataset's other format, from which damaged samples are then read.
+        read_ahead: fetches from remote storage what this rank will read.
     """
 
     split: ShardedSplit
-    transform: ImageTransform
+    transform: TrainTransform
     order: SampleOrder
     global_batch_size: int
     micro_batch_size: int
@@ -94,33 +88,51 @@ class TrainLoader:
     world_size: int
     num_workers: int
     pin_memory: bool = False
+    quarantine: Quarantine | None = None
+    twin: OpenSplit | None = None
+    read_ahead: ReadAhead | None = None
 
     def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of this rank for each step in start..stop-1 (steps are counted from 0)."""
+        """The micro-batches of this rank for each step in start..stop-1 (steps are counted from 0).
+
+        Raises:
+            DataError: a sample is damaged and there is no quarantine, or it is full.
+        """
         share = share_of(self.rank, self.world_size, self.global_batch_size // self.micro_batch_size)
-        real = share.numbers[: share.real]
-        places = _Places(self.order, range(start, stop), self.global_batch_size, self.micro_batch_size, real)
-        dataset = _Augmented(self.split, self.transform, self.order.seed)
-        batches = iter(_data_loader(dataset, places, self.num_workers, self.pin_memory))
-        for _ in range(start, stop):
-            micro_batches = [_micro_batch(next(batches), number) for number in real]
-            last = micro_batches[-1]
-            ghosts = len(share.numbers) - share.real
-            yield (
-                micro_batches
-                + [MicroBatch(last.images, last.labels, last.sample_ids, last.number, True)] * ghosts
-            )
+        numbers = share.numbers[: share.real]
+        ghosts = len(share.numbers) - share.real
+        reader = TrainReader(
+            SampleSource(self.split, self.twin if self.quarantine else None),
+            self.transform,
+            self.order,
+            self.global_batch_size,
+            self.micro_batch_size,
+            quarantine=self.quarantine is not None,
+        )
+        places = _Places(start, stop, numbers)
+        with self.read_ahead.running(start, stop) if self.read_ahead else nullcontext() as progress:
+            held = len(share.numbers)
+            batches = _read(reader, places, self.num_workers, self.pin_memory, self.quarantine, held)
+            for step in range(start, stop):
+                if progress is not None:
+                    progress.reached(step)
+                micro_batches = [_micro_batch(next(batches), number) for number in numbers]
+                yield micro_batches + [replace(micro_batches[-1], ghost=True)] * ghosts
 
 
-class _Plain(Dataset[tuple[Tensor, int, int]]):
-    """Samples by id, without randomness."""
+@dataclass(frozen=True)
+class _Places:
+    """The (step, number) of every micro-batch of a rank: what readers need to know, as they are asked for it."""
 
-    def __init__(self, split: ShardedSplit, transform: ImageTransform) -> None:
-        self.split, self.transform = split, transform
+    start: int
+    stop: int
+    numbers: tuple[int, ...]
 
-    def __getitem__(self, sample: int) -> tuple[Tensor, int, int]:
-        image, label = self.split.image(sample)
-        return self.transform(image), label, sample
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, number) for step in range(self.start, self.stop) for number in self.numbers)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * len(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -128,14 +140,19 @@ class EvalLoader:
     """A rank's part of the held-out images: each exactly once over all ranks.
 
     Every rank yields the same number of batches; where a rank has none left, a ghost repeats its first.
+
+    Args:
+        quarantine, twin: as in `TrainLoader`, but a damaged image that the twin doesn't have fails in any case.
     """
 
     split: ShardedSplit
-    transform: ImageTransform
+    transform: EvalTransform
     batch_size: int
     rank: int
     world_size: int
     num_workers: int
+    quarantine: Quarantine | None = None
+    twin: OpenSplit | None = None
 
     def __iter__(self) -> Iterator[MicroBatch]:
         samples = range(len(self.split))
@@ -143,23 +160,46 @@ class EvalLoader:
         rounds = -(-len(batches) // self.world_size)
         mine = batches[self.rank :: self.world_size]
         padded = mine + (mine or batches)[:1] * (rounds - len(mine))
-        loader = _data_loader(_Plain(self.split, self.transform), padded, self.num_workers, False)
-        for number, batch in enumerate(loader):
-            yield _micro_batch(batch, number, ghost=number >= len(mine))
+        source = SampleSource(self.split, self.twin if self.quarantine else None)
+        reader = EvalReader(source, self.transform, self.batch_size)
+        for number, read in enumerate(_read(reader, padded, self.num_workers, False, self.quarantine)):
+            yield _micro_batch(read, number, ghost=number >= len(mine))
 
 
-def _data_loader(
-    dataset: Dataset[tuple[Tensor, int, int]], batch_sampler: object, num_workers: int, pin_memory: bool
-) -> Iterable[Collated]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,  # type: ignore[arg-type]
+def _read(
+    reader: TrainReader | EvalReader,
+    places: Iterable[object],
+    num_workers: int,
+    pin_memory: bool,
+    quarantine: Quarantine | None,
+    held: int = 1,
+) -> Iterator[ReadBatch]:
+    """What the reader makes of each place, in order; `held` batches are in use at a time."""
+    pool = None
+    if num_workers:
+        pool = BatchPool(_PREFETCH * num_workers + min(held, _MOST_HELD) + 2, *reader.room)
+    loader: Iterable[ReadBatch | Refused] = DataLoader(
+        PooledReader(reader, pool),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=PooledPlaces(places, pool),
+        collate_fn=_as_read,
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_one_thread,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=_PREFETCH if num_workers else None,
         multiprocessing_context="fork" if num_workers else None,
     )
+    for read in loader:
+        if isinstance(read, Refused):
+            raise DataError(read.message)
+        if quarantine is not None and read.damages:
+            quarantine.add(read.damages)
+        yield read
+
+
+def _as_read(read: Any) -> Any:
+    """A batch comes whole: nothing is to be collated."""
+    return read
 
 
 def _one_thread(_worker: int) -> None:

@@ -2,58 +2,90 @@
 
 from __future__ import annotations
 
-import io
-import os
 from bisect import bisect_right
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import xxhash
 from PIL import Image
 
+from convmlp_platform.data.damage import Damage, DamagedSample
+from convmlp_platform.data.decode import Pixels, decode
+from convmlp_platform.data.local import LocalStorage
+from convmlp_platform.data.remote_dataset import load_remote_manifest
+from convmlp_platform.data.storage import Storage, StorageUnreachable
 from convmlp_platform.errors import DataError
 from data_prep.errors import DataPrepError
-from data_prep.index import RAW_RGB, IndexRow, ShardIndex, read_index
+from data_prep.index import RAW_RGB, ShardIndex
 from data_prep.manifest import DatasetManifest, ShardInfo, load_manifest
+from data_prep.urls import local_path, shown
 
-# Open files a reader keeps; shards of a window lie together, so few are in use at a time.
-OPEN_SHARDS = 128
+
+class Payload(NamedTuple):
+    """One sample as it is stored: `content` is an image file, or raw RGB pixels of `height` x `width`."""
+
+    content: bytes | memoryview
+    encoding: int
+    height: int
+    width: int
+    label: int
+    checksum: int
+    """XXH3-64 of `content`, as it was read."""
+
+    def pixels(self, smallest: tuple[int, int] | None = None) -> Pixels:
+        """Shape (height, width, 3), read-only; `smallest` as in `data.decode`, which also says what is raised."""
+        if self.encoding == RAW_RGB:
+            return np.frombuffer(self.content, np.uint8).reshape(self.height, self.width, 3)
+        return decode(self.content, smallest)
 
 
 def open_manifest(path: str, digest: str | None = None) -> DatasetManifest:
-    """The manifest of the dataset at `path`.
+    """The manifest of the dataset at `path`, a folder or URL.
 
     Raises:
         DataError: there is none, it is damaged, or it is not the dataset that `digest` names.
     """
+    folder = local_path(path)
     try:
-        manifest = load_manifest(path)
+        manifest = load_remote_manifest(path) if folder is None else load_manifest(folder)
     except DataPrepError as error:
         raise DataError(f"data.path: {error}") from None
     if digest is not None and manifest.digest != digest:
         raise DataError(
-            f"data.digest: the dataset at {path} is {manifest.digest}, but the job asks for {digest}: "
+            f"data.digest: the dataset at {shown(path)} is {manifest.digest}, but the job asks for {digest}: "
             "point data.path at the dataset it was written for, or update data.digest"
         )
     return manifest
 
 
 class ShardedSplit:
-    """Random access to the samples 0..len-1 of a split.
+    """Random access to the samples 0..len-1 of a split; files and indexes are opened when they are needed.
 
-    Reads are positioned (`pread`), so any number of forked reader processes may share one object.
-    Every payload is checked against its XXH3-64 unless `verify` is False.
+    Every payload's XXH3-64 is compared with the index's unless `verify` is False. Forked reader processes may
+    share one object.
+
+    Args:
+        storage: where the shards lie; default: in `folder` itself.
 
     Raises:
-        DataError: the split or format isn't in the dataset, a file is missing or has another size, or, while
-            reading, a payload is damaged; the message names shard, sample and byte range.
+        DataError: the split or format isn't in the dataset, or, while reading, a file or index is missing or
+            damaged; a `DamagedSample` names shard, sample and byte range.
     """
 
     def __init__(
-        self, folder: str | Path, manifest: DatasetManifest, split: str, format: str, *, verify: bool = True
+        self,
+        folder: str | Path,
+        manifest: DatasetManifest,
+        split: str,
+        format: str,
+        *,
+        verify: bool = True,
+        storage: Storage | None = None,
     ) -> None:
-        self.folder, self.name, self.verify = Path(folder), f"{manifest.name}/{split}", verify
+        self.folder, self.name, self.format = str(folder), f"{manifest.name}/{split}", format
+        self.verify = verify
         if split not in manifest.splits:
             raise DataError(
                 f"dataset {manifest.name} has no split {split!r}; it has {sorted(manifest.splits)}"
@@ -64,63 +96,112 @@ class ShardedSplit:
                 f"data.format: dataset {manifest.name} has no {format} shards; it has {sorted(formats)}"
             )
         self.shards: list[ShardInfo] = formats[format]
-        for shard in self.shards:
-            _check_file(self.folder / shard.file, shard.bytes)
+        self.storage: Storage = LocalStorage(Path(folder), self.shards) if storage is None else storage
         self._starts = [0, *accumulate(shard.num_samples for shard in self.shards)]
-        self._index = lru_cache(maxsize=None)(self._read_index)
-        self._file = lru_cache(maxsize=OPEN_SHARDS)(_OpenFile)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def image(self, sample: int) -> tuple[Image.Image, int]:
-        """The sample's RGB image and its label."""
-        row, payload, shard = self._payload(sample)
-        if row.encoding == RAW_RGB:
-            return Image.frombytes("RGB", (row.width, row.height), payload), row.label
-        try:
-            return Image.open(io.BytesIO(payload)).convert("RGB"), row.label
-        except OSError as error:
-            raise DataError(
-                f"{self.folder / shard.file}: sample {row.key!r} can't be decoded: {error}"
-            ) from None
+    def check_files(self) -> None:
+        """Whether all shards are there with their sizes, where that can be known without reading them.
 
-    def _payload(self, sample: int) -> tuple[IndexRow, bytes, ShardInfo]:
+        Raises:
+            DataError: naming the first that is not.
+        """
+        if isinstance(self.storage, LocalStorage):
+            self.storage.check_files()
+
+    def index(self, number: int) -> ShardIndex:
+        """The index of a shard, by its number in `shards`."""
+        return self.storage.index(number)
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """A sample's shard, as its number in `shards`, and its 0-based position there."""
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} is not in 0..{len(self) - 1}")
         number = bisect_right(self._starts, sample) - 1
-        shard = self.shards[number]
-        row = self._index(number).row(sample - self._starts[number])
-        path = self.folder / shard.file
-        payload = os.pread(self._file(path).descriptor, row.length, row.offset)
-        if len(payload) != row.length or (self.verify and xxhash.xxh3_64_intdigest(payload) != row.checksum):
-            raise DataError(
-                f"{path}: sample {row.key!r} (bytes {row.offset}..{row.offset + row.length}) is damaged: "
-                f"its checksum is not the index's; run `convmlp data verify {self.folder}`"
-            )
-        return row, payload, shard
+        return number, sample - self._starts[number]
 
-    def _read_index(self, number: int) -> ShardIndex:
+    def key(self, sample: int) -> str:
+        """The sample's name, unique within the split."""
+        number, position = self.locate(sample)
+        return self.index(number).key(position)
+
+    def label(self, sample: int) -> int:
+        """The sample's class number (-1 where its task has none)."""
+        number, position = self.locate(sample)
+        return int(self.index(number).label[position])
+
+    def payload(self, sample: int) -> Payload:
+        """The sample's stored image, checked."""
+        number, position = self.locate(sample)
+        index = self.index(number)
+        content, checksum = self._checked(
+            sample,
+            int(index.offset[position]),
+            int(index.length[position]),
+            int(index.checksum[position]),
+        )
+        return Payload(
+            content,
+            int(index.encoding[position]),
+            int(index.height[position]),
+            int(index.width[position]),
+            int(index.label[position]),
+            checksum,
+        )
+
+    def annotation(self, sample: int) -> bytes:
+        """The sample's annotation as stored, checked: JSON for detection, the mask's PNG for segmentation.
+
+        Raises:
+            DataError: also where the task has no annotations.
+        """
+        number, position = self.locate(sample)
+        index = self.index(number)
+        length = int(index.annotation_length[position])
+        if not length:
+            raise DataError(f"{self.name}: sample {index.key(position)!r} has no annotation")
+        checksum = int(index.annotation_checksum[position])
+        return bytes(self._checked(sample, int(index.annotation_offset[position]), length, checksum)[0])
+
+    def image(self, sample: int) -> tuple[Image.Image, int]:
+        """The sample's RGB image, decoded exactly, and its label."""
+        payload = self.payload(sample)
         try:
-            return read_index(self.folder / self.shards[number].index)
-        except DataPrepError as error:
-            raise DataError(str(error)) from None
+            return Image.fromarray(payload.pixels()), payload.label
+        except (OSError, ValueError) as error:
+            raise self.damaged(sample, f"it can't be decoded ({error})") from None
 
+    def damaged(self, sample: int, reason: str) -> DamagedSample:
+        """The error that says where the sample's image lies."""
+        number, position = self.locate(sample)
+        index = self.index(number)
+        return self._damaged(sample, int(index.offset[position]), int(index.length[position]), reason)
 
-class _OpenFile:
-    """A file descriptor that is closed with its last user."""
+    def _damaged(self, sample: int, offset: int, length: int, reason: str) -> DamagedSample:
+        number, position = self.locate(sample)
+        file = f"{self.folder}/{self.shards[number].file}"
+        damage = Damage(sample, self.index(number).key(position), file, offset, length, reason)
+        return DamagedSample(damage, self.folder)
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
-def _check_file(path: Path, size: int) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"shard {path} can't be read: {error.strerror}; run its data-prep job again"
-        ) from None
-    if found != size:
-        raise DataError(f"shard {path} has {found} bytes, its manifest says {size}: it was cut or changed")
+    def _checked(
+        self, sample: int, offset: int, length: int, checksum: int
+    ) -> tuple[bytes | memoryview, int]:
+        """The bytes and their XXH3-64. Wrong ones are read once more, past any cache, before they are given up."""
+        number, _ = self.locate(sample)
+        try:
+            for last in (False, True):
+                content = self.storage.read(number, offset, length)
+                found = xxhash.xxh3_64_intdigest(content)
+                if len(content) == length and (found == checksum or not self.verify):
+                    return content, found
+                if last or not self.storage.discard(number, offset, length):
+                    break
+        except StorageUnreachable:
+            raise
+        except DataError as error:
+            raise self._damaged(sample, offset, length, str(error)) from None
+        cut = f"only {len(content)} of its {length} bytes are there"
+        reason = "its checksum is not the index's" if len(content) == length else cut
+        raise self._damaged(sample, offset, length, reason)

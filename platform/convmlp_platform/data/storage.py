@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from convmlp_platform.errors import DataError
 from data_prep.index import ShardIndex
+
+
+class StorageUnreachable(DataError):
+    """The storage can't be asked now, or refuses access: not a sign of damage, so no sample is given up for it."""
 
 
 class Storage(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convmlp.pixels import Normalize
 from convmlp_platform.distributed import World
 from convmlp_platform.engine.batch_norm import BatchNormAverager
 from convmlp_platform.engine.ema import WeightAverage
@@ -41,7 +42,8 @@ class MicroBatch(Protocol):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a step is computed. `seed_for(step, number)` keys all randomness of a micro-batch's forward pass."""
+    """How a step is computed. `seed_for(step, number)` keys all randomness of a micro-batch's forward pass;
+    `mean` and `std` normalise images that come as uint8 pixels (per RGB channel, of pixels in [0, 1])."""
 
     micro_batch_size: int
     num_micro_batches: int
@@ -53,6 +55,8 @@ class EngineOptions:
     channels_last: bool = True
     zero_stage: int = 2
     deepspeed: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Engine(ABC):
         self, task: nn.Module, make_optimizer: OptimizerFactory, options: EngineOptions, world: World
     ) -> None:
         self.options, self.world, self.updates = options, world, 0
+        self.normalize = Normalize(options.mean, options.std)
         self.model: nn.Module = task.model  # type: ignore[assignment]
         task.to(world.device)
         if options.channels_last and self.weights_keep_layout:
@@ -174,9 +179,11 @@ class Engine(ABC):
         return loss.float(), logits.float()
 
     def to_device(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Images (channels-last if asked) and labels on the rank's device."""
+        """Images (normalised float32, channels-last if asked) and labels on the rank's device."""
         layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
         images = micro.images.to(self.world.device, non_blocking=True, memory_format=layout)
+        if images.dtype == torch.uint8:  # a quarter of the bytes to copy
+            images = self.normalize(images)
         return images, micro.labels.to(self.world.device, non_blocking=True)
 
     @contextmanager

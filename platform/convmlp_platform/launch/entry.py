@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from convmlp_platform.config.load import resolve_paths
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import ConfigError, DataError, LaunchError
 from data_prep.errors import DataPrepError
+from data_prep.manifest import MANIFEST_NAME, DatasetManifest
 
 
 def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
@@ -25,24 +27,43 @@ def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
 
 
 def _prepare(job: PrepareJob, use_ray: bool) -> int:
-    from data_prep.convert import prepare
+    from convmlp_platform.launch.preparation import record
 
-    config = job.preparation
     _preflight(job)
     try:
-        if not use_ray:
-            prepare(config, progress=_say)
-            return 0
-        from convmlp_platform.launch.connect import connect
-        from convmlp_platform.launch.environment import shared_env_vars
-
-        with connect(job.launch.address, shared_env_vars(threads=1)):
-            from data_prep.runner import ray_map
-
-            prepare(config, map_shards=ray_map, progress=_say)
+        manifest, seconds = _prepare_on_ray(job) if use_ray else _timed_prepare(job)
     except DataPrepError as error:
         raise DataError(str(error)) from error
+    record(job, manifest, seconds, _say)
     return 0
+
+
+def _prepare_on_ray(job: PrepareJob) -> tuple[DatasetManifest, float | None]:
+    from convmlp_platform.launch.connect import connect
+    from convmlp_platform.launch.environment import shared_env_vars
+
+    with connect(job.launch.address, shared_env_vars(threads=1)):
+        from data_prep.runner import ray_map
+
+        return _timed_prepare(job, map_shards=ray_map)
+
+
+def _timed_prepare(job: PrepareJob, **options: Any) -> tuple[DatasetManifest, float | None]:
+    """The dataset's manifest, and the seconds it took; None where the dataset was finished before."""
+    from data_prep.convert import prepare
+
+    before, started = _stamp(job), time.monotonic()
+    manifest = prepare(job.preparation, progress=_say, **options)
+    return manifest, None if _stamp(job) == before else time.monotonic() - started
+
+
+def _stamp(job: PrepareJob) -> tuple[int, int] | None:
+    """Changes when the job writes its dataset's manifest, and stays where the dataset was finished before."""
+    try:
+        status = (job.output.path / MANIFEST_NAME).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _train_on_ray(job: TrainJob) -> int:

@@ -33,6 +33,7 @@ from convmlp_platform.tracking.state import (
     without_secrets,
 )
 from convmlp_platform.tracking.uri import tracking_uri
+from data_prep.urls import scrubbed
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,8 @@ class Tracker:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested `values` by dotted name, as text of at most 6000 characters; lists as JSON."""
+    """Nested `values` by dotted name, as text of at most 6000 characters; lists as JSON. Passwords and tokens in
+    URLs are left out."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -157,7 +159,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{name}.")
             continue
         text = json.dumps(value, default=str) if isinstance(value, (list, tuple, Mapping)) else str(value)
-        flat[name] = text[:MAX_VALUE_LENGTH]
+        flat[name] = scrubbed(text)[:MAX_VALUE_LENGTH]
     return flat
 
 

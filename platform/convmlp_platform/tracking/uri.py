@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from convmlp_platform.config.paths import root
-from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.config.sections import TrackingTarget
 from convmlp_platform.tracking.state import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ _DATABASES = ("postgresql", "mysql", "mssql")
 _SQLITE = "sqlite:///"
 
 
-def tracking_uri(section: TrackingSection | None = None) -> str:
+def tracking_uri(section: TrackingTarget | None = None) -> str:
     """MLFLOW_TRACKING_URI; else `tracking.uri`; else `mlflow.db` below `config.paths.root()`.
 
     A relative SQLite path starts from that root too, as a worker's current directory is not the user's.
@@ -43,7 +43,7 @@ def artifact_location(uri: str) -> str | None:
     return None if path is None else (path.parent / "mlartifacts").as_uri()
 
 
-def check_tracking(section: TrackingSection) -> list[str]:
+def check_tracking(section: TrackingTarget) -> list[str]:
     """What would surely fail, one sentence each. Opens no MLflow and takes at most 3 s.
 
     A server that doesn't answer is only logged as a warning, with `register_as` too: records wait in the
@@ -54,8 +54,7 @@ def check_tracking(section: TrackingSection) -> list[str]:
     problem = _scheme_problem(uri, field) or _sqlite_problem(uri, field)
     if problem:
         return [problem]
-    if uri.startswith(("http://", "https://")):
-        _warn_if_unreachable(uri, field)
+    _warn_if_unreachable(uri, field)
     return []
 
 
@@ -90,16 +89,25 @@ def _sqlite_problem(uri: str, field: str) -> str | None:
 
 
 def _warn_if_unreachable(uri: str, field: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3):
-            return
-    except urllib.error.HTTPError:
-        return  # whoever answers, if only to ask for a password, is there
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    reason = silence(uri)
+    if reason:
         logger.warning(
             "%s: MLflow at %s doesn't answer (%s): a run goes on without it, its records wait in its journal",
             field,
             without_secrets(uri),
             reason,
         )
+
+
+def silence(uri: str) -> str | None:
+    """Why the server at `uri` doesn't answer, asked for at most 3 s; None where it does, or is no server."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    try:
+        # urllib takes user and password for a part of the host's name.
+        with urllib.request.urlopen(f"{without_secrets(uri).rstrip('/')}/health", timeout=3):
+            return None
+    except urllib.error.HTTPError:
+        return None  # whoever answers, if only to ask for a password, is there
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -15,21 +13,29 @@ from convmlp.transforms import eval_transform, train_transform
 from convmlp.weights import load_pretrained
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.data.ledger import Ledger, LedgerHeader
 from convmlp_platform.data.loader import EvalLoader, TrainLoader
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.data.permutation import derive_key
+from convmlp_platform.data.quarantine import Quarantine
+from convmlp_platform.data.reader import OpenSplit
 from convmlp_platform.data.split import ShardedSplit
 from convmlp_platform.distributed import World
 from convmlp_platform.engine.base import Engine, EngineOptions
 from convmlp_platform.engine.create import create_engine
 from convmlp_platform.errors import ConfigError
+from convmlp_platform.training.remote_data import open_job_storage, read_ahead_of
+from convmlp_platform.training.run_folder import RunFolder
 from data_prep.manifest import DatasetManifest
 
 
-def open_split(job: TrainJob, manifest: DatasetManifest, name: str) -> ShardedSplit:
-    """One split of the job's dataset, in the format it asks for."""
-    folder = Path(resolve(job.data.path, "data.path"))
-    return ShardedSplit(folder, manifest, name, job.data.format, verify=job.data.verify)
+def open_split(
+    job: TrainJob, manifest: DatasetManifest, name: str, format: str | None = None
+) -> ShardedSplit:
+    """One split of the job's dataset, in the format it asks for or in another one."""
+    path, format = resolve(job.data.path, "data.path"), format or job.data.format
+    storage = open_job_storage(job, manifest, name, format)
+    return ShardedSplit(path, manifest, name, format, verify=job.data.verify, storage=storage)
 
 
 def build_model(job: TrainJob, num_classes: int) -> nn.Module:
@@ -87,7 +93,7 @@ def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def build_engine(job: TrainJob, task: nn.Module, world: World) -> Engine:
+def build_engine(job: TrainJob, task: nn.Module, manifest: DatasetManifest, world: World) -> Engine:
     """The task under the job's strategy and precision.
 
     Raises:
@@ -107,11 +113,36 @@ def build_engine(job: TrainJob, task: nn.Module, world: World) -> Engine:
         channels_last=engine.channels_last,
         zero_stage=engine.zero_stage,
         deepspeed=engine.deepspeed,
+        mean=manifest.mean,
+        std=manifest.std,
     )
     return create_engine(engine.strategy, task, lambda module: build_optimizer(job, module), options, world)
 
 
-def build_train_loader(job: TrainJob, manifest: DatasetManifest, world: World) -> TrainLoader:
+def build_quarantine(
+    job: TrainJob, manifest: DatasetManifest, split: str, folder: RunFolder, world: World
+) -> Quarantine | None:
+    """Who takes note of a split's damaged samples, where the job doesn't fail on the first."""
+    if job.data.on_damage == "fail":
+        return None
+    return Quarantine(
+        manifest.splits[split].num_samples,
+        job.data.max_quarantined,
+        job.data.path,
+        folder.quarantine,
+        world.rank,
+    )
+
+
+def _twin(job: TrainJob, manifest: DatasetManifest, split: str) -> OpenSplit | None:
+    """The same split in the dataset's other format, if it has one."""
+    others = sorted(set(manifest.splits[split].formats) - {job.data.format})
+    return (lambda: open_split(job, manifest, split, others[0])) if others else None
+
+
+def build_train_loader(
+    job: TrainJob, manifest: DatasetManifest, folder: RunFolder, world: World
+) -> TrainLoader:
     """The training micro-batches of this rank."""
     split, augment = open_split(job, manifest, job.data.train_split), job.augment
     transform = train_transform(
@@ -128,20 +159,44 @@ def build_train_loader(job: TrainJob, manifest: DatasetManifest, world: World) -
         crop=augment.crop,
         pad=augment.pad,
     )
+    order = SampleOrder(
+        len(split), job.num_streams, job.seed, job.data.shuffle_block, job.data.shuffle_window
+    )
     return TrainLoader(
         split,
         transform,
-        SampleOrder(len(split), job.num_streams, job.seed, job.data.shuffle_block, job.data.shuffle_window),
+        order,
         job.training.global_batch_size,
         job.training.micro_batch_size,
         world.rank,
         world.size,
         job.data.num_workers,
         pin_memory=world.device.type == "cuda",
+        read_ahead=read_ahead_of(job, split.storage, order, world),
+        quarantine=build_quarantine(job, manifest, job.data.train_split, folder, world),
+        twin=_twin(job, manifest, job.data.train_split),
     )
 
 
-def build_eval_loader(job: TrainJob, manifest: DatasetManifest, world: World) -> EvalLoader:
+def build_ledger(job: TrainJob, folder: RunFolder, loader: TrainLoader, manifest: DatasetManifest) -> Ledger:
+    """The record of what this rank uses, in the run's folder."""
+    header = LedgerHeader(
+        folder.identity,
+        manifest.digest,
+        job.data.train_split,
+        job.data.format,
+        loader.order,
+        loader.global_batch_size,
+        loader.micro_batch_size,
+        loader.world_size,
+        loader.rank,
+    )
+    return Ledger(folder.ledger, header)
+
+
+def build_eval_loader(
+    job: TrainJob, manifest: DatasetManifest, folder: RunFolder, world: World
+) -> EvalLoader:
     """This rank's part of the held-out images."""
     transform = eval_transform(
         job.data.image_size,
@@ -152,4 +207,13 @@ def build_eval_loader(job: TrainJob, manifest: DatasetManifest, world: World) ->
     )
     split = open_split(job, manifest, job.data.eval_split)
     batch_size = job.eval.batch_size or job.training.micro_batch_size
-    return EvalLoader(split, transform, batch_size, world.rank, world.size, job.data.num_workers)
+    return EvalLoader(
+        split,
+        transform,
+        batch_size,
+        world.rank,
+        world.size,
+        job.data.num_workers,
+        quarantine=build_quarantine(job, manifest, job.data.eval_split, folder, world),
+        twin=_twin(job, manifest, job.data.eval_split),
+    )

@@ -18,6 +18,7 @@ from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.run_folder import check_owner
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
+from data_prep.urls import local_path
 
 
 @dataclass
@@ -47,11 +48,6 @@ def _train_checks(job: TrainJob, report: PreflightReport) -> Iterator[Callable[[
 
     def dataset() -> None:
         nonlocal manifest
-        if is_url(job.data.path):
-            report.problems.append(
-                f"data.path (={job.data.path}) must be a folder: mount the bucket on every node"
-            )
-            return
         manifest = open_manifest(job.data.path, job.data.digest)
         _check_dataset(job, manifest, report)
 
@@ -65,8 +61,6 @@ def _train_checks(job: TrainJob, report: PreflightReport) -> Iterator[Callable[[
 
 
 def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
-    from convmlp_platform.data.split import ShardedSplit
-
     for name, split in (("data.train_split", job.data.train_split), ("data.eval_split", job.data.eval_split)):
         if split not in manifest.splits:
             splits = ", ".join(sorted(manifest.splits))
@@ -75,12 +69,23 @@ def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightRe
             )
             continue
         try:
-            ShardedSplit(job.data.path, manifest, split, job.data.format)
+            _check_shards(job, manifest, split, report)
         except PlatformError as error:
             if str(error) not in report.problems:
                 report.problems.append(str(error))
     if job.data.train_split in manifest.splits:
         _check_size(job, manifest, report)
+
+
+def _check_shards(job: TrainJob, manifest: DatasetManifest, split: str, report: PreflightReport) -> None:
+    from convmlp_platform.data.open_storage import shards_of
+    from convmlp_platform.data.remote_dataset import check_remote_shards
+    from convmlp_platform.data.split import ShardedSplit
+
+    if local_path(job.data.path) is None:
+        report.problems += check_remote_shards(job.data.path, shards_of(manifest, split, job.data.format))
+    else:
+        ShardedSplit(str(local_path(job.data.path)), manifest, split, job.data.format).check_files()
 
 
 def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
@@ -193,6 +198,18 @@ def _prepare_checks(job: PrepareJob, report: PreflightReport) -> Iterator[Callab
 
     yield source
     yield output
+    yield lambda: _check_preparation_tracking(job, report)
+
+
+def _check_preparation_tracking(job: PrepareJob, report: PreflightReport) -> None:
+    from convmlp_platform.tracking.state import without_secrets
+    from convmlp_platform.tracking.uri import check_tracking, tracking_uri
+
+    report.problems += check_tracking(job.tracking)
+    report.summary.append(
+        f"run      MLflow experiment {job.tracking.experiment} at {without_secrets(tracking_uri(job.tracking))}, "
+        "once it is done"
+    )
 
 
 def _check_writable(path: str, name: str, report: PreflightReport) -> None:

@@ -18,6 +18,7 @@ from convmlp_platform.training.run_folder import RunFolder
 from convmlp_platform.training.state import TrainState
 from data_prep.files import write_atomically
 from data_prep.manifest import DatasetManifest
+from data_prep.urls import shown
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, en
     """The run's tracker, with parameters, environment and dataset on record. Never waits for a server."""
     tracker = Tracker.open(job.tracking, run_dir=folder.path, run_name=job.name)
     tracker.log_params(flatten(job))
-    tracker.log_dataset(manifest.name, manifest.digest, source=job.data.path, context="training")
+    tracker.log_dataset(manifest.name, manifest.digest, source=shown(job.data.path), context="training")
     tracker.set_tags(
         {
             "identity": folder.identity,

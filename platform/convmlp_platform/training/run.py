@@ -42,19 +42,20 @@ def run(job: TrainJob, callbacks: Sequence[Callback] = ()) -> RunResult:
     with joined_world(use_gpu=job.launch.use_gpu is not False) as world:
         manifest = open_manifest(resolve(job.data.path, "data.path"), job.data.digest)
         folder = on_main(world, lambda: run_folder.claim(job, manifest.digest))
-        train_loader = build.build_train_loader(job, manifest, world)
+        train_loader = build.build_train_loader(job, manifest, folder, world)
         plan = StepPlan(job, len(train_loader.split))
         task = build.build_task(job, job.model.num_classes or manifest.num_classes)
-        engine = build.build_engine(job, task, world)
+        engine = build.build_engine(job, task, manifest, world)
         tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
         watchers = [Console(plan.steps_per_epoch), Telemetry(tracker, folder)] if tracker else []
         trainer = Trainer(
             plan,
             engine,
             train_loader,
-            build.build_eval_loader(job, manifest, world),
+            build.build_eval_loader(job, manifest, folder, world),
             task.metrics(),
             Checkpointer(folder.checkpoints, job.checkpoint.keep),
+            build.build_ledger(job, folder, train_loader, manifest),
             folder.identity,
             [*watchers, BestModel(job, manifest, engine, folder), *callbacks],
         )

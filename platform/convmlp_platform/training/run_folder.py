@@ -3,6 +3,8 @@
 RUNS/NAME/run.json        the run's identity and the settings it comes from
           checkpoints/    see checkpoints.layout
           best/           the best model so far, ready to be loaded or registered
+          ledger/         which samples each rank used, see data.ledger
+          quarantine.jsonl  samples found damaged, see data.quarantine
           plots/  tracking/  ray/
 """
 
@@ -30,6 +32,15 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger"
+
+    @property
+    def quarantine(self) -> Path:
+        """JSON lines, one for each sample found damaged."""
+        return self.path / "quarantine.jsonl"
 
     @property
     def best(self) -> Path:

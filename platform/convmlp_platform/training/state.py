@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 class TrainState:
     """`step` steps are done, which used `samples_seen` samples: with the job, that is the whole data state.
 
+    `attempt` is the start of training that did the last of them, 0 before any (data.ledger).
     `metrics` are the newest evaluation's; `best` those of the evaluation whose weights were kept.
     """
 
     step: int = 0
     samples_seen: int = 0
+    attempt: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)

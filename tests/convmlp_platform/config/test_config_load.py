@@ -180,7 +180,8 @@ def test_message_of_an_impossible_combination(added: list[str], message: str) ->
         ("kind: !!python/object:os.system x\n", "x.yaml:1: could not determine a constructor for the tag "
          "'tag:yaml.org,2002:python/object:os.system' (only plain YAML: no !tags)"),
         (PREPARE.replace("image_folder", "imagefolder"), "x.yaml: source.kind: must be digits, image_folder, "
-         "imagenet, cifar10, cifar100, flowers102, stl10, coco, ade20k or webdataset (got 'imagefolder'); did you mean image_folder?"),
+         "imagenet, cifar10, cifar100, flowers102, stl10, coco, ade20k or webdataset (got 'imagefolder'); did you "
+         "mean image_folder?"),
         (PREPARE.replace("path: raw", "pth: raw"), "x.yaml: source.path: required, but missing\n"
          "x.yaml: source.pth: unknown key; did you mean source.path?"),
         (PREPARE.replace("path: out", "path: out, formats: [webdatset]"), "x.yaml: output.formats.0: must be "

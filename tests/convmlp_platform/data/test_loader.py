@@ -119,7 +119,7 @@ def test_a_flipped_bit_is_found_and_named(tmp_path: Path) -> None:
     shutil.copytree(digits(), folder)
     source = split(folder)
     shard = folder / source.shards[0].file
-    row = source._index(0).row(5)
+    row = source.index(0).row(5)
     content = bytearray(shard.read_bytes())
     content[row.offset + row.length // 2] ^= 1
     shard.write_bytes(content)
@@ -127,13 +127,18 @@ def test_a_flipped_bit_is_found_and_named(tmp_path: Path) -> None:
         split(folder).image(5)
 
 
-def test_a_cut_shard_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_cut_or_missing_shard_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     shutil.copytree(digits(), folder)
     shard = folder / split(folder).shards[-1].file
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DataError, match="was cut or changed"):
-        split(folder)
+        split(folder).check_files()
+    with pytest.raises(DataError, match="was cut or changed"):
+        split(folder).image(len(split(folder)) - 1)
+    shard.unlink()
+    with pytest.raises(DataError, match=f"{shard.name} can't be read"):
+        split(folder).check_files()
 
 
 def test_what_the_dataset_does_not_have_is_named() -> None:

@@ -12,6 +12,7 @@ from ranks import run_ranks
 
 from convmlp_platform.checkpoints.checkpointer import load
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.data.proof import check_ledger
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.preflight import preflight
@@ -104,6 +105,10 @@ def test_a_resumed_run_ends_where_the_undisturbed_one_does(
     if same:
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     assert distance(found, wanted) < 1e-3
+    report = check_ledger(tmp_path / "runs" / "tiny", dataset=digits())
+    assert report.ok, report.lines()
+    assert [span.world_size for span in report.spans] == list(world_sizes)
+    assert (report.steps, report.samples, report.void_samples) == (12, 12 * 16, 0)
 
 
 def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:

@@ -1,0 +1,187 @@
+"""Detection annotations: what COCO publishes of one image, as one canonical JSON document.
+
+`{"file_name", "height", "image_id", "objects", "width"}`, compact, keys sorted, UTF-8. `objects` are the
+publisher's annotations of the image, in the published order and with every key but `image_id`; numbers keep
+their values. So a dataset's `instances_*.json` can be rebuilt from its shards (`to_coco`).
+
+Objects that training can't use but that are in published datasets (a box without area or far outside the image,
+a polygon of fewer than three points) are kept as they are, and `Detection.usable` is False for them. Objects that
+contradict themselves or the image reject the sample.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.detection_checks import check_object, oddity
+from data_prep.errors import RejectedSample
+from data_prep.manifest import Task
+from data_prep.masks import read_mask, resize_mask
+
+_KEYS = {"file_name", "height", "image_id", "objects", "width"}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One image's n objects."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    objects: list[dict[str, Any]]
+    """As published, but without `image_id`."""
+    labels: NDArray[np.int64]
+    """Shape (n,): positions in the dataset's classes."""
+
+    @cached_property
+    def boxes(self) -> NDArray[np.float64]:
+        """Shape (n, 4): left, top, width, height in pixels."""
+        return np.array([item["bbox"] for item in self.objects], np.float64).reshape(-1, 4)
+
+    @cached_property
+    def areas(self) -> NDArray[np.float64]:
+        """Shape (n,): published areas of the masks in pixels, by which COCO tells small from large objects."""
+        return np.array([item["area"] for item in self.objects], np.float64)
+
+    @cached_property
+    def is_crowd(self) -> NDArray[np.bool_]:
+        """Shape (n,): the box holds many objects of its class; evaluation ignores it, training leaves it out."""
+        return np.array([item["iscrowd"] for item in self.objects], np.bool_)
+
+    @cached_property
+    def usable(self) -> NDArray[np.bool_]:
+        """Shape (n,): the object has an area inside the image, and its polygons three points or more."""
+        return np.array([oddity(item, self.height, self.width) is None for item in self.objects], np.bool_)
+
+    def rle(self, position: int) -> dict[str, Any] | None:
+        """The object's mask as pycocotools' compressed run lengths; None where it has no segmentation."""
+        from pycocotools import mask
+
+        segmentation = self.objects[position].get("segmentation")
+        if not segmentation:
+            return None
+        if isinstance(segmentation, list):
+            return mask.merge(mask.frPyObjects(segmentation, self.height, self.width))
+        if isinstance(segmentation["counts"], list):
+            return mask.frPyObjects(segmentation, self.height, self.width)
+        return segmentation
+
+    def mask(self, position: int) -> NDArray[np.uint8] | None:
+        """The object's mask, shape (height, width), values 0 and 1."""
+        from pycocotools import mask
+
+        encoded = self.rle(position)
+        return None if encoded is None else mask.decode(encoded)
+
+
+def detection_json(image: dict[str, Any], objects: Iterable[dict[str, Any]]) -> bytes:
+    """The canonical document of an image and its annotations, both as COCO publishes them.
+
+    Raises:
+        RejectedSample: a number in it is NaN or infinite.
+    """
+    content = {
+        "image_id": image["id"],
+        "file_name": image["file_name"],
+        "height": image["height"],
+        "width": image["width"],
+        "objects": [{key: value for key, value in item.items() if key != "image_id"} for item in objects],
+    }
+    try:
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode()
+    except ValueError as error:
+        raise RejectedSample(f"the annotation can't be stored: {error}") from None
+
+
+def parse_detection(content: bytes, class_ids: Sequence[int] | None = None) -> Detection:
+    """A stored annotation.
+
+    Args:
+        content: what `detection_json` made.
+        class_ids: the publisher's category ids by label (the manifest's); by default ids are labels.
+
+    Raises:
+        RejectedSample: it is no such document, contradicts itself, or has a category that is not among the ids.
+    """
+    try:
+        fields = json.loads(content, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise RejectedSample(f"the annotation is not valid JSON: {error}") from None
+    if not isinstance(fields, dict) or set(fields) != _KEYS or not isinstance(fields["objects"], list):
+        raise RejectedSample(f"the annotation must be an object with {', '.join(sorted(_KEYS))}")
+    height, width = fields["height"], fields["width"]
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise RejectedSample(f"the annotation says the image has {width} x {height} pixels")
+    label_of = None if class_ids is None else {number: label for label, number in enumerate(class_ids)}
+    labels = []
+    for item in fields["objects"]:
+        check_object(item, height, width)
+        label = item["category_id"] if label_of is None else label_of.get(item["category_id"])
+        if label is None:
+            raise RejectedSample(f"annotation {item['id']} has the unknown category_id {item['category_id']}")
+        labels.append(label)
+    return Detection(
+        fields["image_id"], fields["file_name"], height, width, fields["objects"], np.array(labels, np.int64)
+    )
+
+
+def to_coco(
+    images: Iterable[Detection], classes: Sequence[str], class_ids: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """An `instances` document as pycocotools reads it, of stored annotations.
+
+    Args:
+        images: the annotations.
+        classes: class names by label.
+        class_ids: category ids by label, by default 0..n-1.
+    """
+    content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    for image in images:
+        content["images"].append(
+            {"id": image.image_id, "file_name": image.file_name, "height": image.height, "width": image.width}
+        )
+        content["annotations"] += [item | {"image_id": image.image_id} for item in image.objects]
+    numbers = range(len(classes)) if class_ids is None else class_ids
+    content["categories"] = [
+        {"id": number, "name": name} for number, name in zip(numbers, classes, strict=True)
+    ]
+    return content
+
+
+def fit_annotation(
+    task: Task, content: bytes, source_size: tuple[int, int], stored_size: tuple[int, int]
+) -> bytes:
+    """The annotation of an image as it is stored: a mask shrinks with its image, everything else is untouched.
+
+    Args:
+        task: detection or segmentation.
+        content: the annotation's JSON or mask, whose contents the source has checked.
+        source_size: height and width of the image in the source.
+        stored_size: height and width of the image as stored.
+
+    Raises:
+        RejectedSample: it is of an image of another size.
+    """
+    if task == "segmentation":
+        size = read_mask(content).shape
+    else:
+        fields = json.loads(content)
+        size = (fields["height"], fields["width"])
+    if size != source_size:
+        raise RejectedSample(
+            f"the annotation is of {size[1]} x {size[0]} pixels, the image has {source_size[1]} x {source_size[0]}"
+        )
+    return resize_mask(content, stored_size[1], stored_size[0]) if task == "segmentation" else content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")

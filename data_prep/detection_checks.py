@@ -1,0 +1,101 @@
+"""What is wrong with one object of a detection annotation: contradictions, and what training can't use."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from data_prep.errors import RejectedSample
+
+_OUTSIDE = 1.0
+"""Pixels that a box may reach over the image's edge: publishers round."""
+
+
+def oddity(item: dict[str, Any], height: int, width: int) -> str | None:
+    """Why an object can't be used for training, or None."""
+    left, top, wide, high = item["bbox"]
+    if wide <= 0 or high <= 0:
+        return f"its box of {wide} x {high} pixels has no area"
+    if (
+        left < -_OUTSIDE
+        or top < -_OUTSIDE
+        or left + wide > width + _OUTSIDE
+        or top + high > height + _OUTSIDE
+    ):
+        return f"its box {item['bbox']} leaves the image of {width} x {height} pixels"
+    segmentation = item.get("segmentation")
+    if isinstance(segmentation, list) and any(len(polygon) < 6 for polygon in segmentation):
+        return "a polygon has fewer than three points"
+    return None
+
+
+def check_object(item: Any, height: int, width: int) -> None:
+    """Has an annotation the keys of COCO's, all with possible values?
+
+    Raises:
+        RejectedSample: it doesn't; the message names it by its id.
+    """
+    if not isinstance(item, dict) or type(item.get("id")) is not int:
+        raise RejectedSample("an object of the annotation has no number as its id")
+    name = f"annotation {item['id']}"
+    if type(item.get("category_id")) is not int:
+        raise RejectedSample(f"{name} has no number as its category_id")
+    box, area = item.get("bbox"), item.get("area")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise RejectedSample(f"{name}: bbox {box} is not four finite numbers")
+    if not _is_number(area):
+        raise RejectedSample(f"{name}: area {area} is not a finite number")
+    if item.get("iscrowd") not in (0, 1):
+        raise RejectedSample(f"{name}: iscrowd {item.get('iscrowd')} is neither 0 nor 1")
+    segmentation = item.get("segmentation")
+    if isinstance(segmentation, dict):
+        _check_runs(segmentation, name, height, width)
+    elif segmentation is not None:
+        _check_polygons(segmentation, name)
+
+
+def _check_polygons(polygons: Any, name: str) -> None:
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        raise RejectedSample(f"{name}: segmentation is neither polygons nor run lengths")
+    for polygon in polygons:
+        if len(polygon) % 2 or not all(map(_is_number, polygon)):
+            raise RejectedSample(f"{name}: a polygon is not pairs of finite numbers")
+
+
+def _check_runs(runs: dict[str, Any], name: str, height: int, width: int) -> None:
+    if runs.get("size") != [height, width]:
+        raise RejectedSample(
+            f"{name}: run lengths of size {runs.get('size')}, the image is {[height, width]}"
+        )
+    counts = runs.get("counts")
+    if isinstance(counts, str):
+        counts = _uncompressed(counts, name)
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise RejectedSample(f"{name}: the run lengths are not numbers")
+    if sum(counts) != height * width:
+        raise RejectedSample(f"{name}: run lengths of {sum(counts)} pixels, the image has {height * width}")
+
+
+def _uncompressed(counts: str, name: str) -> list[int]:
+    """COCO's compressed run lengths: 5 bits a character from '0' on, lowest first, each with a sign and, from the
+    third run on, as the difference to the run before the last (cocoapi, maskApi.c)."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise RejectedSample(f"{name}: {character!r} is no character of compressed run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise RejectedSample(f"{name}: the compressed run lengths are cut off")
+    return runs
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -1,0 +1,67 @@
+"""Segmentation masks: 8-bit PNG files whose pixels are class numbers, 0 = ignore, 1..n the classes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_prep.errors import RejectedSample
+from data_prep.png import check_png
+
+_MODES = ("L", "P")
+"""Greyscale, and palette images, whose indices are the classes: publishers colour masks so."""
+
+
+def read_mask(content: bytes) -> NDArray[np.uint8]:
+    """Values by pixel, shape (height, width).
+
+    Raises:
+        RejectedSample: it is not an intact 8-bit greyscale or palette PNG.
+    """
+    return np.asarray(_open(content), np.uint8)
+
+
+def check_mask(content: bytes, num_classes: int) -> None:
+    """Are all pixels 0 or a class?
+
+    Raises:
+        RejectedSample: a value is larger than `num_classes`, or it is not a mask.
+    """
+    values = read_mask(content)
+    largest = int(values.max())
+    if largest > num_classes:
+        row, column = np.argwhere(values == largest)[0].tolist()
+        raise RejectedSample(
+            f"mask value {largest} at row {row}, column {column} is none of 0 (ignore) and {num_classes} classes"
+        )
+
+
+def resize_mask(content: bytes, width: int, height: int) -> bytes:
+    """The mask at another size, by nearest neighbours; untouched if it has that size.
+
+    Raises:
+        RejectedSample: it is not a mask.
+    """
+    image = _open(content)
+    if image.size == (width, height):
+        return content
+    buffer = io.BytesIO()
+    image.resize((width, height), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(content), formats=["PNG"])
+        check_png(content)
+        image.load()
+    except RejectedSample as error:
+        raise RejectedSample(f"the mask: {error}") from None
+    except Exception as error:  # Pillow's decoder raises nearly any type on damaged files
+        raise RejectedSample(f"the mask is not an intact PNG file: {type(error).__name__}") from None
+    if image.mode not in _MODES:
+        raise RejectedSample(f"the mask's mode is {image.mode}, expected 8-bit greyscale (L) or palette (P)")
+    return image

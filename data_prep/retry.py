@@ -1,0 +1,164 @@
+"""Patience with remote storage, and errors of it that a user understands.
+
+s3fs and gcsfs try a request again a few times within seconds (throttling, 5xx, cut connections); fsspec's HTTP
+does not. `retried` goes on where they give up, so that a storage outage of a minute or two stops nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from data_prep.errors import DataPrepError
+from data_prep.urls import scrubbed, shown
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+MANIFEST_SAYS = "the dataset's manifest says: copy the dataset to its place again (`convmlp data copy`)"
+
+# A generator of its own: the global one belongs to the augmentation of the sample that is being read.
+_jitter = random.Random()
+
+
+class Unreachable(DataPrepError):
+    """The storage can't be asked now, or refuses: that says nothing about the files in it."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long transient errors are borne: pauses grow from `first_pause` to `longest_pause`, in seconds."""
+
+    total: float = 120.0
+    first_pause: float = 0.25
+    longest_pause: float = 10.0
+
+
+def retried(work: Callable[[], T], url: str, patience: Patience | None = None) -> T:
+    """`work()`, again and again while its errors are transient.
+
+    Raises:
+        DataPrepError: there is no such file, or it ends before the range; the cause is the library's error.
+        Unreachable: all other errors, transient ones when they last longer than the patience.
+    """
+    patience = patience or Patience()
+    deadline, pause, tries = time.monotonic() + patience.total, patience.first_pause, 0
+    while True:
+        tries += 1
+        try:
+            return work()
+        except DataPrepError:
+            raise
+        except Exception as error:
+            left = deadline - time.monotonic()
+            if not is_transient(error) or left <= 0:
+                raise _explained(error, url, tries, patience) from error
+            if tries == 1:
+                _log.warning("%s: %s; trying again", shown(url), _reason(error))
+        time.sleep(min(_jitter.uniform(pause / 2, pause), left))
+        pause = min(2 * pause, patience.longest_pause)
+
+
+_TRANSIENT_STATUS = (408, 425, 429)
+_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError"}
+_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+# Connection errors of the libraries that are no OSError.
+_NETWORK_ERRORS = {
+    ("aiohttp", "ClientError"),
+    ("botocore", "HTTPClientError"),
+    ("botocore", "IncompleteReadError"),
+    ("google", "TransportError"),
+}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: time-outs, cut connections, throttling, server errors."""
+    for link in _chain(error):
+        status, code = _status(link), _code(link)
+        if code in _TRANSIENT_CODES:
+            return True
+        if status is not None:
+            return status in _TRANSIENT_STATUS or status >= 500
+    if isinstance(error, _PERMANENT):
+        return False
+    names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    return isinstance(error, OSError | asyncio.TimeoutError | EOFError) or bool(names & _NETWORK_ERRORS)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def _code(error: BaseException) -> str | None:
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status: botocore's, aiohttp's or gcsfs's way to tell it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "status", None) or getattr(error, "code", None)
+    return int(status) if isinstance(status, int | str) and str(status).isdigit() else None
+
+
+def _explained(error: Exception, url: str, tries: int, patience: Patience) -> DataPrepError:
+    statuses = {_status(link) for link in _chain(error)}
+    kind: type[DataPrepError] = Unreachable
+    scheme = urlsplit(url).scheme
+    credentials = _CREDENTIALS.get(scheme, "check the access rights")
+    if isinstance(error, FileNotFoundError) or 404 in statuses:
+        kind = DataPrepError
+        advice = "there is no such file or bucket; check the URL"
+        if scheme in ("s3", "s3a"):
+            advice += " (and AWS_ENDPOINT_URL, if the storage is not Amazon's)"
+    elif isinstance(error, PermissionError) or statuses & {401, 403}:
+        advice = f"access is refused; {credentials}"
+    elif "Credential" in type(error).__name__:
+        advice = f"no credentials are found; {credentials}"
+    elif 416 in statuses:
+        kind = DataPrepError
+        advice = f"the file is shorter than {MANIFEST_SAYS}"
+    elif is_transient(error):
+        advice = (
+            f"gave up after {tries} tries in {patience.total:g} s; check the network, the URL and the storage's "
+            "state, then start again: nothing is lost"
+        )
+    else:
+        advice = "check the URL"
+    reason = _reason(error)
+    for secret in urlsplit(url).netloc.rpartition("@")[0], urlsplit(url).query:
+        reason = reason.replace(secret, "…") if secret else reason
+    return kind(f"can't read or write {shown(url)}: {advice} [{reason}]")
+
+
+_S3_CREDENTIALS = (
+    "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on every node "
+    """(FSSPEC_S3='{"anon": true}' for a public bucket)"""
+)
+_GS_CREDENTIALS = (
+    "set GOOGLE_APPLICATION_CREDENTIALS on every node "
+    """(FSSPEC_GS='{"token": "anon"}' for a public bucket)"""
+)
+_CREDENTIALS = {
+    "s3": _S3_CREDENTIALS,
+    "s3a": _S3_CREDENTIALS,
+    "gs": _GS_CREDENTIALS,
+    "gcs": _GS_CREDENTIALS,
+}
+
+
+def _reason(error: BaseException) -> str:
+    text = scrubbed(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -1,0 +1,48 @@
+"""Files of a source folder: their keys, and that none of them lies outside the folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.errors import DataPrepError
+from data_prep.sources.names import sample_key
+
+
+def file_keys(names: Sequence[str]) -> list[str]:
+    """A key a file, in the same order: its name without suffix, or with it where others would have the same.
+
+    Args:
+        names: different relative paths with slashes.
+    """
+    keys = [sample_key(_stem(name)) for name in names]
+    whole = [False] * len(names)
+    while True:
+        uses = Counter(keys)
+        if len(uses) == len(keys):
+            return keys
+        # a.jpg beside a.png; then the key of a.jpg may be that of a.jpg.png, so look again
+        for i, name in enumerate(names):
+            if uses[keys[i]] > 1 and not whole[i]:
+                keys[i], whole[i] = sample_key(name), True
+
+
+def expect_inside(path: Path, real_root: Path) -> Path:
+    """Where a path leads; `real_root` is the resolved root.
+
+    Raises:
+        DataPrepError: out of the root.
+    """
+    real = path.resolve()
+    if not real.is_relative_to(real_root):
+        raise DataPrepError(
+            f"{path} leads out of source.path to {real}: copy the files in, or point source.path at "
+            "the folder that holds them all"
+        )
+    return real
+
+
+def _stem(name: str) -> str:
+    dot = name.rfind(".")
+    return name[:dot] if name.rfind("/") + 1 < dot else name

@@ -1,0 +1,139 @@
+"""ImageNet as folders: one a class for both splits, or as Kaggle ships it with a flat folder of validation images."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data_prep.errors import DataPrepError
+from data_prep.files import read_file
+from data_prep.sources.files import expect_inside
+from data_prep.sources.image_folder import IMAGE_SUFFIXES
+from data_prep.sources.imagenet import ImageNetFile
+from data_prep.sources.names import read_class_lines
+
+_MAPPING, _SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
+
+
+class ClassFolders:
+    """`{train,val}/<wnid>/*.JPEG`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def files(self) -> tuple[list[ImageNetFile], list[ImageNetFile]]:
+        """Both splits."""
+        if not (self._root / "val").is_dir():
+            raise DataPrepError(f"source.path: {self._root} has train/ but no val/<wnid>/*.JPEG beside it")
+        flat = next(_images(self._root, Path("val")), None)
+        if flat and not any(entry.is_dir() for entry in os.scandir(self._root / "val")):
+            raise DataPrepError(
+                f"source.path: {self._root / 'val'} is flat (such as {flat.name}): move its images into "
+                "val/<wnid>/, or keep the published ILSVRC2012_img_val.tar and devkit, whose ground truth says "
+                "what they show"
+            )
+        return _class_folders(self._root, Path("train")), _class_folders(self._root, Path("val"))
+
+    def synsets(self) -> Mapping[str, str]:
+        """From LOC_synset_mapping.txt where it lies beside train/."""
+        return _mapping(self._root / _MAPPING) if (self._root / _MAPPING).is_file() else {}
+
+    def read(self, location: str) -> bytes:
+        """The file's bytes."""
+        return read_file(f"{self._root}/{location}")
+
+
+class KaggleFolders:
+    """`ILSVRC/Data/CLS-LOC/{train/<wnid>,val}/*.JPEG`, LOC_val_solution.csv and LOC_synset_mapping.txt."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def files(self) -> tuple[list[ImageNetFile], list[ImageNetFile]]:
+        """Both splits; what a validation image shows is told by LOC_val_solution.csv."""
+        data = Path("ILSVRC/Data/CLS-LOC")
+        if not (self._root / data).is_dir():
+            data = Path("Data/CLS-LOC")
+        absent = [str(data / name) for name in ("train", "val") if not (self._root / data / name).is_dir()]
+        absent += [name for name in (_SOLUTION, _MAPPING) if not (self._root / name).is_file()]
+        if absent:
+            raise DataPrepError(
+                f"source.path: {self._root} lacks {', '.join(absent)}: unpack Kaggle's "
+                "imagenet-object-localization-challenge.zip there, with its csv and txt files"
+            )
+        return _class_folders(self._root, data / "train"), self._val(data / "val")
+
+    def synsets(self) -> Mapping[str, str]:
+        """From LOC_synset_mapping.txt."""
+        return _mapping(self._root / _MAPPING)
+
+    def read(self, location: str) -> bytes:
+        """The file's bytes."""
+        return read_file(f"{self._root}/{location}")
+
+    def _val(self, folder: Path) -> list[ImageNetFile]:
+        solution = _read_solution(self._root / _SOLUTION)
+        paths = list(_images(self._root, folder))
+        files = {path.stem: path for path in paths}
+        if len(files) != len(paths):
+            twin = next(path for path in paths if files[path.stem] != path)
+            raise DataPrepError(
+                f"{self._root / twin} and {self._root / files[twin.stem]} have the same image id"
+            )
+        for absent, place, other in (
+            (sorted(set(files) - set(solution)), _SOLUTION, "the folder"),
+            (sorted(set(solution) - set(files)), str(folder), _SOLUTION),
+        ):
+            if absent:
+                raise DataPrepError(
+                    f"{self._root / place} lacks {len(absent):,} of the images in {other}, such as {absent[0]}"
+                )
+        return [ImageNetFile(path.name, solution[stem], str(path)) for stem, path in files.items()]
+
+
+def _class_folders(root: Path, folder: Path) -> list[ImageNetFile]:
+    wnids = sorted(
+        entry.name for entry in os.scandir(root / folder) if entry.is_dir() and entry.name[0] != "."
+    )
+    files = []
+    for wnid in wnids:
+        found = [ImageNetFile(path.name, wnid, str(path)) for path in _images(root, folder / wnid)]
+        if not found:
+            raise DataPrepError(f"{root / folder / wnid} holds no images: complete or remove it")
+        files += found
+    return files
+
+
+def _images(root: Path, folder: Path) -> Iterator[Path]:
+    """Image files of one folder, relative to `root`; no link may lead out of it."""
+    real_root = root.resolve()
+    expect_inside(root / folder, real_root)
+    for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
+        if entry.name.startswith(".") or f".{entry.name.rpartition('.')[2].lower()}" not in IMAGE_SUFFIXES:
+            continue
+        if entry.is_symlink():
+            expect_inside(root / folder / entry.name, real_root)
+        yield folder / entry.name
+
+
+def _mapping(path: Path) -> dict[str, str]:
+    try:
+        return read_class_lines(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataPrepError(f"can't read {path}: {error}") from None
+
+
+def _read_solution(path: Path) -> dict[str, str]:
+    """Image id → wnid: `ILSVRC2012_val_00048981,n03995372 85 1 499 272 ...`."""
+    solution = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                solution[row["ImageId"]] = row["PredictionString"].split()[0]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, IndexError, AttributeError) as error:
+        raise DataPrepError(
+            f"{path} is not Kaggle's table of ImageId and PredictionString ({type(error).__name__}: {error})"
+        ) from None
+    return solution

@@ -1,0 +1,97 @@
+"""Commands on job files: run, check, show, schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.cli.words import fail
+from convmlp_platform.errors import ConfigError, PlatformError
+
+if TYPE_CHECKING:
+    from convmlp_platform.config.schema import PrepareJob, TrainJob
+    from convmlp_platform.training.preflight import PreflightReport
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the parser's commands."""
+    run = commands.add_parser("run", help="run a job file (the word may be left out)")
+    run.add_argument("--no-ray", action="store_true", help="work in this process, one of many under torchrun")
+    check = commands.add_parser("check", help="list all that is wrong with a job, without starting it")
+    show = commands.add_parser("show", help="print a job with all its values, defaults included")
+    for command, call in ((run, _run), (check, _check), (show, _show)):
+        command.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="set a value, e.g. optimizer.lr=1e-3",
+        )
+        command.set_defaults(call=call)
+    schema = commands.add_parser("schema", help="print the JSON schema of job files, for editors")
+    schema.add_argument("--kind", choices=("prepare", "train"), help="of this kind of job only")
+    schema.set_defaults(call=_schema)
+
+
+def _load(arguments: argparse.Namespace) -> TrainJob | PrepareJob:
+    from convmlp_platform.config.load import load_job, resolve_paths
+
+    return resolve_paths(load_job(arguments.job, arguments.set))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    job = _load(arguments)
+    from convmlp_platform.launch.entry import launch
+
+    return launch(job, use_ray=not arguments.no_ray)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    job = _load(arguments)
+    from convmlp_platform.training.preflight import preflight
+
+    report = preflight(job)
+    _check_cluster(job, report)
+    print(f"{arguments.job}: {job.kind} {job.name}")
+    for line in report.summary:
+        print(f"  {line}")
+    if report.problems:
+        count = len(report.problems)
+        print(f"{count} problem{'s' * (count > 1)}, see below: the job would not start", flush=True)
+        return fail(
+            "\n".join(f"{arguments.job}: {problem}" for problem in report.problems), ConfigError.exit_code
+        )
+    print("no problems found")
+    return 0
+
+
+def _check_cluster(job: TrainJob | PrepareJob, report: PreflightReport) -> None:
+    """Whether the cluster that the job or RAY_ADDRESS names can be reached and is large enough."""
+    from convmlp_platform.launch.capacity import check
+    from convmlp_platform.launch.connect import connect, resolve_address
+
+    try:
+        if resolve_address(job.launch.address) is None:
+            report.summary.append("cluster  none named: a Ray of its own is started on this machine")
+            return
+        with connect(job.launch.address) as address:
+            report.summary.append(f"cluster  {address}")
+            report.problems += check(job) if job.kind == "train" else []
+    except PlatformError as error:
+        report.problems.append(str(error))
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.config.load import dump_yaml
+
+    print(dump_yaml(_load(arguments)), end="")
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.config.load import json_schema
+
+    print(json.dumps(json_schema(arguments.kind), indent=2))
+    return 0

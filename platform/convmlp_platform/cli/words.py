@@ -1,0 +1,20 @@
+"""What all commands share: kinds of arguments, and how errors are told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def fail(message: str, code: int) -> int:
+    """Print each line of a message as an error; returns the exit code."""
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def positive(text: str) -> int:
+    """An argument that must be a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)

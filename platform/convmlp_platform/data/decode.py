@@ -1,0 +1,47 @@
+"""From a payload to pixels: libjpeg-turbo for JPEG, Pillow for all else that an image file may be."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+# What libjpeg-turbo turns into the same RGB as Pillow; CMYK and YCCK are Pillow's.
+_COLORSPACES = ("YCbCr", "Gray", "RGB")
+_JPEG_START = b"\xff\xd8"
+
+
+def decode(content: bytes | memoryview, smallest: tuple[int, int] | None = None) -> Pixels:
+    """An image file's RGB pixels, shape (height, width, 3).
+
+    Args:
+        content: JPEG, PNG or whatever Pillow reads.
+        smallest: None decodes exactly as Pillow does (bit-identical on 400 ImageNet files). A (height, width)
+            allows what training doesn't notice: libjpeg-turbo's fast transforms, and a JPEG at 1/2, 3/8, 1/4 or
+            1/8 of its size that is not below this one. Scales between 1/2 and 1 have no vectorised
+            transform and take longer than the whole image (5/8: 1,261 µs, 1: 1,115, 1/2: 1,014).
+
+    Raises:
+        OSError, ValueError: it can't be decoded.
+    """
+    if content[:2] == _JPEG_START:
+        try:
+            return _decode_jpeg(content, smallest)
+        except ValueError:
+            pass  # cut short, or of a kind that libjpeg-turbo doesn't turn into RGB: Pillow decides
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def _decode_jpeg(content: bytes | memoryview, smallest: tuple[int, int] | None) -> Pixels:
+    if simplejpeg.decode_jpeg_header(content)[2] not in _COLORSPACES:
+        raise ValueError("not RGB")
+    if smallest is None:
+        return simplejpeg.decode_jpeg(content)
+    return simplejpeg.decode_jpeg(
+        content, fastdct=True, fastupsample=True, min_height=smallest[0], min_width=smallest[1], min_factor=2
+    )

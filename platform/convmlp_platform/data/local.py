@@ -1,0 +1,126 @@
+"""Shards in a folder of this machine, or of a file system that it mounts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from convmlp_platform.errors import DataError
+from data_prep.errors import DataPrepError
+from data_prep.index import ShardIndex, read_index
+from data_prep.manifest import ShardInfo
+
+# What a reader process keeps open: a shuffle window's blocks may lie in as many shards as it has blocks (64 by
+# default), for each of the streams that a rank reads. Processes are commonly limited to 1,024 open files and
+# 65,530 maps.
+_OPEN_FILES = 256
+_OPEN_INDEXES = 4096
+
+
+class LocalStorage:
+    """`Storage` over local files, opened when they are first read.
+
+    Reads are positioned (`pread`), so forked reader processes may share one object; unlike maps they turn an
+    I/O error or a file that is cut while in use into an error instead of killing the process.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[ShardInfo]) -> None:
+        self._folder, self._shards = folder, shards
+        self._file = lru_cache(maxsize=_OPEN_FILES)(self._open)
+        self._checked: set[int] = set()
+        self._index = lru_cache(maxsize=_OPEN_INDEXES)(self._read_index)
+
+    def index(self, number: int) -> ShardIndex:
+        """The shard's index, mapped; its SHA-256 is checked once."""
+        return self._index(number)
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """`length` bytes at `offset`, or fewer where the file ends."""
+        file = self._file(number)
+        try:
+            return os.pread(file.descriptor, length, offset)
+        except OSError as error:
+            raise DataError(f"shard {self._path(number)} can't be read: {error.strerror}") from None
+
+    def discard(self, number: int, offset: int, length: int) -> bool:
+        """Drop the bytes from the system's page cache, so that they come from the disk again."""
+        if not hasattr(os, "posix_fadvise"):
+            return False
+        os.posix_fadvise(self._file(number).descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+        return True
+
+    def ahead(self, samples: Iterable[int]) -> None:
+        """Local reads need no hint: the system reads ahead by itself."""
+
+    def check_files(self) -> None:
+        """Whether every shard is there with its size.
+
+        Raises:
+            DataError: naming the first that is not.
+        """
+        for number, shard in enumerate(self._shards):
+            path = self._path(number)
+            try:
+                _check_size(path, path.stat().st_size, shard)
+            except OSError as error:
+                raise _unreadable(path, error) from None
+
+    def _path(self, number: int) -> Path:
+        return self._folder / self._shards[number].file
+
+    def _open(self, number: int) -> _OpenFile:
+        path = self._path(number)
+        try:
+            file = _OpenFile(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        _check_size(path, os.fstat(file.descriptor).st_size, self._shards[number])
+        return file
+
+    def _read_index(self, number: int) -> ShardIndex:
+        shard = self._shards[number]
+        path = self._folder / shard.index
+        try:
+            if number not in self._checked:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != shard.index_sha256:
+                    raise DataError(
+                        f"sample index {path} is damaged: its SHA-256 is not the manifest's; "
+                        f"`convmlp data repair {self._folder}` restores it"
+                    )
+                self._checked.add(number)
+            return read_index(path)
+        except OSError as error:
+            raise DataError(
+                f"sample index {path} can't be read: {error.strerror}; "
+                f"`convmlp data repair {self._folder}` restores it"
+            ) from None
+        except DataPrepError as error:
+            raise DataError(str(error)) from None
+
+
+class _OpenFile:
+    """A file descriptor that is closed with its last user."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"shard {path} can't be read: {error.strerror}; run its data-prep job again")
+
+
+def _check_size(path: Path, found: int, shard: ShardInfo) -> None:
+    if found != shard.bytes:
+        raise DataError(
+            f"shard {path} has {found} bytes, its manifest says {shard.bytes}: it was cut or changed"
+        )

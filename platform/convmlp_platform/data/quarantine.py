@@ -1,0 +1,88 @@
+"""What a rank knows of damaged samples: each is told once, kept in the run's record, and counted against a budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convmlp_platform.data.damage import Damage
+from convmlp_platform.errors import DataError
+
+_SHOWN = 20
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+@dataclass
+class Quarantine:
+    """Lives in the training process; readers only report.
+
+    Args:
+        num_samples: of the split.
+        max_share: of these, how many may be left out before the run fails.
+        folder: of the dataset, for the message.
+        record: JSON lines are appended here, one a sample; ranks share the file.
+    """
+
+    num_samples: int
+    max_share: float
+    folder: str
+    record: Path | None = None
+    rank: int = 0
+    tell: Callable[[str], None] = _print
+    left_out: dict[int, Damage] = field(default_factory=dict)
+    repaired: dict[int, Damage] = field(default_factory=dict)
+
+    def add(self, damages: Iterable[Damage]) -> None:
+        """Take note of a micro-batch's damage.
+
+        Raises:
+            DataError: more distinct samples are left out than the budget allows; it lists them.
+        """
+        for damage in damages:
+            known = self.left_out if damage.outcome == "replaced" else self.repaired
+            if damage.sample in known:
+                continue
+            known[damage.sample] = damage
+            self.tell(f"rank {self.rank}: {_told(damage)}")
+            self._append(damage)
+        if len(self.left_out) > self.max_share * self.num_samples:
+            raise self._exhausted()
+
+    def _append(self, damage: Damage) -> None:
+        if self.record is None:
+            return
+        line = {"time": time.time(), "rank": self.rank, **damage._asdict()}
+        content = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        try:
+            file = os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(file, content)  # one write: ranks' lines don't mix
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise DataError(f"can't record a damaged sample in {self.record}: {error.strerror}") from None
+
+    def _exhausted(self) -> DataError:
+        lost = list(self.left_out.values())
+        lines = [f"  {damage.where}: {damage.reason}" for damage in lost[:_SHOWN]]
+        more = [f"  and {len(lost) - _SHOWN} more"] if len(lost) > _SHOWN else []
+        return DataError(
+            f"{len(lost)} of {self.num_samples} samples are damaged, data.max_quarantined "
+            f"(={self.max_share:g}) allows {int(self.max_share * self.num_samples)}:\n"
+            + "\n".join(lines + more)
+            + f"\n`convmlp data repair {self.folder}` restores them from the other format or the source"
+        )
+
+
+def _told(damage: Damage) -> str:
+    if damage.outcome == "repaired":
+        return f"read from the dataset's other format: {damage.where} is damaged: {damage.reason}"
+    return f"left out, its place taken by a neighbour: {damage.where} is damaged: {damage.reason}"

@@ -1,0 +1,210 @@
+"""A split on remote storage, fetched block by block into a local cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import weakref
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import accumulate
+from typing import ParamSpec
+
+from convmlp_platform.data.block_cache import KEPT_PREFIX, BlockCache, CachedPiece
+from convmlp_platform.data.block_table import BlockTable
+from convmlp_platform.data.storage import StorageUnreachable
+from convmlp_platform.errors import DataError
+from data_prep.errors import DataPrepError
+from data_prep.index import ShardIndex, read_index
+from data_prep.manifest import ShardInfo
+from data_prep.remote_files import read_file, read_range
+from data_prep.retry import Patience, Unreachable
+from data_prep.urls import join_url, shown
+
+P = ParamSpec("P")
+
+# Blocks a process keeps open. A window has 64 of each stream; opening one again costs about 10 µs.
+OPEN_BLOCKS = 128
+# Requests a process has under way for `ahead`; object stores answer in 20 to 100 ms, one after the other is slow.
+FETCHING_THREADS = 8
+
+Block = tuple[int, int, int]
+"""Shard number, start and end in bytes."""
+
+
+class RemoteStorage:
+    """`Storage` over a URL. What is fetched and cached is a block, because the sample order reads whole blocks:
+    a node that fetched whole shards would fetch the whole dataset.
+
+    Cached pieces are named by their shard's SHA-256, so neither two datasets nor two preparations of one can mix.
+
+    Args:
+        url: the dataset's folder.
+        shards: of one split and format, in order.
+        cache: this node's.
+        block_size: `SampleOrder.block`.
+        patience: with the storage's transient errors.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        shards: Sequence[ShardInfo],
+        cache: BlockCache,
+        block_size: int = 64,
+        patience: Patience | None = None,
+    ) -> None:
+        self.url, self.shards, self.cache = url, list(shards), cache
+        self._block_size, self._patience = block_size, patience
+        self._starts = [0, *accumulate(shard.num_samples for shard in self.shards)]
+        self.index = lru_cache(maxsize=None)(self._read_index)
+        self._table = lru_cache(maxsize=None)(self._read_table)
+        self._known: set[int] = set()
+        self._open: OrderedDict[Block, CachedPiece] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
+        self._renew()
+        _storages.add(self)
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """`length` bytes of the shard at `offset`, by way of the cache if a block holds them."""
+        place = self._table(number).holding(offset, length)
+        if place is None:
+            return self._fetch(number, offset, offset + length)
+        block = (number, *place)
+        content = self._piece(block).read(offset - place[0], length)
+        if len(content) != length:
+            self._forget(block)
+            content = self._piece(block).read(offset - place[0], length)
+        return content
+
+    def discard(self, number: int, offset: int, length: int) -> bool:
+        """Forget the cached block that holds these bytes; False if none does."""
+        place = self._table(number).holding(offset, length)
+        return place is not None and self._forget((number, *place))
+
+    def ahead(self, samples: Iterable[int]) -> None:
+        """Start to fetch the blocks of these samples that aren't there, and return at once."""
+        for block in self.blocks(samples):
+            with self._lock:
+                if block in self._open or block in self._coming:
+                    continue
+            if self.cache.has(self._name(block)):
+                continue
+            with self._lock:
+                self._coming.add(block)
+            self._threads().submit(self._fetch_ahead, block)
+
+    def blocks(self, samples: Iterable[int]) -> list[Block]:
+        """The blocks of these samples of the split, each once, in the order of their first use."""
+        places = [(bisect_right(self._starts, sample) - 1, sample) for sample in samples]
+        unknown = {number for number, _ in places} - self._known
+        if len(unknown) > 1:  # at a start a batch may need dozens of indexes: all at once
+            list(self._threads().map(self._table, sorted(unknown)))
+        self._known |= unknown
+        return list(
+            dict.fromkeys((number, *self._table(number).of_sample(sample)) for number, sample in places)
+        )
+
+    def ensure(self, block: Block) -> None:
+        """Have the block in the cache, as one just used."""
+        self._fetched(block)
+
+    def _piece(self, block: Block) -> CachedPiece:
+        with self._lock:
+            piece = self._open.get(block)
+            if piece is not None:
+                self._open.move_to_end(block)
+                return piece
+        piece = self._fetched(block)
+        with self._lock:
+            self._open[block] = piece
+            if len(self._open) > OPEN_BLOCKS:
+                self._open.popitem(last=False)
+        return piece
+
+    def _fetched(self, block: Block) -> CachedPiece:
+        number, start, end = block
+        return self.cache.open_or_fetch(
+            self._name(block), end - start, lambda: self._fetch(number, start, end)
+        )
+
+    def _forget(self, block: Block) -> bool:
+        with self._lock:
+            piece = self._open.pop(block, None)
+        return self.cache.discard(self._name(block), piece)
+
+    def _fetch(self, number: int, start: int, end: int) -> bytes:
+        return _checked(read_range, join_url(self.url, self.shards[number].file), start, end, self._patience)
+
+    def _fetch_ahead(self, block: Block) -> None:
+        """Its errors are met again, and raised, by the read that needs the block."""
+        try:
+            self.ensure(block)
+        except DataError:
+            return
+        finally:
+            with self._lock:
+                self._coming.discard(block)
+
+    def _name(self, block: Block) -> str:
+        number, start, end = block
+        return f"{self.shards[number].sha256[:32]}-{start}-{end}"
+
+    def _read_index(self, number: int) -> ShardIndex:
+        """The shard's index, checked against the manifest's SHA-256 when it is first opened."""
+        shard = self.shards[number]
+        name, url = f"{KEPT_PREFIX}{shard.index_sha256[:32]}", join_url(self.url, shard.index)
+        for _ in range(3):
+            try:
+                piece = self.cache.open_or_fetch(name, None, lambda: _checked(read_file, url, self._patience))
+                content = piece.read(0, piece.size)
+                if hashlib.sha256(content).hexdigest() == shard.index_sha256:
+                    return read_index(self.cache.folder / name)
+            except DataPrepError as error:
+                if self.cache.has(name):  # else it was evicted before it was mapped
+                    raise DataError(str(error)) from None
+            else:
+                self.cache.discard(name, piece)
+        raise DataError(
+            f"{shown(url)}: its SHA-256 is not the manifest's: it was changed or is damaged; "
+            "copy the dataset to its place again (`convmlp data copy`)"
+        )
+
+    def _read_table(self, number: int) -> BlockTable:
+        return BlockTable(self.index(number), self._starts[number], self._block_size)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(FETCHING_THREADS, thread_name_prefix="fetch-ahead")
+            return self._pool
+
+    def _renew(self) -> None:
+        """Locks and threads of this process: those of the one it was forked from are not usable."""
+        self._lock = threading.Lock()
+        self._coming: set[Block] = set()
+        self._pool = None
+
+
+def _checked(read: Callable[P, bytes], *args: P.args, **kwargs: P.kwargs) -> bytes:
+    try:
+        return read(*args, **kwargs)
+    except Unreachable as error:
+        raise StorageUnreachable(str(error)) from None
+    except DataPrepError as error:
+        raise DataError(str(error)) from None
+
+
+_storages: weakref.WeakSet[RemoteStorage] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for storage in _storages:
+        storage._renew()
+
+
+os.register_at_fork(after_in_child=_renew_all)
