@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TEMP_PREFIX = ".tmp-"
 _HASH_CHUNK_BYTES = 1 << 20
@@ -52,11 +52,19 @@ class GatheredWriter:
         self._file = file
         self._pieces: list[bytes] = []
         self._waiting = 0
+        self._hash: Any = hashlib.sha256()
         self.position = 0
         """Where the next piece goes, in bytes from the file's start."""
 
+    @property
+    def sha256(self) -> str | None:
+        """Of all that was written; None where it wasn't written from start to end."""
+        return None if self._hash is None else self._hash.hexdigest()
+
     def write(self, content: bytes) -> None:
         """Append a piece."""
+        if self._hash is not None:  # now, while a processor cache holds it
+            self._hash.update(content)
         self._pieces.append(content)
         self._waiting += len(content)
         self.position += len(content)
@@ -66,6 +74,7 @@ class GatheredWriter:
     def seek(self, position: int) -> None:
         """Go on elsewhere."""
         self.flush()
+        self._hash = None
         self._file.seek(position)
         self.position = position
 

@@ -154,6 +154,8 @@ def read_index(path: str | Path, *, full: bool = False) -> ShardIndex:
                 )
             batch = reader.get_batch(0)
             batch.validate(full=full)
+            if any(column.null_count for column in batch.columns):
+                raise DataPrepError(f"{path} is not an intact sample index (it has empty values)")
     except FileNotFoundError:
         raise DataPrepError(
             f"no sample index at {path}: the dataset is incomplete; run its data-prep job again"
@@ -165,11 +167,17 @@ def read_index(path: str | Path, *, full: bool = False) -> ShardIndex:
 
 def _view(path: Path, batch: Any) -> ShardIndex:
     column = {name: batch.column(i) for i, name in enumerate(_SCHEMA.names)}
+    # pyarrow's own to_numpy imports pandas: half a second and 45 MB in every reader process.
     numeric = {
-        name: column[name].to_numpy(zero_copy_only=True)
-        for name in _SCHEMA.names
-        if name not in ("key", "source_hash")
+        field.name: _values(column[field.name], np.dtype(str(field.type)))[: batch.num_rows]
+        for field in _SCHEMA
+        if field.name not in ("key", "source_hash")
     }
-    hashes = np.frombuffer(column["source_hash"].buffers()[1] or b"", dtype=np.uint8)
+    hashes = _values(column["source_hash"], np.dtype(np.uint8))
     hashes = hashes[: batch.num_rows * SOURCE_HASH_BYTES].reshape(batch.num_rows, SOURCE_HASH_BYTES)
     return ShardIndex(path=path, keys=column["key"], source_hash=hashes, **numeric)
+
+
+def _values(column: Any, kind: np.dtype[Any]) -> NDArray[Any]:
+    """A read-only view of a column's values, with what the buffer is padded by."""
+    return np.frombuffer(column.buffers()[1] or b"", dtype=np.uint8).view(kind)

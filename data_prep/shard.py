@@ -98,7 +98,7 @@ def shard_file(split: str, number: int, format_name: str) -> str:
 
 
 def _write_formats(task: ShardTask) -> tuple[Filled, dict[str, ShardInfo]]:
-    """The files get their names only after all of their bytes were read back and found right."""
+    """Hashed while they are written, or read back for it where a format's header comes last."""
     samples, shards = task.samples, {}
     with AtomicFiles() as files:
         opened = {name: files.open(task.path(name)) for name in task.formats}
@@ -106,36 +106,44 @@ def _write_formats(task: ShardTask) -> tuple[Filled, dict[str, ShardInfo]]:
             name: WRITERS[name](file, len(samples.refs), samples.task) for name, file in opened.items()
         }
         filled = fill_shard(samples, writers)
+        hashes = {}
         for name, writer in writers.items():
-            writer.finish()
+            hashes[name] = writer.finish()
             if filled.rows[name]:
                 files.sync(task.path(name))
             else:
                 files.drop(task.path(name))
         for name, rows in filled.rows.items():
             if rows:
-                shards[name] = _describe(task, files, name, opened[name], rows)
+                shards[name] = _describe(task, files, name, opened[name], rows, hashes[name])
     return filled, shards
 
 
 def _describe(
-    task: ShardTask, files: AtomicFiles, format_name: str, shard: BinaryIO, rows: list[IndexRow]
+    task: ShardTask,
+    files: AtomicFiles,
+    format_name: str,
+    shard: BinaryIO,
+    rows: list[IndexRow],
+    sha256: str | None,
 ) -> ShardInfo:
-    """Write the index of a shard and read the shard back."""
+    """Write the index of a shard; read the shard back where its SHA-256 is not known."""
     path = task.path(format_name)
     index_path = path.with_suffix(".index.arrow")
     index = files.open(index_path)
     write_rows(index, rows)
     files.sync(index_path)
-    found = read_back(shard, read_index(index.name, full=True))
-    if found.damaged:
-        raise DataPrepError(f"{path} reads back differently than it was written: {found.damaged[0]}")
+    if sha256 is None:
+        found = read_back(shard, read_index(index.name, full=True))
+        if found.damaged:
+            raise DataPrepError(f"{path} reads back differently than it was written: {found.damaged[0]}")
+        sha256 = found.sha256
     return ShardInfo(
         file=path.relative_to(task.output).as_posix(),
         index=index_path.relative_to(task.output).as_posix(),
         num_samples=len(rows),
         bytes=os.fstat(shard.fileno()).st_size,
-        sha256=found.sha256,
+        sha256=sha256,
         index_sha256=sha256_file(Path(index.name)),
     )
 

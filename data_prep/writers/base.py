@@ -30,6 +30,9 @@ class ShardWriter(Protocol):
         """Append one sample; the annotation is given for every task but classification."""
         ...
 
-    def finish(self) -> None:
-        """Write what belongs behind the last sample; the caller makes the file durable."""
+    def finish(self) -> str | None:
+        """Write what belongs behind the last sample; the caller makes the file durable.
+
+        Returns the file's SHA-256, where it was written from start to end; None where it must be read for that.
+        """
         ...

@@ -107,7 +107,7 @@ class FfcvWriter:
         self._samples.append(_Sample(mode, image.width, image.height, offset, label, place))
         return Payload(offset, image.beton_payload, image.beton_encoding, place[0])
 
-    def finish(self) -> None:
+    def finish(self) -> str | None:
         """Write the allocation table, then metadata and header."""
         table = self._file.position
         self._file.write(np.array(self._allocations, ALLOCATION_TYPE).tobytes())
@@ -124,6 +124,7 @@ class FfcvWriter:
         self._file.seek(0)
         self._file.write(header.tobytes() + fields.tobytes() + _records(self._task, self._samples).tobytes())
         self._file.flush()
+        return self._file.sha256
 
     def _append(self, key: str, content: bytes) -> int:
         size = len(content)

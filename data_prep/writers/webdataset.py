@@ -42,11 +42,12 @@ class WebDatasetWriter:
             other_offset, offset = self._append(other_name, other, image_name, image.file)
         return Payload(offset, image.file, ENCODED, 0 if annotation is None else other_offset)
 
-    def finish(self) -> None:
+    def finish(self) -> str | None:
         """Two empty blocks end a tar, padded to a whole record as tar tools do."""
         self._file.write(bytes(2 * tarfile.BLOCKSIZE))
         self._file.write(bytes(-self._file.position % tarfile.RECORDSIZE))
         self._file.flush()
+        return self._file.sha256
 
     def _append(self, first: str, content: bytes, second: str, other: bytes) -> tuple[int, int]:
         """Append two members; where the bytes of each begin."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -48,8 +49,13 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
         "--artifacts-destination",
         str(folder),
     ]
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+    }  # seven processes that nothing here uses
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
+        )
         try:
             wait_for_health(process, port, folder / "server.log")
             yield
