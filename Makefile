@@ -14,7 +14,7 @@ INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
 # ffcv, with which the tests read our .beton files, is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: help setup demo test test-slow bench bench-data lint format typecheck clean
+.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint lint format typecheck clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make bench      reading and training speed on this machine (IMAGES=folder: on images of yours)"
 	@echo "make bench-data preparing and reading data beside tar, torchvision, webdataset and FFCV (IMAGES=folder)"
+	@echo "make bench-checkpoint  what a save costs, beside torch.save and Ray Train"
 	@echo "make lint       linters, type checker, import rules"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make setup      only the environment (.venv)"
@@ -44,6 +45,9 @@ bench: setup
 bench-data: setup
 	@test -n "$(IMAGES)" || { echo "Name a folder of JPEGs, one sub-folder a class: make bench-data IMAGES=folder"; exit 2; }
 	@$(BIN)/python tests/bench/bench_data.py $(IMAGES)
+
+bench-checkpoint: setup
+	@$(BIN)/python tests/bench/bench_checkpoint.py
 
 lint: setup
 	@$(BIN)/ruff check .

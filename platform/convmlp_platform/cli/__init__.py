@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli import data, jobs, models
+from convmlp_platform.cli import checkpoints, data, jobs, models
 from convmlp_platform.cli.words import fail
 from convmlp_platform.errors import DataError, PlatformError
 
@@ -78,6 +78,7 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     jobs.add_commands(commands)
     models.add_commands(commands)
     data.add_commands(commands)
+    checkpoints.add_commands(commands)
     demo = commands.add_parser("demo", help="data, training and registry on this machine, in minutes")
     demo.add_argument("--keep", action="store_true", help="leave the demo's Ray cluster up until Ctrl-C")
     demo.set_defaults(call=_demo)

@@ -114,7 +114,10 @@ def resolve_paths(job: Job) -> Job:
         if model.init_from is not None:
             model = model.model_copy(update={"init_from": paths.resolve(model.init_from, "model.init_from")})
         data = data.model_copy(update={"path": paths.resolve(data.path, "data.path")})
-        checkpoint = checkpoint.model_copy(update={"path": paths.resolve(checkpoint.path, "checkpoint.path")})
+        places = {"path": paths.resolve(checkpoint.path, "checkpoint.path")}
+        if checkpoint.store is not None:
+            places["store"] = paths.resolve(checkpoint.store, "checkpoint.store")
+        checkpoint = checkpoint.model_copy(update=places)
         return job.model_copy(update={"model": model, "data": data, "checkpoint": checkpoint})
     output = job.output.model_copy(update={"path": _local(job.output.path, "output.path")})
     if isinstance(job.source, DigitsSource):

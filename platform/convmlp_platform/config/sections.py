@@ -210,6 +210,10 @@ class CheckpointSection(Section):
     """Where a run keeps its state, how often, how many."""
 
     path: str = Field("runs", description="folder of all runs; this run's is PATH/NAME")
+    store: str | None = Field(
+        None,
+        description="where checkpoints lie, if not in the run's folder: STORE/NAME, a path or URL (s3://...)",
+    )
     every_steps: PositiveInt | None = Field(
         None, description="in addition to the end of each evaluated epoch"
     )

@@ -158,7 +158,9 @@ class EvalLoader:
         samples = range(len(self.split))
         batches = [samples[at : at + self.batch_size] for at in range(0, len(samples), self.batch_size)]
         rounds = -(-len(batches) // self.world_size)
-        mine = batches[self.rank :: self.world_size]
+        # Runs, not every n-th batch: of remote storage a rank fetches whole blocks, and no others.
+        first, past = (len(batches) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        mine = batches[first:past]
         padded = mine + (mine or batches)[:1] * (rounds - len(mine))
         source = SampleSource(self.split, self.twin if self.quarantine else None)
         reader = EvalReader(source, self.transform, self.batch_size)

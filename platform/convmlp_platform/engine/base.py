@@ -23,6 +23,9 @@ from convmlp_platform.engine.batch_norm import BatchNormAverager
 from convmlp_platform.engine.ema import WeightAverage
 
 State = dict[str, Tensor]
+Run = tuple[tuple[int, ...], int]
+"""Which elements of a tensor a piece has, in row-major order: the full shape, and the first element."""
+Pieces = dict[str, tuple[Tensor, Run | None]]
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 SeedFactory = Callable[[int, int], int]
 
@@ -80,6 +83,19 @@ class EngineState:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OwnState:
+    """What this rank writes of a checkpoint: live tensors by group and name, nothing gathered or copied.
+
+    `runs`: by group and name, for those that are only a run of the full tensor's elements. `changing`: names of what
+    a forward pass changes; all else stands still until the next update.
+    """
+
+    groups: dict[str, State]
+    runs: dict[str, dict[str, Run]]
+    changing: frozenset[str]
+
+
 class Engine(ABC):
     """Runs a task (one module: model and loss) under a strategy.
 
@@ -90,11 +106,14 @@ class Engine(ABC):
     # Sharded strategies flatten weights (FSDP2 refuses others than contiguous ones); images alone are then
     # channels-last, which is what selects the kernels.
     weights_keep_layout = True
+    every_rank_writes = True
+    """Whether a checkpoint needs a part of every rank's, or rank 0 holds all."""
 
     def __init__(
         self, task: nn.Module, make_optimizer: OptimizerFactory, options: EngineOptions, world: World
     ) -> None:
         self.options, self.world, self.updates = options, world, 0
+        self.before_update: Callable[[], None] = lambda: None
         self.normalize = Normalize(options.mean, options.std)
         self.model: nn.Module = task.model  # type: ignore[assignment]
         task.to(world.device)
@@ -139,6 +158,30 @@ class Engine(ABC):
     @abstractmethod
     def load_full_optimizer_state(self, state: State, updates: int) -> None: ...
 
+    @abstractmethod
+    def own_piece(self, name: str, local: Tensor) -> tuple[Tensor, Run | None] | None:
+        """What this rank writes of a parameter, a buffer, or a slot of its shape, given what it holds of it."""
+
+    @abstractmethod
+    def own_slots(self) -> Pieces:
+        """What this rank writes of the optimizer's state, keyed `name/slot`."""
+
+    def own_state(self) -> OwnState:
+        """This rank's part of a checkpoint (not collective)."""
+        names, local = self.model.state_dict().keys(), self.local_tensors()
+        counts = {name: b for name, b in self.model.named_buffers() if name in names and name not in local}
+        averages = self.ema.tensors if self.ema else {}
+        held = {"model": local | counts} | ({"ema": averages | counts} if self.ema else {})
+        pieces: dict[str, Pieces] = {"optimizer": self.own_slots()}
+        for group, tensors in held.items():
+            own = {name: self.own_piece(name, tensor) for name, tensor in tensors.items() if name in names}
+            pieces[group] = {name: piece for name, piece in own.items() if piece is not None}
+        return OwnState(
+            {group: {name: tensor for name, (tensor, _) in own.items()} for group, own in pieces.items()},
+            {group: {name: run for name, (_, run) in own.items() if run} for group, own in pieces.items()},
+            frozenset(name for name, _ in self.model.named_buffers()),
+        )
+
     def extra_state(self) -> dict[str, Any]:
         """What else the strategy must remember, as JSON values (the loss scaler's, under fp16)."""
         return {}
@@ -162,6 +205,7 @@ class Engine(ABC):
                 self.backward(loss.float() * (weight * self.world.size))
             loss_sum += loss.detach().float() * weight
             self._batch_norms.after_micro_batch(counts=not micro.ghost)
+        self.before_update()
         grad_norm = self.optimizer_step()
         self._batch_norms.end_step(self.options.num_micro_batches)
         self.updates += 1

@@ -12,12 +12,14 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from convmlp_platform.engine.base import Engine, OptimizerFactory, State
-from convmlp_platform.engine.plain_state import load_optimizer_slots, optimizer_slots
+from convmlp_platform.engine.base import Engine, OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.plain_state import SEPARATOR, live_slots, load_optimizer_slots, optimizer_slots
 
 
 class DdpEngine(Engine):
     """Every rank holds all weights; gradients are averaged while backward runs."""
+
+    every_rank_writes = False
 
     def prepare(self, task: nn.Module, make_optimizer: OptimizerFactory) -> tuple[Any, torch.optim.Optimizer]:
         mixed = "no" if self.options.precision == "fp32" else self.options.precision
@@ -76,6 +78,13 @@ class DdpEngine(Engine):
             updates,
             like=lambda full, p: full.to(p.device, p.dtype, copy=True),
         )
+
+    def own_piece(self, name: str, local: Tensor) -> tuple[Tensor, Run | None] | None:
+        return (local, None) if self.world.is_main else None
+
+    def own_slots(self) -> Pieces:
+        slots = live_slots(self.optimizer, self.model) if self.world.is_main else {}
+        return {f"{name}{SEPARATOR}{slot}": (value, None) for (name, slot), value in slots.items()}
 
     def extra_state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler

@@ -21,6 +21,7 @@ import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine as DeepSpeedWrapper
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -28,7 +29,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from convmlp_platform.engine.base import Engine, OptimizerFactory, State
+from convmlp_platform.engine.base import Engine, OptimizerFactory, Pieces, Run, State
 from convmlp_platform.engine.plain_state import SEPARATOR
 
 # On the CPU accelerator DeepSpeed compiles a C++ op at its first start (28 s), used by inference alone.
@@ -56,7 +57,7 @@ class DeepSpeedEngine(Engine):
             raise RuntimeError(
                 f"DeepSpeed gave {found} where ZeRO-{self.stage} on {self.world.size} ranks was asked for"
             )
-        self._zero = zero
+        self._zero, self._parameters = zero, dict(self.model.named_parameters())
         return wrapped, zero.optimizer
 
     def _config(self) -> dict[str, Any]:
@@ -147,6 +148,31 @@ class DeepSpeedEngine(Engine):
             for name, p in self.model.named_parameters()
             for slot in slots
         }
+
+    def own_piece(self, name: str, local: Tensor) -> tuple[Tensor, Run | None] | None:
+        """Stage 3 cuts a parameter's elements into equal runs, the last ones padded or empty."""
+        parameter = self._parameters.get(name)
+        if self.stage < 3 or parameter is None:
+            return (local, None) if self.world.is_main else None
+        start = self.world.rank * local.numel()
+        real = min(local.numel(), parameter.ds_numel - start)  # type: ignore[attr-defined]
+        if real <= 0:
+            return None
+        return local.flatten()[:real], (tuple(parameter.ds_shape), start)  # type: ignore[attr-defined]
+
+    def own_slots(self) -> Pieces:
+        slots = self._slots()
+        self._link_optimizer_state()
+        own: dict[str, tuple[Tensor, Run | None] | None] = {}
+        for name, parameter in self._parameters.items():
+            for slot in slots:
+                if self.stage == 3:
+                    local = _required(safe_get_local_optimizer_state(parameter, slot))
+                    own[f"{name}{SEPARATOR}{slot}"] = self.own_piece(name, local)
+                elif (held := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
+                    run = (tuple(parameter.shape), held.lp_fragment_address.start)
+                    own[f"{name}{SEPARATOR}{slot}"] = held.get_optim_state_fragment(slot), run
+        return {key: piece for key, piece in own.items() if piece is not None}
 
     def _slots(self) -> list[str]:
         """The optimizer's slots of a parameter's own shape; none before the first update."""

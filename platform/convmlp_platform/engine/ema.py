@@ -21,6 +21,11 @@ class WeightAverage:
         """Start again from `tensors`."""
         self._average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The average, by name."""
+        return self._average
+
     @torch.no_grad()
     def update(self, tensors: dict[str, Tensor]) -> None:
         """Move towards `tensors`."""

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grad_norm_
 
-from convmlp_platform.engine.base import Engine, OptimizerFactory, State
-from convmlp_platform.engine.plain_state import load_optimizer_slots, optimizer_slots
+from convmlp_platform.engine.base import Engine, OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.plain_state import SEPARATOR, live_slots, load_optimizer_slots, optimizer_slots
 
 # Parameters below which a block is not worth a gathering of its own.
 MIN_SHARDED_PARAMETERS = 50_000
@@ -43,6 +43,7 @@ class FsdpEngine(Engine):
             )
         if whole := [name for name, p in task.named_parameters() if not isinstance(p, DTensor)]:
             raise RuntimeError(f"fully_shard left parameters unsharded: {whole}")
+        self._parameters = dict(self.model.named_parameters())
         return task, make_optimizer(task)
 
     def forward_context(self, last: bool) -> AbstractContextManager[Any]:
@@ -86,6 +87,24 @@ class FsdpEngine(Engine):
 
     def load_full_optimizer_state(self, state: State, updates: int) -> None:
         load_optimizer_slots(self.optimizer, self.model, state, updates, like=_like)
+
+    def own_piece(self, name: str, local: Tensor) -> tuple[Tensor, Run | None] | None:
+        """FSDP2 cuts a parameter into chunks of rows, as torch.chunk does: the last ranks may hold fewer or none."""
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            return (local, None) if self.world.is_main else None
+        if not local.numel():
+            return None
+        rows, per_row = parameter.shape[0], parameter.numel() // parameter.shape[0]
+        first_row = self.world.rank * -(-rows // self.world.size)
+        return local.flatten(), (tuple(parameter.shape), first_row * per_row)
+
+    def own_slots(self) -> Pieces:
+        slots = live_slots(self.optimizer, self.model)
+        own = {
+            f"{name}{SEPARATOR}{slot}": self.own_piece(name, _local(v)) for (name, slot), v in slots.items()
+        }
+        return {key: piece for key, piece in own.items() if piece is not None}
 
     def extra_state(self) -> dict[str, Any]:
         return {"scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {}

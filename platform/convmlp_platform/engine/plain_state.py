@@ -25,6 +25,16 @@ def optimizer_slots(
     return slots
 
 
+def live_slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[tuple[str, str], Tensor]:
+    """(name, slot) → the optimizer's own tensor, for every slot of a parameter's own shape."""
+    return {
+        (name, slot): value
+        for name, parameter in model.named_parameters()
+        for slot, value in sorted(optimizer.state.get(parameter, {}).items())
+        if isinstance(value, Tensor) and value.shape == parameter.shape and slot != "step"
+    }
+
+
 def load_optimizer_slots(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,

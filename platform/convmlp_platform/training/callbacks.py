@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
+from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.training.state import TrainState
 
 
@@ -20,8 +20,8 @@ class Callback:
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
         """After an evaluation: eval/loss, eval/top1 (per cent), ..."""
 
-    def on_checkpoint(self, path: Path, state: TrainState) -> None:
-        """After a checkpoint was committed."""
+    def on_save(self, event: SaveEvent) -> None:
+        """A checkpoint was committed, refused by the storage, or put off; on rank 0 alone."""
 
     def on_end(self, state: TrainState) -> None:
         """After the last step."""
@@ -57,6 +57,10 @@ class Console(Callback):
         )
         best = "  (best so far)" if state.best == metrics else ""
         self._say(f"evaluation after epoch {state.step / self.steps_per_epoch:.1f}: {shown}{best}")
+
+    def on_save(self, event: SaveEvent) -> None:
+        if event.kind == "failed":
+            self._say(f"checkpoint at step {event.step}: {event.message}")
 
     def _say(self, line: str) -> None:
         print(line, flush=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.engine.base import Engine
 from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
@@ -30,8 +30,12 @@ class Telemetry(Callback):
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
         self.on_log(metrics, state)
 
-    def on_checkpoint(self, path: Path, state: TrainState) -> None:
-        self.tracker.set_tags({"checkpoint.latest": str(path), "checkpoint.step": str(state.step)})
+    def on_save(self, event: SaveEvent) -> None:
+        if event.kind == "committed":
+            self.tracker.set_tags({"checkpoint.latest": event.location, "checkpoint.step": str(event.step)})
+            self.tracker.log_metrics({"checkpoint/durable_seconds": event.seconds}, event.step)
+        elif event.kind == "failed":
+            self.tracker.set_tags({"checkpoint.failure": f"step {event.step}: {event.message}"})
 
     def on_end(self, state: TrainState) -> None:
         """Draw the whole run, from its record: parts before a resume too."""

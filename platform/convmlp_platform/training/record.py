@@ -14,7 +14,7 @@ from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.environment import environment_tags
 from convmlp_platform.tracking.registry import register_bundle
 from convmlp_platform.tracking.tracker import Tracker
-from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.training.run_folder import RunFolder, checkpoints_of
 from convmlp_platform.training.state import TrainState
 from data_prep.files import write_atomically
 from data_prep.manifest import DatasetManifest
@@ -68,7 +68,7 @@ def register_best(
                 **environment_tags(),
                 "run": job.name,
                 "identity": folder.identity,
-                "checkpoints": str(folder.checkpoints),
+                "checkpoints": str(checkpoints_of(job)),
             },
         )
     except TrackingError as error:

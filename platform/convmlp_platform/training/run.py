@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from convmlp_platform.checkpoints.checkpointer import Checkpointer
 from convmlp_platform.config.paths import resolve
@@ -26,7 +25,7 @@ class RunResult:
 
     metrics: dict[str, float]
     best: dict[str, float]
-    checkpoint: Path | None
+    checkpoint: str | None
     registered: str | None
     steps: int
     already_complete: bool
@@ -54,7 +53,7 @@ def run(job: TrainJob, callbacks: Sequence[Callback] = ()) -> RunResult:
             train_loader,
             build.build_eval_loader(job, manifest, folder, world),
             task.metrics(),
-            Checkpointer(folder.checkpoints, job.checkpoint.keep),
+            Checkpointer(run_folder.checkpoints_of(job), job.checkpoint.keep),
             build.build_ledger(job, folder, train_loader, manifest),
             folder.identity,
             [*watchers, BestModel(job, manifest, engine, folder), *callbacks],

@@ -30,10 +30,6 @@ class RunFolder:
     identity: str
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
     def ledger(self) -> Path:
         return self.path / "ledger"
 
@@ -61,6 +57,13 @@ def run_path(job: TrainJob) -> Path:
     if is_url(job.checkpoint.path):
         raise ConfigError(f"checkpoint.path (={job.checkpoint.path}) must be a folder that all workers mount")
     return Path(resolve(job.checkpoint.path, "checkpoint.path")) / job.name
+
+
+def checkpoints_of(job: TrainJob) -> str | Path:
+    """The folder or URL of the run's checkpoints."""
+    if job.checkpoint.store is None:
+        return run_path(job) / "checkpoints"
+    return f"{resolve(job.checkpoint.store, 'checkpoint.store').rstrip('/')}/{job.name}/checkpoints"
 
 
 def check_owner(job: TrainJob, dataset_digest: str) -> None:

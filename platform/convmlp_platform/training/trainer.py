@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import torch
 from torchmetrics import MetricCollection
 
+from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
+from convmlp_platform.checkpoints.layout import Part
+from convmlp_platform.checkpoints.tensor_file import Slice
 from convmlp_platform.data.ledger import Ledger, LedgerWriter
 from convmlp_platform.data.loader import EvalLoader, TrainLoader
-from convmlp_platform.distributed import on_main, wait_for_all
-from convmlp_platform.engine.base import Engine, EngineState
+from convmlp_platform.distributed import on_main, sum_over_ranks, wait_for_all
+from convmlp_platform.engine.base import Engine, EngineState, OwnState
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.evaluate import evaluate
 from convmlp_platform.training.meter import Meter
@@ -37,13 +40,17 @@ class Trainer:
     ledger: Ledger
     identity: str
     callbacks: Sequence[Callback]
-    checkpoint: Path | None = None
-    """The newest checkpoint, once the run was resumed or has saved."""
+    checkpoint: str | None = None
+    """The newest checkpoint's path or URL, once the run was resumed or (on rank 0, at last on all) has saved."""
     _record: LedgerWriter = field(init=False)
+    _saver: AsyncCheckpointer | None = field(init=False, default=None)
+    """None on ranks that write nothing."""
+    _owed: bool = field(init=False, default=False)
+    """Whether a save was put off because the one before was still being written."""
 
     def resume(self) -> TrainState:
         """The state to start from: the newest whole checkpoint's, or a fresh one (collective)."""
-        self.checkpoint = on_main(self.engine.world, self.checkpointer.latest)
+        self.checkpoint = on_main(self.engine.world, self.checkpointer.newest)
         if self.checkpoint is None:
             return TrainState()
         checkpoint = load(self.checkpoint)
@@ -65,6 +72,7 @@ class Trainer:
         stop, batch_size = self.plan.stop_step, self.plan.job.training.global_batch_size
         self._record = self.ledger.start(self.engine.world, state.step, state.attempt)
         state.attempt = self._record.header.attempt
+        self._open_saver(state.attempt)
         self._tell("on_start", state, stop)
         meter = Meter(self.engine.world, batch_size)
         batches = self.train_loader.steps(state.step, stop)
@@ -79,6 +87,7 @@ class Trainer:
             state.samples_seen += batch_size
             self._after_step(state, meter, lr)
         self._record.close()
+        self._close_saver()
         self._tell("on_end", state)
         return state
 
@@ -91,31 +100,70 @@ class Trainer:
             if not state.best or state.metrics[BEST_METRIC] > state.best[BEST_METRIC]:
                 state.best = state.metrics
             self._tell("on_evaluation", state.metrics, state)
-        if self.plan.saves_after(state.step):
-            self._tell("on_checkpoint", self.save(state), state)
+        if self._owed or self.plan.saves_after(state.step):
+            self.save(state, wait=state.step == self.plan.stop_step)
+        self._tell_of_saves()
         meter.exclude(time.perf_counter() - started)
 
-    def save(self, state: TrainState) -> Path:
-        """Commit a checkpoint (collective), once every rank's record of what led to it is durable."""
+    def save(self, state: TrainState, wait: bool = False) -> None:
+        """Begin a checkpoint (collective), once every rank's record of what led to it is durable; `on_save` tells what
+        becomes of it.
+
+        While the one before is still being written it is put off to the first step after that, unless it must `wait`.
+        """
+        if not wait and self._some_rank_writes():
+            if self._saver and self.engine.world.is_main and not self._owed:
+                self._saver.skip(state.step)
+            self._owed = True
+            return
+        self._owed = False
         self._record.sync()
         wait_for_all(self.engine.world)
-        engine_state = self.engine.state()
-        tensors = {"model": engine_state.model, "optimizer": engine_state.optimizer}
-        if engine_state.ema is not None:
-            tensors["ema"] = engine_state.ema
+        if self._saver:
+            own = self.engine.own_state()
+            self._saver.save(self._checkpoint(state, own), wait=True, changing=own.changing)
+
+    def _checkpoint(self, state: TrainState, own: OwnState) -> Checkpoint:
         facts = {
             "samples_seen": state.samples_seen,
             "attempt": state.attempt,
             "epoch": self.plan.epochs_after(state.step),
             "metrics": state.metrics,
             "best": state.best,
-            "updates": engine_state.updates,
-            "extra": engine_state.extra,
+            "updates": self.engine.updates,
+            "extra": self.engine.extra_state(),
             "identity": self.identity,
         }
-        checkpoint = Checkpoint(state.step, tensors, facts)
-        self.checkpoint = on_main(self.engine.world, lambda: self.checkpointer.save(checkpoint))
-        return self.checkpoint
+        slices = {
+            group: {name: Slice(shape, start) for name, (shape, start) in runs.items()}
+            for group, runs in own.runs.items()
+        }
+        return Checkpoint(state.step, own.groups, facts, slices)
+
+    def _open_saver(self, attempt: int) -> None:
+        world, shared = self.engine.world, self.engine.every_rank_writes
+        if world.is_main or shared:
+            part = Part(world.rank, world.size) if shared else Part()
+            self._saver = AsyncCheckpointer(self.checkpointer, part=part, session=f"attempt-{attempt}")
+            self.engine.before_update = self._saver.settle
+
+    def _close_saver(self) -> None:
+        """Wait for the last checkpoint to be committed; its refusal ends every rank alike (collective)."""
+        saver = self._saver
+        self.checkpoint = (
+            on_main(self.engine.world, lambda: saver.close() if saver else None) or self.checkpoint
+        )
+        self._tell_of_saves()
+
+    def _some_rank_writes(self) -> bool:
+        busy = float(self._saver is not None and self._saver.busy)
+        return bool(sum_over_ranks(torch.tensor(busy, device=self.engine.world.device)).item())
+
+    def _tell_of_saves(self) -> None:
+        for event in self._saver.poll() if self._saver and self.engine.world.is_main else []:
+            if event.kind == "committed":
+                self.checkpoint = event.location
+            self._tell("on_save", event)
 
     def _tell(self, hook: str, *values: object) -> None:
         for callback in self.callbacks:
