@@ -20,7 +20,7 @@ help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
 	@echo "make test       linters, type checker, import rules, fast tests"
 	@echo "make test-slow  the tests that take minutes"
-	@echo "make bench      reading and training speed on this machine (IMAGES=folder: on images of yours)"
+	@echo "make bench      training speed on this machine"
 	@echo "make bench-data preparing and reading data beside tar, torchvision, webdataset and FFCV (IMAGES=folder)"
 	@echo "make bench-checkpoint  what a save costs, beside torch.save and Ray Train"
 	@echo "make lint       linters, type checker, import rules"
@@ -40,7 +40,7 @@ test-slow: setup
 	@$(BIN)/python -m pytest -m slow
 
 bench: setup
-	@$(BIN)/python tests/bench/bench_throughput.py $(IMAGES)
+	@$(BIN)/python tests/bench/bench_training.py
 
 bench-data: setup
 	@test -n "$(IMAGES)" || { echo "Name a folder of JPEGs, one sub-folder a class: make bench-data IMAGES=folder"; exit 2; }

@@ -90,6 +90,7 @@ DOES_NOT_DECIDE = {
     "engine.channels_last": False,
     "engine.deepspeed": {"zero_optimization": {}},
     "checkpoint.path": "/elsewhere",
+    "checkpoint.store": "s3://elsewhere",
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 9,
     "tracking.uri": "sqlite:///x.db",
