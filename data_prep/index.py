@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import ipc
 
 from data_prep.errors import DataPrepError
 from data_prep.files import atomic_file
@@ -129,8 +130,8 @@ def write_rows(file: BinaryIO, rows: Iterable[IndexRow]) -> None:
     columns: list[Any] = list(zip(*rows, strict=True)) or [[] for _ in _SCHEMA]
     arrays = [pa.array(list(column), type=field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
     batch = pa.record_batch(arrays, schema=_SCHEMA)
-    options = pa.ipc.IpcWriteOptions(compression=None, metadata_version=pa.ipc.MetadataVersion.V5)
-    with pa.ipc.new_file(file, _SCHEMA, options=options) as writer:
+    options = ipc.IpcWriteOptions(compression=None, metadata_version=ipc.MetadataVersion.V5)
+    with ipc.new_file(file, _SCHEMA, options=options) as writer:
         writer.write_batch(batch)
     file.flush()
 
@@ -147,7 +148,7 @@ def read_index(path: str | Path, *, full: bool = False) -> ShardIndex:
     """
     path = Path(path)
     try:
-        with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+        with pa.memory_map(str(path)) as mapped, ipc.open_file(mapped) as reader:
             if not reader.schema.equals(_SCHEMA) or reader.num_record_batches != 1:
                 raise DataPrepError(
                     f"{path} is not a sample index of this release (other columns): prepare the dataset again"

@@ -26,6 +26,7 @@ def pairs(
     return found
 
 
+@pytest.mark.slow
 def test_sharded_checkpoints_go_on_as_ddp_on_one_rank(tmp_path: Path) -> None:
     """A corner of the matrix."""
     assert len(pairs(tmp_path, ["fsdp", "zero3"], [2], ["ddp"], [1])) == 2

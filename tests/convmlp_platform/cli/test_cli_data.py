@@ -115,6 +115,7 @@ def test_ledger(tmp_path: Path, capsys: Captured) -> None:
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_preparation_ends_in_mlflow_with_its_pictures(tmp_path: Path, capsys: Captured) -> None:
     settings = ["--no-ray", "--set", "output.samples_per_shard=2000", "--set", "tracking.experiment=data"]
     assert main(["run", JOB, *settings]) == 0

@@ -47,6 +47,7 @@ def job(root: Path, data: Path, **policy: Any) -> TrainJob:
     )
 
 
+@pytest.mark.slow
 def test_damage_ends_a_run_unless_the_job_says_otherwise(tmp_path: Path) -> None:
     data = damaged_digits(tmp_path / "digits")
     with pytest.raises(DataError, match=r"train-.*is damaged.*convmlp data repair"):
