@@ -47,7 +47,7 @@ def conversion(images: Path, work: Path, rounds: int) -> None:
     )
     for name, key in (
         ("`tar -cf`, nothing checked, nothing made durable", "tar"),
-        ("ours, all checksums, read back, fsync", "ours"),
+        ("ours, all checksums, fsync", "ours"),
         ("ours, with mean and std of 1,000 images", "ours_statistics"),
         ("ours, every image decoded", "ours_decode"),
         ("webdataset ShardWriter + SHA-256 in a thread", "webdataset_sha256"),
