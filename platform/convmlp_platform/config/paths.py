@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from convmlp_platform.errors import ConfigError
+from data_prep.urls import is_url
 
 ROOT_VARIABLE = "CONVMLP_ROOT"
 
@@ -16,11 +17,6 @@ ROOT_VARIABLE = "CONVMLP_ROOT"
 def root() -> Path:
     """The folder that relative paths of jobs start from, absolute."""
     return Path(os.environ.get(ROOT_VARIABLE) or Path.cwd()).expanduser().absolute()
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` names remote storage (`s3://...`), which is left as it is."""
-    return "://" in path
 
 
 def resolve(path: str, field: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from convmlp_platform.errors import DataError
 from data_prep.errors import DataPrepError
+from data_prep.files import sha256_file
 from data_prep.index import ShardIndex, read_index
 from data_prep.manifest import ShardInfo
 
@@ -85,9 +85,7 @@ class LocalStorage:
         path = self._folder / shard.index
         try:
             if number not in self._checked:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != shard.index_sha256:
+                if sha256_file(path) != shard.index_sha256:
                     raise DataError(
                         f"sample index {path} is damaged: its SHA-256 is not the manifest's; "
                         f"`convmlp data repair {self._folder}` restores it"

@@ -17,12 +17,10 @@ def optimizer_slots(
 
     Step counts are left out: they are the number of updates, which the caller keeps.
     """
-    slots = {}
-    for name, parameter in model.named_parameters():
-        for slot, value in sorted(optimizer.state.get(parameter, {}).items()):
-            if isinstance(value, Tensor) and value.shape == parameter.shape and slot != "step":
-                slots[f"{name}{SEPARATOR}{slot}"] = full(value).detach().to("cpu", copy=True)
-    return slots
+    return {
+        f"{name}{SEPARATOR}{slot}": full(value).detach().to("cpu", copy=True)
+        for (name, slot), value in live_slots(optimizer, model).items()
+    }
 
 
 def live_slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[tuple[str, str], Tensor]:

@@ -7,7 +7,6 @@ noticed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from convmlp_platform.tracking.log_bundle import log_bundle
 from convmlp_platform.tracking.state import without_secrets
 from convmlp_platform.tracking.store import ensure_experiment, fluent_at, open_client
 from convmlp_platform.tracking.uri import sqlite_path, tracking_uri
+from data_prep.files import sha256_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,7 +90,7 @@ def register_bundle(
     all_tags = {k: str(v) for k, v in tags.items()} | {
         f"metric.{k}": repr(float(v)) for k, v in metrics.items()
     }
-    all_tags |= {DATASET_DIGEST_TAG: digest, _WEIGHTS_TAG: _sha256(bundle / WEIGHTS_NAME)}
+    all_tags |= {DATASET_DIGEST_TAG: digest, _WEIGHTS_TAG: sha256_file(bundle / WEIGHTS_NAME)}
     uri = tracking_uri(section)
     with _as_tracking_error(uri, f"model {name!r} is not registered; its bundle stays in {bundle}"):
         client = open_client(uri)
@@ -240,8 +240,3 @@ def _as_tracking_error(uri: str, consequence: str) -> Iterator[None]:
         reason = str(error).splitlines()[0][:400] if str(error) else type(error).__name__
         shown = without_secrets(uri)
         raise TrackingError(f"{consequence}: MLflow at {shown} says: {reason.replace(uri, shown)}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convmlp_platform.config.paths import is_url
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.run_folder import check_owner
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
-from data_prep.urls import local_path
+from data_prep.urls import is_url, local_path
 
 
 @dataclass

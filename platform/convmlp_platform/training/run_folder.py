@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from convmlp_platform.config.identity import differences, identity_fields, identity_of
-from convmlp_platform.config.paths import is_url, resolve
+from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import CheckpointError, ConfigError
 from data_prep.files import write_atomically
+from data_prep.urls import is_url
 
 
 @dataclass(frozen=True)
