@@ -1,153 +1,179 @@
-"""ConvMLP-S/M/L equal the authors' implementation: parameters, state_dict keys, logits, dense maps.
+"""ConvMLP, CycleMLP and Mixer equal the published implementations: outputs, parameters, state_dict keys.
 
-`golden.json` quotes numbers computed by the authors' own code (SHI-Labs/Convolutional-MLPs, commit 092bf71)
-in float64, evaluation mode. Weights are a function of their official name (`fill_from_names`), the input is
-`default_rng(0).standard_normal((2, 3, H, W))`. `logits` are classes 0, 499, 999 of both images; the `ends` of
-a map are the first and last entry of its corner `[:, :8, :3, :3]`.
+`golden.json` quotes numbers that the authors' own code computed (tests/golden_models.py says which and how):
+`logits` are classes 0, 499, 999 of both images; the `ends` of a map are the first and last entry of its corner
+`[:, :8, :3, :3]`. Where CONVMLP_GOLDEN names the folder with the whole arrays, these are compared, too.
 """
 
+import hashlib
 import json
-import zlib
-from functools import cache
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from golden_models import digest, on_meta, run
 
-from convmlp import ConvMLP, create_model
-
-CASES = json.loads((Path(__file__).parent / "golden.json").read_text())
-TOLERANCE = 1e-9
-
-
-def fill_from_names(model: nn.Module) -> nn.Module:
-    for name, value in model.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        shape = tuple(value.shape)
-        z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-        if name.endswith("running_var"):
-            z = 1 + 0.1 * np.abs(z)
-        elif name.endswith(("running_mean", "bias")):
-            z = 0.1 * z
-        elif len(shape) == 1:
-            z = 1 + 0.1 * z
-        else:
-            z = z / np.sqrt(np.prod(shape[1:]))
-        value.copy_(torch.from_numpy(z))
-    return model
+HERE = Path(__file__).parent
+CASES = json.loads((HERE / "golden.json").read_text())
+KEYS = json.loads((HERE / "published_keys.json").read_text())
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+FAST_AT_224 = {"cyclemlp_b1", "mixer_s32"}
+FAST = {"convmlp_s", "cyclemlp_b1"}
 
 
-@cache
-def golden_model(name: str) -> ConvMLP:
-    model = create_model(name).double().to(memory_format=torch.channels_last).eval()
-    assert isinstance(fill_from_names(model), ConvMLP)
-    return model
+def cases() -> list[Any]:
+    """The small ones in `make test`, all of them in `make test-slow`."""
+    params = []
+    for case in CASES:
+        is_fast = case["name"] in (FAST_AT_224 if case["size"] == [224, 224] else FAST)
+        marks = [] if is_fast else [pytest.mark.slow]
+        params.append(
+            pytest.param(case, marks=marks, id=f"{case['name']}-{case['size'][0]}x{case['size'][1]}")
+        )
+    return params
+
+
+def assert_equal_digests(ours: dict[str, Any], golden: dict[str, Any], tolerance: float) -> None:
+    scale = golden["logits_norm"] / np.sqrt(2000)
+    assert np.abs(np.subtract(ours["logits"], golden["logits"])).max() <= tolerance * scale
+    assert ours["logits_norm"] == pytest.approx(golden["logits_norm"], rel=tolerance)
+    assert len(ours["maps"]) == len(golden["maps"])
+    for one, other in zip(ours["maps"], golden["maps"], strict=True):
+        assert one["shape"] == other["shape"]
+        for key in ("mean_std", "ends", "corner_norm"):
+            assert one[key] == pytest.approx(other[key], rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_outputs_equal_the_published_implementation(case: dict[str, Any]) -> None:
+    arrays = run(case["name"], tuple(case["size"]))
+    assert_equal_digests(digest(arrays), case, TOLERANCE[torch.float64])
+    folder = os.environ.get("CONVMLP_GOLDEN")
+    if folder:
+        height, width = case["size"]
+        prefix = f"{case['name']}/{height}x{width}/"
+        with np.load(Path(folder) / "golden.npz") as golden:
+            theirs = {key.removeprefix(prefix): golden[key] for key in golden if key.startswith(prefix)}
+        assert arrays.keys() == theirs.keys()
+        for key, values in theirs.items():
+            error = np.abs(arrays[key] - values).max() / np.abs(values).max()
+            assert error <= TOLERANCE[torch.float64], key
+
+
+@pytest.mark.parametrize("name", ["convmlp_s", "cyclemlp_b1", "mixer_s32"])
+def test_single_precision_is_close(name: str) -> None:
+    case = next(case for case in CASES if case["name"] == name)
+    if name == "convmlp_s":
+        case = next(case for case in CASES if case["name"] == name and case["size"] == [97, 131])
+    ours = digest(run(name, tuple(case["size"]), torch.float32))
+    assert_equal_digests(ours, case, TOLERANCE[torch.float32])
+
+
+PARAMETERS = {
+    "convmlp_s": 9_022_920,
+    "convmlp_m": 17_410_504,
+    "convmlp_l": 42_728_440,
+    "mixer_s32": 19_104_624,
+    "mixer_s16": 18_528_264,
+    "mixer_b32": 60_293_428,
+    "mixer_b16": 59_880_472,
+    "mixer_l32": 206_939_264,
+    "mixer_l16": 208_196_168,
+    "mixer_h14": 432_350_952,
+    "cyclemlp_b1": 15_155_400,
+    "cyclemlp_b2": 26_802_504,
+    "cyclemlp_b3": 38_385_720,
+    "cyclemlp_b4": 51_796_552,
+    "cyclemlp_b5": 75_747_280,
+}
+BASELINES = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "regnetx_002": 2_684_792,
+    "regnetx_004": 5_157_512,
+    "regnetx_008": 7_259_656,
+    "regnetx_016": 9_190_136,
+    "regnetx_032": 15_296_552,
+    "regnety_002": 3_162_996,
+    "regnety_004": 4_344_144,
+    "regnety_008": 6_263_168,
+    "regnety_016": 11_202_430,
+    "regnety_032": 19_436_338,
+    "regnety_080": 39_180_068,
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_base_patch32_224": 88_224_232,
+    "vit_large_patch16_224": 304_326_632,
+}
+OTHER_HEADS = {
+    ("convmlp_s", 10): 8_515_050,
+    ("convmlp_m", 100): 16_948_804,
+    ("convmlp_l", 102): 42_037_878,
+    ("cyclemlp_b1", 10): 14_647_530,
+    ("mixer_s16", 0): 18_015_264,
+    ("mixer_h14", 0): 431_069_952,
+    ("mixer_b16", 21_843): 75_908_739,
+    ("mixer_l16", 21_843): 229_560_243,
+}
+BACKBONES = {
+    "convmlp_s": 8_508_896,
+    "convmlp_m": 16_896_480,
+    "convmlp_l": 41_957_904,
+    "cyclemlp_b1": 14_643_424,
+    "cyclemlp_b2": 26_290_528,
+    "cyclemlp_b3": 37_873_744,
+    "cyclemlp_b4": 51_284_576,
+    "cyclemlp_b5": 74_979_624,
+}
+
+
+def num_parameters(name: str, **options: Any) -> int:
+    return sum(p.numel() for p in on_meta(name, **options).parameters())
+
+
+def test_parameter_counts_are_the_published_ones() -> None:
+    assert {name: num_parameters(name) for name in PARAMETERS} == PARAMETERS
+    assert num_parameters("resnet18") == BASELINES["resnet18"]
+    assert {key: num_parameters(key[0], num_classes=key[1]) for key in OTHER_HEADS} == OTHER_HEADS
+    assert {name: num_parameters(name, features_only=True) for name in BACKBONES} == BACKBONES
+
+
+@pytest.mark.slow
+def test_parameter_counts_of_the_baselines() -> None:
+    assert {name: num_parameters(name) for name in BASELINES} == BASELINES
 
 
 @pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case['name']}-{case['size'][0]}x{case['size'][1]}"
+    ("size", "num_classes", "parameters"), [(32, 10, 17_232_426), (96, 10, 17_363_754)], ids=["cifar", "stl"]
 )
-def test_logits_and_dense_maps_equal_the_published_implementation(case: dict[str, Any]) -> None:
-    model = golden_model(case["name"])
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, *case["size"])))
-    with torch.inference_mode():
-        features, maps = model.forward_intermediates(images)
-        logits = model.forward_head(features)
-        if max(case["size"]) < 224:
-            torch.testing.assert_close(model(images), logits, rtol=0, atol=0)
-
-    scale = logits.abs().max().item()
-    ours = logits[:, [0, 499, 999]].flatten().tolist()
-    assert np.abs(np.subtract(ours, case["logits"])).max() <= TOLERANCE * scale
-    assert logits.norm().item() == pytest.approx(case["logits_norm"], rel=TOLERANCE)
-    assert [list(m.shape) for m in maps] == [m["shape"] for m in case["maps"]]
-    for ours_map, golden in zip(maps, case["maps"], strict=True):
-        corner = ours_map[:, :8, :3, :3]
-        assert corner.norm().item() == pytest.approx(golden["corner_norm"], rel=TOLERANCE)
-        ends = [corner[0, 0, 0, 0].item(), corner[-1, -1, -1, -1].item()]
-        assert ends == pytest.approx(golden["ends"], rel=TOLERANCE, abs=TOLERANCE)
-        mean_std = [ours_map.mean().item(), ours_map.std(correction=0).item()]
-        assert mean_std == pytest.approx(golden["mean_std"], rel=TOLERANCE, abs=TOLERANCE)
+def test_mixer_at_the_size_of_small_images(size: int, num_classes: int, parameters: int) -> None:
+    assert num_parameters("mixer_s16", num_classes=num_classes, image_size=size) == parameters
 
 
-@pytest.mark.parametrize(
-    ("name", "classes", "parameters"),
-    [
-        ("convmlp_s", 1000, 9_022_920),
-        ("convmlp_m", 1000, 17_410_504),
-        ("convmlp_l", 1000, 42_728_440),
-        ("convmlp_s", 10, 8_515_050),
-        ("convmlp_m", 100, 16_948_804),
-        ("convmlp_l", 102, 42_037_878),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(name: str, classes: int, parameters: int) -> None:
-    with torch.device("meta"):
-        model = create_model(name, classes)
-    assert sum(p.numel() for p in model.parameters()) == parameters
+@pytest.mark.parametrize("name", KEYS)
+def test_state_dict_has_the_authors_keys_and_shapes_in_order(name: str) -> None:
+    model = on_meta(name)
+    entries = [[key, list(value.shape)] for key, value in model.state_dict().items()]
+    assert len(entries) == KEYS[name]["entries"]
+    assert hashlib.sha256(json.dumps(entries).encode()).hexdigest() == KEYS[name]["sha256"]
 
 
-def published_state_dict(c: int, n: int, d: list[int], b: list[int], r: int) -> dict[str, tuple[int, ...]]:
-    """Key → shape of the authors' checkpoints, from the paper's table of widths and depths."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def conv_bn(prefix: str, i: int, shape: tuple[int, ...]) -> None:
-        shapes[f"{prefix}.{i}.weight"] = shape
-        for stat in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{prefix}.{i + 1}.{stat}"] = shape[:1]
-        shapes[f"{prefix}.{i + 1}.num_batches_tracked"] = ()
-
-    def with_bias(key: str, *shape: int) -> None:
-        shapes[f"{key}.weight"], shapes[f"{key}.bias"] = shape, shape[:1]
-
-    for i, shape in zip((0, 3, 6), [(c // 2, 3), (c // 2, c // 2), (c, c // 2)], strict=True):
-        conv_bn("tokenizer.block", i, (*shape, 3, 3))
-    for j in range(n):
-        for i, shape in zip((0, 3, 6), [(d[0], c, 1, 1), (d[0], d[0], 3, 3), (c, d[0], 1, 1)], strict=True):
-            conv_bn(f"conv_stages.conv_blocks.{j}", i, shape)
-    with_bias("conv_stages.downsample", d[0], c, 3, 3)
-    for s, dim in enumerate(d):
-        for j in range(b[s]):
-            block = f"stages.{s}.blocks.{j}"
-            for norm in ("norm1", "norm2", "connect_norm"):
-                with_bias(f"{block}.{norm}", dim)
-            for mlp in ("channel_mlp1", "channel_mlp2"):
-                with_bias(f"{block}.{mlp}.fc1", dim * r, dim)
-                with_bias(f"{block}.{mlp}.fc2", dim, dim * r)
-            shapes[f"{block}.connect.weight"] = (dim, 1, 3, 3)
-        if s + 1 < len(d):
-            with_bias(f"stages.{s}.downsample_mlp.downsample", d[s + 1], dim, 3, 3)
-    with_bias("norm", d[-1])
-    with_bias("head", 1000, d[-1])
-    return shapes
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "entries", "tensors"),
-    [
-        ("convmlp_s", (64, 2, [128, 256, 512], [2, 4, 2], 2), 184, 157),
-        ("convmlp_m", (64, 3, [128, 256, 512], [3, 6, 3], 3), 262, 226),
-        ("convmlp_l", (96, 3, [192, 384, 768], [4, 8, 3], 3), 307, 271),
-    ],
-)
-def test_state_dict_has_the_authors_keys_and_shapes(
-    name: str, shape: tuple[Any, ...], entries: int, tensors: int
-) -> None:
-    with torch.device("meta"):
-        model = create_model(name)
-    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    assert ours == published_state_dict(*shape)
-    assert len(ours) == entries
-    assert len(list(model.parameters())) == tensors
-
-
-def test_stochastic_depth_restarts_in_each_stage() -> None:
-    with torch.device("meta"):
-        model = create_model("convmlp_m")
+def test_stochastic_depth_restarts_in_each_stage_of_convmlp() -> None:
+    model = on_meta("convmlp_m")
     rates = [[getattr(b.drop_path, "drop_prob", 0.0) for b in stage.blocks] for stage in model.stages]
     expected = [[0, 0.05, 0.1], [0, 0.02, 0.04, 0.06, 0.08, 0.1], [0, 0.05, 0.1]]
     assert [pytest.approx(stage) for stage in expected] == rates
+
+
+@pytest.mark.parametrize(("name", "num_blocks"), [("cyclemlp_b1", 10), ("mixer_s32", 8)])
+def test_stochastic_depth_rises_over_all_blocks_of_the_others(name: str, num_blocks: int) -> None:
+    model = on_meta(name, drop_path_rate=0.3)
+    blocks = [module for module in model.modules() if hasattr(module, "drop_path")]
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.3 * i / (num_blocks - 1) for i in range(num_blocks)])

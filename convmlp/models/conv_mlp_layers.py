@@ -7,10 +7,10 @@ Shape letters: B batch, C channels, H and W height and width. Modules take and g
 
 from typing import Literal
 
-import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from convmlp.models.backbone import BlockSequence
 
 StemStride = Literal[2, 4]
 
@@ -111,7 +111,7 @@ class _MlpDownsample(nn.Module):
         return self.downsample(x)
 
 
-class ConvMLPStage(nn.Module):
+class ConvMLPStage(BlockSequence):
     """Conv-MLP blocks, then a downsampling convolution to `out_dim` channels (none if `out_dim` is None).
 
     [B, dim, H, W] → [B, out_dim, ceil(H / 2), ceil(W / 2)], or [B, dim, H, W].
@@ -122,15 +122,6 @@ class ConvMLPStage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(ConvMLPBlock(dim, mlp_ratio, rate) for rate in drop_path_rates)
         self.downsample_mlp = nn.Identity() if out_dim is None else _MlpDownsample(dim, out_dim)
-        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        # A no-op for channels_last inputs. For NCHW memory this one copy replaces the ones that both
-        # LayerNorms and the mixed-stride addition of the first block would make.
-        x = x.permute(0, 2, 3, 1).contiguous()
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return self.downsample_mlp(x.permute(0, 3, 1, 2))
+        return self.downsample_mlp(self.run(list(self.blocks), x))

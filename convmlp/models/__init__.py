@@ -1,0 +1,1 @@
+"""The network families, one file each; `convmlp.zoo` names the published sizes."""
