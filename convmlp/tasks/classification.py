@@ -6,7 +6,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from convmlp.mixing import Mixing
-from convmlp.tasks.task import Task, TaskOutput
+from convmlp.tasks.task import Task, TaskOutput, check_num_classes
 
 
 class ClassificationTask(Task):
@@ -22,8 +22,10 @@ class ClassificationTask(Task):
         mixing: from `convmlp.mixing.create_mixing`.
 
     Raises:
-        ValueError: `label_smoothing` is out of range.
+        ValueError: `label_smoothing` is out of range, or the model's head has another number of classes.
     """
+
+    best_metric = "top1"
 
     def __init__(
         self,
@@ -36,16 +38,17 @@ class ClassificationTask(Task):
         super().__init__(model)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), not {label_smoothing}")
+        check_num_classes(model, num_classes)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.mixing = mixing
 
-    def forward(self, images: Tensor, labels: Tensor) -> TaskOutput:
-        """images [B, 3, H, W], labels [B] int64 → (mean loss, logits [B, num_classes]), both float32."""
-        targets, smoothing = labels, 0.0
+    def forward(self, images: Tensor, targets: Tensor) -> TaskOutput:  # type: ignore[override]
+        """images [B, 3, H, W], targets [B] int64 labels → (mean loss, logits [B, num_classes]), both float32."""
+        smoothing = 0.0
         if self.training:
             if self.mixing is not None:
-                images, targets = self.mixing(images, labels)
+                images, targets = self.mixing(images, targets)
             else:
                 smoothing = self.label_smoothing
         # Autocast casts the loss by itself; a model kept in bfloat16 (DeepSpeed) has no autocast.

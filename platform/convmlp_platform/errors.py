@@ -21,9 +21,17 @@ class CheckpointError(PlatformError):
     """A checkpoint can't be written, read, or doesn't belong to this run."""
 
 
+class SupersededError(CheckpointError):
+    """Another attempt at the run has begun: this one is not its writer any more."""
+
+
 class TrackingError(PlatformError):
     """The tracking server or model registry can't serve the request."""
 
 
 class LaunchError(PlatformError):
     """The cluster can't be reached or can't hold the job."""
+
+
+class NumbersError(PlatformError):
+    """Loss or gradients stayed wrong through all that `guard` allows."""

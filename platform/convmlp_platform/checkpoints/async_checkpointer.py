@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
 from convmlp_platform.checkpoints.layout import Part, step_name
 from convmlp_platform.checkpoints.snapshot import Snapshots
 from convmlp_platform.checkpoints.store import Chunks
-from convmlp_platform.errors import CheckpointError
+from convmlp_platform.errors import CheckpointError, SupersededError
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +66,18 @@ class AsyncCheckpointer:
         *,
         part: Part = Part(),  # noqa: B008 (it is frozen)
         session: str | None = None,
+        may_commit: Callable[[], None] = lambda: None,
         first_pause: float = 1.0,
         longest_pause: float = 60.0,
     ) -> None:
         """`session`: a name that all ranks of this attempt at the run share, and no other attempt; with one writer,
-        the process's number does. Pauses are in seconds."""
+        the process's number does. `may_commit` raises SupersededError where this writer was replaced: as an error
+        that isn't the storage's, it ends all saving. Pauses are in seconds."""
         self.checkpointer, self.part = checkpointer, part
         self.committed: str | None = None
         """The newest checkpoint that this object has committed (on part 0) or handed in."""
         self.failures = self.skipped = 0
+        self._may_commit = may_commit
         self._session = session or str(os.getpid())
         self._first_pause, self._longest_pause = first_pause, longest_pause
         self._snapshots = Snapshots(part)
@@ -205,7 +208,8 @@ class AsyncCheckpointer:
                 if job is not None:
                     self._persist(job)
             except BaseException as error:
-                logger.exception("the checkpointer's thread failed")
+                if not isinstance(error, SupersededError):
+                    logger.exception("the checkpointer's thread failed")
                 with self._changed:
                     self._failure, self._writing, self._closed = error, False, True
                     self._changed.notify_all()
@@ -223,10 +227,13 @@ class AsyncCheckpointer:
                     expected_bytes=job.size,
                     part=self.part,
                     token=job.token,
+                    may_commit=self._may_commit,
                     # A part that never comes must not keep a newer save waiting.
                     cancelled=lambda: self._closed or self._newer_waits,
                     on_commit=lambda location: self._committed(job, location),
                 )
+            except SupersededError:
+                raise
             except CheckpointError as error:
                 if not self._may_try_again(job, error, pause):
                     return
@@ -266,8 +273,10 @@ class AsyncCheckpointer:
             logger.warning("checkpoint %s %s: %s", step_name(event.step), event.kind, event.message)
 
     def _is_fault(self) -> bool:
-        """An error that isn't the storage's."""
-        return self._failure is not None and not isinstance(self._failure, CheckpointError)
+        """An error that trying again can't cure."""
+        return isinstance(self._failure, SupersededError) or not isinstance(
+            self._failure, CheckpointError | None
+        )
 
     def _raise_fault(self) -> None:
         if self._failure is not None and self._is_fault():

@@ -71,13 +71,15 @@ class Checkpointer:
         part: Part = Part(),  # noqa: B008 (it is frozen)
         token: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        may_commit: Callable[[], None] = lambda: None,
         on_commit: Callable[[str], None] = lambda location: None,
     ) -> str:
         """Commit a checkpoint of these files; returns its location. A step that is committed already stays as it is,
         unless it is damaged.
 
         Of several writers (`part`, with the same `token`), number 0 commits once all have handed in their files; the
-        others return when they have. `on_commit` is called the moment the commit is durable, on number 0.
+        others return when they have. `on_commit` is called the moment the commit is durable, on number 0;
+        `may_commit` before anything is written and again right before the commit, and it may raise.
 
         Raises:
             CheckpointError: the storage refused, or it was `cancelled` while waiting for the other writers; what
@@ -85,6 +87,7 @@ class Checkpointer:
         """
         token = token or str(os.getpid())
         location = self.store.location(step)
+        may_commit()
         try:
             if part.number == 0:
                 self.store.sweep(token)
@@ -92,7 +95,7 @@ class Checkpointer:
                 self.store.sync()
             else:
                 draft = self.store.draft(step, token, expected_bytes)
-                self._fill(draft, step, facts, files, part, token, cancelled)
+                self._fill(draft, step, facts, files, part, token, cancelled, may_commit)
             if part.number:
                 return location
         except (OSError, DataPrepError) as error:
@@ -111,6 +114,7 @@ class Checkpointer:
         part: Part,
         token: str,
         cancelled: Callable[[], bool],
+        may_commit: Callable[[], None],
     ) -> None:
         """Write this writer's files, and commit or hand in."""
         names = [*files, layout.STATE] if part.number == 0 else [*files, _hand_in(part.number, token)]
@@ -127,6 +131,7 @@ class Checkpointer:
                 records |= _await(draft, name, cancelled)
             if others:
                 draft.discard(others)
+            may_commit()
             draft.commit(layout.manifest_bytes(step, records))
         except BaseException:
             draft.discard(names)
@@ -207,8 +212,9 @@ class Checkpointer:
             return f"{name} isn't what was written: its SHA-256 is {digest.hexdigest()}, not {wanted.sha256}"
         return None
 
-    def newest(self) -> str | None:
-        """The location of the newest checkpoint that is whole, or None where there is none.
+    def newest(self, up_to: int | None = None) -> str | None:
+        """The location of the newest checkpoint that is whole (of those up to step `up_to`), or None where there is
+        none.
 
         A damaged one is passed over for the one before, with a warning. `latest` is a hint for people and tools;
         what counts is what is committed.
@@ -217,7 +223,7 @@ class Checkpointer:
             CheckpointError: there are checkpoints, but all are damaged; or the storage can't be read.
         """
         try:
-            steps = self.store.steps()
+            steps = [step for step in self.store.steps() if up_to is None or step <= up_to]
         except (OSError, DataPrepError) as error:
             raise CheckpointError(f"checkpoints can't be listed: {_reason(error)}") from error
         for step in reversed(steps):

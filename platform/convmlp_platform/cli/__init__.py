@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli import checkpoints, data, jobs, models
+from convmlp_platform.cli import checkpoints, data, goodput, jobs, models, replay
 from convmlp_platform.cli.words import fail
 from convmlp_platform.errors import DataError, PlatformError
 
@@ -79,19 +79,21 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     models.add_commands(commands)
     data.add_commands(commands)
     checkpoints.add_commands(commands)
+    replay.add_commands(commands)
+    goodput.add_commands(commands)
     demo = commands.add_parser("demo", help="data, training and registry on this machine, in minutes")
     demo.add_argument("--keep", action="store_true", help="leave the demo's Ray cluster up until Ctrl-C")
     demo.set_defaults(call=_demo)
-    replay = commands.add_parser(
+    resend = commands.add_parser(
         "replay-tracking", help="send what a run or preparation recorded to MLflow, where it is missing"
     )
-    replay.add_argument(
+    resend.add_argument(
         "run_dir",
         type=Path,
         metavar="RUN_DIR",
         help="a run's folder (CHECKPOINT.PATH/NAME) or a prepared dataset's",
     )
-    replay.set_defaults(call=_replay)
+    resend.set_defaults(call=_resend)
     return parser, set(commands.choices)
 
 
@@ -101,7 +103,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return demo.main(keep=arguments.keep)
 
 
-def _replay(arguments: argparse.Namespace) -> int:
+def _resend(arguments: argparse.Namespace) -> int:
     from convmlp_platform.tracking.replayer import replay
 
     print(f"MLflow has all that was recorded: run {replay(arguments.run_dir)}")

@@ -14,7 +14,7 @@ from convmlp_platform.config.load import flat_values
 from convmlp_platform.config.schema import TrainJob
 
 # Sections that count whole, and the fields that count of the others. All else may change between two starts.
-_WHOLE_SECTIONS = ("model", "augment", "loss", "optimizer", "schedule")
+_WHOLE_SECTIONS = ("task", "model", "augment", "loss", "optimizer", "schedule")
 _FIELDS = {
     "data": ("train_split", "eval_split", "image_size", "shuffle_block", "shuffle_window"),
     "training": ("epochs", "global_batch_size", "micro_batch_size", "clip_grad_norm", "ema_decay"),

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from convmlp_platform.config.resilience import GuardSection
+from convmlp_platform.config.section import Name, Section
 from convmlp_platform.config.sections import (
     AugmentSection,
     CheckpointSection,
@@ -15,14 +17,13 @@ from convmlp_platform.config.sections import (
     LaunchSection,
     LossSection,
     ModelSection,
-    Name,
     OptimizerSection,
     ScheduleSection,
-    Section,
     TrackingSection,
     TrackingTarget,
     TrainingSection,
 )
+from convmlp_platform.config.task import TaskSection
 from data_prep.config import PrepareConfig
 
 
@@ -54,6 +55,7 @@ class TrainJob(Section):
     kind: Literal["train"]
     name: Name = Field(description="the run's name; starting it again resumes it")
     seed: int = Field(0, ge=0)
+    task: TaskSection = TaskSection()
     model: ModelSection
     data: DataSection
     augment: AugmentSection = AugmentSection()
@@ -63,6 +65,7 @@ class TrainJob(Section):
     schedule: ScheduleSection = ScheduleSection()
     training: TrainingSection
     engine: EngineSection = EngineSection()
+    guard: GuardSection = GuardSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
     launch: LaunchSection = LaunchSection()
@@ -96,6 +99,11 @@ def _combination_problems(job: TrainJob) -> list[str]:
         problems.append(
             f"data.num_streams (={job.num_streams}) must divide "
             f"training.global_batch_size (={training.global_batch_size})"
+        )
+    if (job.launch.min_workers or 0) > job.launch.num_workers:
+        problems.append(
+            f"launch.min_workers (={job.launch.min_workers}) is more than "
+            f"launch.num_workers (={job.launch.num_workers})"
         )
     if job.launch.num_workers > training.num_micro_batches:
         problems.append(

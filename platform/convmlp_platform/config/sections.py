@@ -7,18 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+from convmlp_platform.config.resilience import HangSection, RestartsSection
+from convmlp_platform.config.section import Name, PositiveInt, Probability, Section
+
 DEFAULT_ZERO_STAGE: Literal[2] = 2
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -248,9 +242,24 @@ class LaunchSection(Section):
         "auto", description="auto: the cluster of RAY_ADDRESS, else a local Ray; local; or host:port"
     )
     num_workers: PositiveInt = Field(1, description="training processes, one a GPU")
+    min_workers: PositiveInt | None = Field(
+        None,
+        description="go on with as few as this while nodes are missing, and grow back; default: num_workers",
+    )
     use_gpu: Literal["auto"] | bool = Field("auto", description="auto: where the cluster has GPUs")
     cpus_per_worker: PositiveInt = 1
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    max_failures: int = Field(
-        3, ge=-1, description="restarts of the worker group before the job fails; -1: no limit"
+    wait_for_workers_s: float = Field(
+        600.0, ge=0.0, description="how long a run that lost nodes waits for room for min_workers"
     )
+    preemption_grace_s: float = Field(
+        120.0, gt=0.0, description="seconds that workers told to stop may take to save"
+    )
+    hang: HangSection = HangSection()
+    restarts: RestartsSection = RestartsSection()
+    price_per_gpu_hour: float | None = Field(
+        None,
+        ge=0.0,
+        description="what a worker's GPU (on CPUs: a worker) costs an hour; the run then tells its cost",
+    )
+    currency: str = Field("USD", max_length=8, description="of price_per_gpu_hour")

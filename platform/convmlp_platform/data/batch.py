@@ -19,11 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convmlp_platform.data import reader_name
 from convmlp_platform.data.damage import Damage
 from convmlp_platform.data.permutation import Indices
 
 Room = NDArray[Any]
-"""Where a batch's pixels go: (B, height, width, 3), uint8 or float32."""
+"""Where a batch's pixels go: (B, height, width, 3), uint8 or float32; or for images of different sizes (B, bytes)."""
+ReadTargets = NDArray[Any] | list[NDArray[Any]] | list[dict[str, Any]]
+"""By task: labels [B] int64; label maps [B, H, W], or [H, W] each, uint8; objects by name."""
+Places = list[tuple[int, int, int]]
+"""Of images of different sizes, by place in the batch: row of the room, height, width."""
 
 
 class Lent(NamedTuple):
@@ -35,25 +40,39 @@ class Lent(NamedTuple):
 
 
 class ReadBatch(NamedTuple):
-    """A micro-batch as a reader hands it on: images [B, 3, H, W] channels-last, the rest [B]; and its damage."""
+    """A micro-batch as a reader hands it on: images [B, 3, H, W] channels-last, or [3, H, W] each where their sizes
+    differ (then `places` says where they lie), their targets, the rest [B]; and its damage."""
 
-    images: Tensor | Lent
-    labels: Indices
+    images: Tensor | list[Tensor] | Lent
+    targets: ReadTargets
     sample_ids: Indices
     epochs: Indices
     checksums: Indices
     replaced: NDArray[np.bool_]
     damages: tuple[Damage, ...]
+    places: Places | None = None
 
-    def tensor(self) -> Tensor:
-        """The images, in the training process; lent memory is the tensor's while it or a view of it lives."""
-        if isinstance(self.images, Tensor):
+    def tensors(self) -> Tensor | list[Tensor]:
+        """The images, in the training process; lent memory is the tensors' while they or views of them live."""
+        if not isinstance(self.images, Lent):
             return self.images
-        return _pools[self.images.pool].lend(self.images.slot, self.images.size)
+        whole = _pools[self.images.pool].lend(self.images.slot, self.images.size)
+        return whole.permute(0, 3, 1, 2) if self.places is None else images_in_rows(whole, self.places)
 
     def pin_memory(self) -> ReadBatch:
-        """A copy in pinned memory; DataLoader's pinning thread calls this."""
-        return self._replace(images=self.tensor().pin_memory())
+        """A copy of the images in pinned memory; DataLoader's pinning thread calls this."""
+        images = self.tensors()
+        if isinstance(images, Tensor):
+            return self._replace(images=images.pin_memory())
+        return self._replace(images=[image.pin_memory() for image in images])
+
+
+def images_in_rows(rows: Tensor, places: Places) -> list[Tensor]:
+    """Of rows [B, bytes], the images at the start of each: views [3, height, width], interleaved in memory."""
+    return [
+        rows[row, : 3 * height * width].view(height, width, 3).permute(2, 0, 1)
+        for row, height, width in places
+    ]
 
 
 class Refused(NamedTuple):
@@ -67,7 +86,7 @@ class Reader(Protocol):
 
     @property
     def room(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape (B, height, width, 3) and dtype of the largest batch."""
+        """Shape and dtype of what the largest batch's pixels need."""
         ...
 
     def read(self, place: Any, room: Room | None) -> ReadBatch | Refused:
@@ -103,11 +122,11 @@ class BatchPool:
         return np.frombuffer(self._memory[slot], self._dtype).reshape(self._shape)
 
     def lend(self, slot: int, size: int) -> Tensor:
-        """The first `size` images of a taken slot, [size, 3, height, width] channels-last."""
+        """The first `size` entries of a taken slot, as they lie there."""
         pixels = self.array(slot)[:size]
         # torch keeps this very object until the storage's last user is gone.
         weakref.finalize(pixels, self._free.append, slot).atexit = False
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return torch.from_numpy(pixels)
 
 
 @dataclass(frozen=True)
@@ -118,13 +137,18 @@ class PooledReader:
     pool: BatchPool | None
 
     def __getitem__(self, asked: tuple[Any, int | None]) -> ReadBatch | Refused:
-        place, slot = asked
+        try:
+            return self._read(*asked)
+        finally:
+            reader_name.idle()
+
+    def _read(self, place: Any, slot: int | None) -> ReadBatch | Refused:
         if self.pool is None or slot is None:
             return self.reader.read(place, None)
         read = self.reader.read(place, self.pool.array(slot))
         if isinstance(read, Refused):
             return read
-        return read._replace(images=Lent(self.pool.number, slot, len(read.labels)))
+        return read._replace(images=Lent(self.pool.number, slot, len(read.sample_ids)))
 
 
 @dataclass(frozen=True)
@@ -136,14 +160,3 @@ class PooledPlaces:
 
     def __iter__(self) -> Iterator[tuple[Any, int | None]]:
         return ((place, self.pool.take() if self.pool else None) for place in self.places)
-
-
-def empty_batch(
-    samples: Indices, epochs: Indices, size: int, dtype: np.dtype[Any], room: Room | None
-) -> tuple[ReadBatch, Room]:
-    """A batch whose pixels are still to be written, and these as (B, size, size, 3)."""
-    pixels = np.empty((len(samples), size, size, 3), dtype) if room is None else room[: len(samples)]
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    labels, checksums = np.zeros(len(samples), np.int64), np.zeros(len(samples), np.int64)
-    replaced = np.zeros(len(samples), np.bool_)
-    return ReadBatch(images, labels, samples, epochs, checksums, replaced, ()), pixels

@@ -5,28 +5,26 @@ Nothing here keeps state: where the order stands is the step, so a resume at any
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from convmlp_platform.data import reader_name
 from convmlp_platform.data.assignment import share_of
 from convmlp_platform.data.batch import BatchPool, PooledPlaces, PooledReader, ReadBatch, Refused
+from convmlp_platform.data.first_shards import FirstShards
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.data.quarantine import Quarantine
 from convmlp_platform.data.read_ahead import ReadAhead
-from convmlp_platform.data.reader import (
-    EvalReader,
-    EvalTransform,
-    OpenSplit,
-    SampleSource,
-    TrainReader,
-    TrainTransform,
-)
+from convmlp_platform.data.reader import EvalReader, OpenSplit, SampleSource, TrainReader
+from convmlp_platform.data.remote import RemoteStorage
 from convmlp_platform.data.split import ShardedSplit
 from convmlp_platform.errors import DataError
 
@@ -36,23 +34,27 @@ _PREFETCH = 4
 _MOST_HELD = 32
 
 
+Targets = Tensor | list[Tensor] | list[dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What one forward pass computes.
 
     Args:
-        images: [B, 3, H, W], channels-last; uint8 pixels (the engine normalises them on its device) or
-            normalised float32.
-        labels, sample_ids, epochs: [B] int64. Sample ids and epochs are those of the sample order, also where
-            another sample took a place.
+        images: [B, 3, H, W], channels-last, or a list of [3, H, W] where their sizes differ; uint8 pixels (the engine
+            normalises them on its device) or normalised float32.
+        targets: by task. Classification: labels [B] int64. Segmentation: label maps uint8, [B, H, W], or [H, W] each
+            of whole images. Detection: a dictionary each (`data.reader_detection`).
+        sample_ids, epochs: [B] int64, those of the sample order, also where another sample took a place.
         checksums: [B] int64, the bits of the XXH3-64 of the payload that was read; 0 where `replaced`.
         replaced: [B] bool, the places of damaged samples, taken by other samples of the same micro-batch.
         number: place in the step, the same on any world size.
         ghost: computed with weight 0.
     """
 
-    images: Tensor
-    labels: Tensor
+    images: Tensor | list[Tensor]
+    targets: Targets
     sample_ids: Tensor
     epochs: Tensor
     checksums: Tensor
@@ -60,11 +62,31 @@ class MicroBatch:
     number: int
     ghost: bool = False
 
+    @property
+    def labels(self) -> Tensor:
+        """Of classification: its targets."""
+        assert isinstance(self.targets, Tensor)
+        return self.targets
 
-def _micro_batch(read: ReadBatch, number: int, ghost: bool = False) -> MicroBatch:
-    rest = (read.labels, read.sample_ids, read.epochs, read.checksums, read.replaced)
-    labels, sample_ids, epochs, checksums, replaced = map(torch.from_numpy, rest)
-    return MicroBatch(read.tensor(), labels, sample_ids, epochs, checksums, replaced, number, ghost)
+
+def as_micro_batch(read: ReadBatch, number: int, ghost: bool = False) -> MicroBatch:
+    """What a reader read, as tensors."""
+    rest = (read.sample_ids, read.epochs, read.checksums, read.replaced)
+    sample_ids, epochs, checksums, replaced = map(torch.from_numpy, rest)
+    targets = _as_tensors(read.targets)
+    return MicroBatch(read.tensors(), targets, sample_ids, epochs, checksums, replaced, number, ghost)
+
+
+def _as_tensors(targets: Any) -> Any:
+    """With tensors for arrays, also those in lists and dictionaries; `objects` are JSON, and stay as they are."""
+    if isinstance(targets, np.ndarray):
+        return torch.from_numpy(targets)
+    if isinstance(targets, list):
+        return [_as_tensors(target) for target in targets]
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in targets.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -74,13 +96,14 @@ class TrainLoader:
     `num_workers` reader processes run through the ends of epochs, so no epoch starts with an empty queue.
 
     Args:
+        transform: of the task of the split's dataset (`data.reader.task_reading`).
         quarantine: who takes note of damaged samples and trains on without them; None fails on the first.
         twin: opens the split in the dataset's other format, from which damaged samples are then read.
         read_ahead: fetches from remote storage what this rank will read.
     """
 
     split: ShardedSplit
-    transform: TrainTransform
+    transform: Any
     order: SampleOrder
     global_batch_size: int
     micro_batch_size: int
@@ -92,7 +115,7 @@ class TrainLoader:
     twin: OpenSplit | None = None
     read_ahead: ReadAhead | None = None
 
-    def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
+    def steps(self, start: int, stop: int) -> Generator[list[MicroBatch], None, None]:
         """The micro-batches of this rank for each step in start..stop-1 (steps are counted from 0).
 
         Raises:
@@ -116,8 +139,27 @@ class TrainLoader:
             for step in range(start, stop):
                 if progress is not None:
                     progress.reached(step)
-                micro_batches = [_micro_batch(next(batches), number) for number in numbers]
+                micro_batches = [as_micro_batch(next(batches), number) for number in numbers]
                 yield micro_batches + [replace(micro_batches[-1], ghost=True)] * ghosts
+
+    @property
+    def patience_s(self) -> float:
+        """How much longer than usual, in seconds, a step's data may take with nothing wrong but a remote storage."""
+        storage = self.split.storage
+        return storage.patience_s if isinstance(storage, RemoteStorage) else 0.0
+
+    @cached_property
+    def _first_shards(self) -> FirstShards:
+        share = share_of(self.rank, self.world_size, self.global_batch_size // self.micro_batch_size)
+        places = tuple(number * self.micro_batch_size for number in share.numbers[: share.real])
+        return FirstShards(self.split, self.order, self.global_batch_size, places)
+
+    def pending(self, step: int) -> str:
+        """The shards of the first sample of each micro-batch of this rank in a step: `train-000017.tar, ...`.
+
+        What to say of a rank that waits for its data. For steps in a row, a few microseconds a micro-batch.
+        """
+        return self._first_shards.of_step(step)
 
 
 @dataclass(frozen=True)
@@ -142,11 +184,12 @@ class EvalLoader:
     Every rank yields the same number of batches; where a rank has none left, a ghost repeats its first.
 
     Args:
-        quarantine, twin: as in `TrainLoader`, but a damaged image that the twin doesn't have fails in any case.
+        transform: as in `TrainLoader`.
+        quarantine, twin: as there, but a damaged image that the twin doesn't have fails in any case.
     """
 
     split: ShardedSplit
-    transform: EvalTransform
+    transform: Any
     batch_size: int
     rank: int
     world_size: int
@@ -165,7 +208,7 @@ class EvalLoader:
         source = SampleSource(self.split, self.twin if self.quarantine else None)
         reader = EvalReader(source, self.transform, self.batch_size)
         for number, read in enumerate(_read(reader, padded, self.num_workers, False, self.quarantine)):
-            yield _micro_batch(read, number, ghost=number >= len(mine))
+            yield as_micro_batch(read, number, ghost=number >= len(mine))
 
 
 def _read(
@@ -187,7 +230,7 @@ def _read(
         collate_fn=_as_read,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_reader,
         prefetch_factor=_PREFETCH if num_workers else None,
         multiprocessing_context="fork" if num_workers else None,
     )
@@ -204,6 +247,7 @@ def _as_read(read: Any) -> Any:
     return read
 
 
-def _one_thread(_worker: int) -> None:
+def _begin_reader(_worker: int) -> None:
     """Readers are many: one thread each."""
+    reader_name.become_reader()
     torch.set_num_threads(1)

@@ -43,10 +43,13 @@ class SampleOrder:
 
     def stream_samples(self, stream: int, start: int, count: int) -> tuple[Indices, Indices]:
         """Places start..start+count of a stream that runs on over epochs, as (epochs [count], sample ids [count])."""
+        return self.samples_at(stream, np.arange(start, start + count, dtype=np.int64))
+
+    def samples_at(self, stream: int, places: Indices) -> tuple[Indices, Indices]:
+        """Any places [N] of a stream that runs on over epochs, as (epochs [N], sample ids [N])."""
         first, past = self.stream_bounds(stream)
-        places = np.arange(start, start + count, dtype=np.int64)
         epochs, local = np.divmod(places, past - first)
-        samples = np.empty(count, dtype=np.int64)
+        samples = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             samples[chosen] = self._in_epoch(int(epoch), stream, local[chosen])

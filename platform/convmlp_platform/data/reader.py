@@ -8,42 +8,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from convmlp_platform.data.batch import ReadBatch, Refused, Room, empty_batch
+from convmlp_platform.data.batch import ReadBatch, Refused, Room
 from convmlp_platform.data.damage import Damage, DamagedSample
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.data.permutation import Indices, derive_key
+from convmlp_platform.data.reader_classification import (
+    ClassificationReading,
+)
+from convmlp_platform.data.reader_task import Draft, TaskReading
 from convmlp_platform.data.split import Payload, ShardedSplit
 from convmlp_platform.data.storage import StorageUnreachable
 from convmlp_platform.errors import DataError, PlatformError
+from data_prep.errors import RejectedSample
+from data_prep.manifest import DatasetManifest
 
 OpenSplit = Callable[[], ShardedSplit]
 
 
-class TrainTransform(Protocol):
-    """What the reader needs of a training transform (convmlp.transforms has the real one)."""
+def task_reading(manifest: DatasetManifest, transform: Any) -> TaskReading:
+    """How a dataset's samples are read, by its task.
 
-    size: int
+    Args:
+        transform: the task's own: of `convmlp.transforms`, `detection_transforms` or `segmentation_transforms`.
 
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def seed(self, key: int) -> None: ...
-    def view(self, height: int, width: int) -> Any: ...
-    def render(self, pixels: NDArray[np.uint8], view: Any, out: NDArray[Any]) -> None: ...
+    Raises:
+        DataError: it is another task's.
+    """
+    if manifest.task == "classification":
+        return ClassificationReading(transform)
+    # Imported where they are needed: pycocotools is not, for classification.
+    if manifest.task == "detection":
+        from convmlp.detection_transforms import DetectionTransform
+        from convmlp_platform.data.reader_detection import DetectionReading
 
+        if isinstance(transform, DetectionTransform):
+            return DetectionReading(transform, manifest.class_ids)
+    else:
+        from convmlp.segmentation_transforms import SegmentationEvalTransform, SegmentationTrainTransform
+        from convmlp_platform.data.reader_segmentation import SegmentationReading
 
-class EvalTransform(Protocol):
-    """What the reader needs of an evaluation transform."""
-
-    size: int
-
-    def render(self, image: Image.Image, out: NDArray[np.uint8]) -> None: ...
+        if isinstance(transform, SegmentationTrainTransform | SegmentationEvalTransform):
+            return SegmentationReading(transform, manifest.num_classes)
+    raise DataError(
+        f"dataset {manifest.name} is for {manifest.task}, a {type(transform).__name__} can't prepare its samples"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,8 @@ class SampleSource:
         payload = split.payload(sample)
         try:
             use(payload)
+        except RejectedSample as error:
+            raise split.damaged(sample, f"its annotation can't be used ({error})") from None
         except (OSError, ValueError) as error:
             raise split.damaged(sample, f"it can't be decoded ({error})") from None
         return payload
@@ -101,16 +117,19 @@ class TrainReader:
     """
 
     source: SampleSource
-    transform: TrainTransform
+    transform: Any
     order: SampleOrder
     global_batch_size: int
     micro_batch_size: int
     quarantine: bool = False
 
+    @cached_property
+    def _reading(self) -> TaskReading:
+        return task_reading(self.source.split.manifest, self.transform)
+
     @property
     def room(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        size = self.transform.size
-        return (self.micro_batch_size, size, size, 3), self.transform.dtype
+        return self._reading.room(self.micro_batch_size)
 
     def read(self, place: tuple[int, int], room: Room | None = None) -> ReadBatch | Refused:
         step, number = place
@@ -123,31 +142,21 @@ class TrainReader:
 
     def _read(self, epochs: Indices, samples: Indices, room: Room | None) -> ReadBatch:
         self.source.split.storage.ahead(samples.tolist())
-        batch, pixels = empty_batch(samples, epochs, self.transform.size, self.transform.dtype, room)
-        damages: list[Damage] = []
-        lost: list[int] = []
+        draft = self._reading.draft(len(samples), room)
+        checksums, damages, lost = np.zeros(len(samples), np.int64), list[Damage](), list[int]()
         for place, (epoch, sample) in enumerate(zip(epochs.tolist(), samples.tolist(), strict=True)):
+            key = derive_key(self.order.seed, "augment", epoch, sample)
             try:
-                payload = self.source.draw(sample, self._into(pixels[place], epoch, sample), damages)
+                payload = self.source.draw(sample, partial(_put, draft, place, key), damages)
             except DamagedSample as error:
                 if not self.quarantine:
                     raise
                 damages.append(error.damage._replace(epoch=epoch))
                 lost.append(place)
                 continue
-            batch.labels[place] = payload.label
-            batch.checksums[place] = _signed(payload.checksum)
-        _fill(batch, pixels, lost, damages)
-        return batch._replace(damages=tuple(damages))
-
-    def _into(self, out: NDArray[Any], epoch: int, sample: int) -> Callable[[Payload], None]:
-        def render(payload: Payload) -> None:
-            transform = self.transform
-            transform.seed(derive_key(self.order.seed, "augment", epoch, sample))
-            view = transform.view(payload.height, payload.width)
-            transform.render(payload.pixels(view.smallest(transform.size)), view, out)
-
-        return render
+            checksums[place] = _signed(payload.checksum)
+        replaced = _replace_lost(draft, len(samples), lost, damages)
+        return _finished(draft, samples, epochs, checksums, replaced, damages)
 
 
 @dataclass(frozen=True)
@@ -155,46 +164,60 @@ class EvalReader:
     """Held-out images by their sample ids. None is ever replaced: the figure would be that of another split."""
 
     source: SampleSource
-    transform: EvalTransform
+    transform: Any
     batch_size: int
+
+    @cached_property
+    def _reading(self) -> TaskReading:
+        return task_reading(self.source.split.manifest, self.transform)
 
     @property
     def room(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        size = self.transform.size
-        return (self.batch_size, size, size, 3), np.dtype(np.uint8)
+        return self._reading.room(self.batch_size)
 
     def read(self, samples: range, room: Room | None = None) -> ReadBatch | Refused:
         ids = np.asarray(samples, np.int64)
-        size, kind = self.transform.size, np.dtype(np.uint8)
-        batch, pixels = empty_batch(ids, np.zeros_like(ids), size, kind, room)
-        damages: list[Damage] = []
+        checksums, damages = np.zeros(len(ids), np.int64), list[Damage]()
         try:
+            draft = self._reading.draft(len(ids), room)
             self.source.split.storage.ahead(samples)
             for place, sample in enumerate(samples):
-                payload = self.source.draw(sample, self._into(pixels[place]), damages)
-                batch.labels[place] = payload.label
-                batch.checksums[place] = _signed(payload.checksum)
+                payload = self.source.draw(sample, partial(_put, draft, place, None), damages)
+                checksums[place] = _signed(payload.checksum)
         except PlatformError as error:
             return Refused(str(error))
-        return batch._replace(damages=tuple(damages))
-
-    def _into(self, out: NDArray[np.uint8]) -> Callable[[Payload], None]:
-        return lambda payload: self.transform.render(Image.fromarray(payload.pixels()), out)
+        return _finished(draft, ids, np.zeros_like(ids), checksums, np.zeros(len(ids), np.bool_), damages)
 
 
-def _fill(batch: ReadBatch, pixels: NDArray[Any], lost: list[int], damages: list[Damage]) -> None:
+def _put(draft: Draft, place: int, key: int | None, payload: Payload) -> None:
+    draft.put(place, payload, key)
+
+
+def _replace_lost(draft: Draft, size: int, lost: list[int], damages: list[Damage]) -> NDArray[np.bool_]:
     """Give each lost place to the next intact sample of the micro-batch, as it was augmented there."""
-    size = len(pixels)
     if len(lost) == size:
         raise DataError(
             f"all {size} samples of a micro-batch are damaged, so none can take another's place: "
             + "; ".join(f"{damage.where}: {damage.reason}" for damage in damages[:3])
         )
+    replaced = np.zeros(size, np.bool_)
     for place in lost:
-        donor = next(at % size for at in range(place + 1, place + size) if at % size not in lost)
-        pixels[place] = pixels[donor]
-        batch.labels[place] = batch.labels[donor]
-        batch.replaced[place] = True
+        draft.repeat(next(at % size for at in range(place + 1, place + size) if at % size not in lost), place)
+        replaced[place] = True
+    return replaced
+
+
+def _finished(
+    draft: Draft,
+    samples: Indices,
+    epochs: Indices,
+    checksums: Indices,
+    replaced: NDArray[np.bool_],
+    damages: list[Damage],
+) -> ReadBatch:
+    return ReadBatch(
+        draft.images(), draft.targets, samples, epochs, checksums, replaced, tuple(damages), draft.places
+    )
 
 
 def _signed(checksum: int) -> int:

@@ -31,6 +31,8 @@ P = ParamSpec("P")
 OPEN_BLOCKS = 128
 # Requests a process has under way for `ahead`; object stores answer in 20 to 100 ms, one after the other is slow.
 FETCHING_THREADS = 8
+# The longest time-out of one request: botocore's, 60 s for an answer.
+_LONGEST_TRY_S = 60.0
 
 Block = tuple[int, int, int]
 """Shard number, start and end in bytes."""
@@ -68,6 +70,12 @@ class RemoteStorage:
         self._pool: ThreadPoolExecutor | None = None
         self._renew()
         _storages.add(self)
+
+    @property
+    def patience_s(self) -> float:
+        """For how long, in seconds, a read may wait while nothing is wrong but the storage: it may wait for another
+        process that fetches the block and gives up, then try as long itself; the last try may take its time-out."""
+        return 2 * (self._patience or Patience()).total + _LONGEST_TRY_S
 
     def read(self, number: int, offset: int, length: int) -> bytes:
         """`length` bytes of the shard at `offset`, by way of the cache if a block holds them."""

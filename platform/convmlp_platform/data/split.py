@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
 from PIL import Image
 
+from convmlp_platform.data import reader_name
 from convmlp_platform.data.damage import Damage, DamagedSample
 from convmlp_platform.data.decode import Pixels, decode
 from convmlp_platform.data.local import LocalStorage
@@ -23,7 +24,8 @@ from data_prep.manifest import DatasetManifest, ShardInfo, load_manifest
 from data_prep.urls import local_path, shown
 
 
-class Payload(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Payload:
     """One sample as it is stored: `content` is an image file, or raw RGB pixels of `height` x `width`."""
 
     content: bytes | memoryview
@@ -33,12 +35,18 @@ class Payload(NamedTuple):
     label: int
     checksum: int
     """XXH3-64 of `content`, as it was read."""
+    sample: int
+    split: ShardedSplit = field(repr=False, compare=False)
 
     def pixels(self, smallest: tuple[int, int] | None = None) -> Pixels:
         """Shape (height, width, 3), read-only; `smallest` as in `data.decode`, which also says what is raised."""
         if self.encoding == RAW_RGB:
             return np.frombuffer(self.content, np.uint8).reshape(self.height, self.width, 3)
         return decode(self.content, smallest)
+
+    def annotation(self) -> bytes:
+        """What is annotated of the sample, read from the same shard; as `ShardedSplit.annotation`."""
+        return self.split.annotation(self.sample)
 
 
 def open_manifest(path: str, digest: str | None = None) -> DatasetManifest:
@@ -85,7 +93,7 @@ class ShardedSplit:
         storage: Storage | None = None,
     ) -> None:
         self.folder, self.name, self.format = str(folder), f"{manifest.name}/{split}", format
-        self.verify = verify
+        self.manifest, self.verify = manifest, verify
         if split not in manifest.splits:
             raise DataError(
                 f"dataset {manifest.name} has no split {split!r}; it has {sorted(manifest.splits)}"
@@ -135,6 +143,7 @@ class ShardedSplit:
     def payload(self, sample: int) -> Payload:
         """The sample's stored image, checked."""
         number, position = self.locate(sample)
+        reader_name.reads(self.shards[number].file)
         index = self.index(number)
         content, checksum = self._checked(
             sample,
@@ -149,6 +158,8 @@ class ShardedSplit:
             int(index.width[position]),
             int(index.label[position]),
             checksum,
+            sample,
+            self,
         )
 
     def annotation(self, sample: int) -> bytes:

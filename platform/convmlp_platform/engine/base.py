@@ -6,94 +6,34 @@ full tensors are got out of it and put back.
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convmlp.pixels import Normalize
-from convmlp_platform.distributed import World
+from convmlp_platform.distributed import World, sum_over_ranks
 from convmlp_platform.engine.batch_norm import BatchNormAverager
 from convmlp_platform.engine.ema import WeightAverage
-
-State = dict[str, Tensor]
-Run = tuple[tuple[int, ...], int]
-"""Which elements of a tensor a piece has, in row-major order: the full shape, and the first element."""
-Pieces = dict[str, tuple[Tensor, Run | None]]
-OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
-SeedFactory = Callable[[int, int], int]
-
-
-class MicroBatch(Protocol):
-    """What the engine needs of a micro-batch (data.loader has the real one)."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def ghost(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a step is computed. `seed_for(step, number)` keys all randomness of a micro-batch's forward pass;
-    `mean` and `std` normalise images that come as uint8 pixels (per RGB channel, of pixels in [0, 1])."""
-
-    micro_batch_size: int
-    num_micro_batches: int
-    seed_for: SeedFactory
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    clip_grad_norm: float | None = None
-    ema_decay: float | None = None
-    compile: bool = False
-    channels_last: bool = True
-    zero_stage: int = 2
-    deepspeed: dict[str, Any] = field(default_factory=dict)
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """`loss`: this rank's part of the step's mean loss (the sum over ranks is the mean), 0-d on the device;
-    `grad_norm`: L2 norm of the whole gradient before clipping, or None where nothing measures it."""
-
-    loss: Tensor
-    grad_norm: Tensor | None
-
-
-@dataclass
-class EngineState:
-    """All that a run's weights depend on, full fp32 tensors on the CPU by parameter name: the same under every
-    strategy and world size. `optimizer` is keyed `name/slot` (slot: exp_avg, ...)."""
-
-    model: State
-    optimizer: State
-    ema: State | None
-    updates: int
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class OwnState:
-    """What this rank writes of a checkpoint: live tensors by group and name, nothing gathered or copied.
-
-    `runs`: by group and name, for those that are only a run of the full tensor's elements. `changing`: names of what
-    a forward pass changes; all else stands still until the next update.
-    """
-
-    groups: dict[str, State]
-    runs: dict[str, dict[str, Run]]
-    changing: frozenset[str]
+from convmlp_platform.engine.loss_scale import LossScale
+from convmlp_platform.engine.types import (
+    Computed,
+    EngineOptions,
+    EngineState,
+    MicroBatch,
+    OptimizerFactory,
+    OwnState,
+    Pieces,
+    Run,
+    State,
+    StepOutput,
+)
 
 
 class Engine(ABC):
@@ -106,6 +46,8 @@ class Engine(ABC):
     # Sharded strategies flatten weights (FSDP2 refuses others than contiguous ones); images alone are then
     # channels-last, which is what selects the kernels.
     weights_keep_layout = True
+    gradients_are_whole = False
+    """Whether each rank holds the whole gradient, or a part of its own."""
     every_rank_writes = True
     """Whether a checkpoint needs a part of every rank's, or rank 0 holds all."""
 
@@ -114,13 +56,15 @@ class Engine(ABC):
     ) -> None:
         self.options, self.world, self.updates = options, world, 0
         self.before_update: Callable[[], None] = lambda: None
+        self.on_micro_batch: Callable[[int], None] = lambda done: None
+        self.loss_scale = LossScale(enabled=options.precision == "fp16")
         self.normalize = Normalize(options.mean, options.std)
         self.model: nn.Module = task.model  # type: ignore[assignment]
         task.to(world.device)
         if options.channels_last and self.weights_keep_layout:
             task.to(memory_format=torch.channels_last)
         if options.compile:
-            self.model.compile()
+            task.compile()
         self.task = task
         self.wrapped, self.optimizer = self.prepare(task, make_optimizer)
         self._batch_norms = BatchNormAverager(self.model)
@@ -135,11 +79,21 @@ class Engine(ABC):
         """Around forward and backward of a micro-batch; only the `last` of a step need synchronise gradients."""
 
     @abstractmethod
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients, times the loss scale."""
 
     @abstractmethod
-    def optimizer_step(self) -> Tensor | None:
-        """Clip, update, zero the gradients; returns the gradient's norm before clipping if it is known."""
+    def gradient_norms(self) -> Sequence[Tensor]:
+        """L2 norms of the pieces of the gradient that this rank holds after a step's last backward, times the loss
+        scale."""
+
+    @abstractmethod
+    def optimizer_step(self, grad_norm: float) -> None:
+        """Undo the loss scale, clip by the gradient's norm, update, drop the gradients."""
+
+    @abstractmethod
+    def drop_gradients(self) -> None:
+        """As if there had been no backward, wherever gradients were accumulated or reduced to."""
 
     @abstractmethod
     def local_tensors(self) -> State:
@@ -183,52 +137,106 @@ class Engine(ABC):
         )
 
     def extra_state(self) -> dict[str, Any]:
-        """What else the strategy must remember, as JSON values (the loss scaler's, under fp16)."""
-        return {}
+        """What else must be remembered, as JSON values: the loss scale, under fp16."""
+        return {"scaler": self.loss_scale.state()} if self.loss_scale.enabled else {}
 
-    def load_extra_state(self, extra: dict[str, Any]) -> None:  # noqa: B027 (most have none)
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
         """Undo `extra_state`."""
+        if "scaler" in extra:
+            self.loss_scale.load(extra["scaler"])
 
     def train_step(self, micro_batches: Sequence[MicroBatch], *, step: int, lr: float) -> StepOutput:
-        """One optimizer update from this rank's micro-batches, at learning rate `lr`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        """One optimizer update from this rank's micro-batches, unless gradients aren't finite (collective)."""
+        computed = self.compute(micro_batches, step=step)
+        grad_norm = math.sqrt(float(sum_over_ranks(self.square_norm())))
+        updated = math.isfinite(grad_norm)
+        if updated:
+            self.update(lr, grad_norm)
+        else:
+            self.absorb_overflow()
+            self.refuse()
+        return StepOutput(computed.loss, grad_norm, updated)
+
+    def compute(self, micro_batches: Sequence[MicroBatch], *, step: int) -> Computed:
+        """Forward and backward of a step, to be followed by `update` or `refuse`. After `refuse` the same
+        micro-batches give the same again: on a CPU, bit by bit."""
         self.task.train()
         self._batch_norms.begin_step()
-        loss_sum = torch.zeros((), device=self.world.device)
+        loss_sum, losses = torch.zeros((), device=self.world.device), []
         for position, micro in enumerate(micro_batches):
             weight = 0.0 if micro.ghost else 1.0 / self.options.num_micro_batches
             seed_all(self.options.seed_for(step, micro.number))
-            images, labels = self.to_device(micro)
+            images, targets = self.to_device(micro)
             with self.forward_context(last=position == len(micro_batches) - 1):
-                loss, _ = self.wrapped(images, labels)
+                loss, _ = self.wrapped(images, targets)
                 self.backward(loss.float() * (weight * self.world.size))
-            loss_sum += loss.detach().float() * weight
+            losses.append(loss.detach().float())
+            if not micro.ghost:
+                loss_sum += losses[-1] * weight
             self._batch_norms.after_micro_batch(counts=not micro.ghost)
+            self.on_micro_batch(position + 1)
+        return Computed(loss_sum, tuple(losses))
+
+    def square_norm(self) -> Tensor:
+        """This rank's part of the gradient's squared L2 norm, 0-d float64 on the device: the sum over ranks is the
+        whole gradient's."""
+        norms = [norm.to(self.world.device) for norm in self.gradient_norms()]
+        total = torch.stack(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
+        shares = self.world.size if self.gradients_are_whole else 1
+        return total.to(self.world.device) / (shares * self.loss_scale.scale**2)
+
+    def update(self, lr: float, grad_norm: float) -> None:
+        """Move the weights at learning rate `lr`, and all that follows them (collective)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.before_update()
-        grad_norm = self.optimizer_step()
+        self.optimizer_step(grad_norm)
         self._batch_norms.end_step(self.options.num_micro_batches)
         self.updates += 1
         if self.ema:
             self.ema.update(self.local_tensors())
-        return StepOutput(loss_sum, grad_norm)
+        self.loss_scale.updated()
+
+    def refuse(self) -> None:
+        """Leave everything as if the step had not been computed."""
+        self.drop_gradients()
+        self._batch_norms.undo_step()
+
+    def absorb_overflow(self) -> bool:
+        """After gradients that aren't finite: whether fp16's loss scale was too high, which is normal. It is lower
+        then."""
+        return self.loss_scale.overflowed()
+
+    def clip_factor(self, grad_norm: float) -> float:
+        """What undoes the loss scale and clips, in one multiplication."""
+        limit = self.options.clip_grad_norm
+        clip = 1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6))
+        return clip / self.loss_scale.scale
 
     @torch.no_grad()
-    def eval_step(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Mean loss and logits [B, classes] of held-out images, in eval mode."""
+    def eval_step(self, micro: MicroBatch) -> tuple[Tensor, Any, Any]:
+        """Of held-out images, in eval mode: mean loss, the task's outputs, and the targets on the rank's device."""
         self.task.eval()
-        images, labels = self.to_device(micro)
+        images, targets = self.to_device(micro)
         with self.forward_context(last=True):
-            loss, logits = self.wrapped(images, labels)
-        return loss.float(), logits.float()
+            loss, outputs = self.wrapped(images, targets)
+        return loss.float(), outputs, targets
 
-    def to_device(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Images (normalised float32, channels-last if asked) and labels on the rank's device."""
-        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
-        images = micro.images.to(self.world.device, non_blocking=True, memory_format=layout)
-        if images.dtype == torch.uint8:  # a quarter of the bytes to copy
-            images = self.normalize(images)
-        return images, micro.labels.to(self.world.device, non_blocking=True)
+    def to_device(self, micro: MicroBatch) -> tuple[Tensor | list[Tensor], Any]:
+        """Images (normalised float32, channels-last if asked) and targets on the rank's device."""
+        targets = _on_device(micro.targets, self.world.device)
+        if isinstance(micro.images, Tensor):
+            layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+            return self._image_to_device(micro.images, layout), targets
+        layout = torch.preserve_format if self.options.channels_last else torch.contiguous_format
+        return [self._image_to_device(image, layout) for image in micro.images], targets
+
+    def _image_to_device(self, given: Tensor, layout: torch.memory_format) -> Tensor:
+        image = given.to(self.world.device, non_blocking=True, memory_format=layout)
+        if image.dtype == torch.uint8:  # a quarter of the bytes to copy
+            return self.normalize(image)
+        # Mixing writes into what it gets, and a step may be computed again.
+        return image.clone() if image is given else image
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -259,6 +267,17 @@ class Engine(ABC):
         self.load_full_optimizer_state(state.optimizer, state.updates)
         self.load_extra_state(state.extra)
         self.updates = state.updates
+
+
+def _on_device(targets: Any, device: torch.device) -> Any:
+    """Tensors, also in lists and dictionaries; all else stays as it is."""
+    if isinstance(targets, Tensor):
+        return targets.to(device, non_blocking=True)
+    if isinstance(targets, list):
+        return [_on_device(target, device) for target in targets]
+    if isinstance(targets, dict):
+        return {name: _on_device(value, device) for name, value in targets.items()}
+    return targets
 
 
 def seed_all(key: int) -> None:

@@ -53,3 +53,11 @@ class BatchNormAverager:
             buffer.copy_(part.view_as(buffer))
         for count, start in zip(self._counts, self._count_start, strict=True):
             count.copy_(start + 1)
+
+    @torch.no_grad()
+    def undo_step(self) -> None:
+        """Leave the statistics where they stood at the step's begin."""
+        if self._running:
+            torch._foreach_copy_(self._running, self._start)
+        for count, start in zip(self._counts, self._count_start if self._running else (), strict=True):
+            count.copy_(start)

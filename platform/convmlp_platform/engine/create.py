@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from convmlp_platform.distributed import World
-from convmlp_platform.engine.base import Engine, EngineOptions, OptimizerFactory
+from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.types import EngineOptions, OptimizerFactory
 
 
 def create_engine(

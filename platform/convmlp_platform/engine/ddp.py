@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from convmlp_platform.engine.base import Engine, OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.gradients import norms_of, scale_all
 from convmlp_platform.engine.plain_state import SEPARATOR, live_slots, load_optimizer_slots, optimizer_slots
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
 
 
 class DdpEngine(Engine):
     """Every rank holds all weights; gradients are averaged while backward runs."""
 
+    gradients_are_whole = True
     every_rank_writes = False
 
     def prepare(self, task: nn.Module, make_optimizer: OptimizerFactory) -> tuple[Any, torch.optim.Optimizer]:
@@ -28,14 +32,15 @@ class DdpEngine(Engine):
             cpu=self.world.device.type == "cpu",
             mixed_precision=mixed,
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                GradScalerKwargs(enabled=False),
             ],
         )
         optimizer = make_optimizer(task)
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers; 2.11 knows only the old name.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            wrapped, self._stepper = self.accelerator.prepare(task, optimizer)
+            wrapped, _ = self.accelerator.prepare(task, optimizer)
         size, is_ddp = self.accelerator.num_processes, isinstance(wrapped, DistributedDataParallel)
         if size != self.world.size or (size > 1 and not is_ddp):
             raise RuntimeError(
@@ -48,14 +53,19 @@ class DdpEngine(Engine):
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
+        self.accelerator.backward(loss * self.loss_scale.scale)
 
-    def optimizer_step(self) -> Tensor | None:
-        limit = self.options.clip_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit or float("inf"))
-        self._stepper.step()
-        self._stepper.zero_grad(set_to_none=True)
-        return norm
+    def gradient_norms(self) -> Sequence[Tensor]:
+        return norms_of([parameter.grad for parameter in self.model.parameters()])
+
+    def optimizer_step(self, grad_norm: float) -> None:
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        scale_all(gradients, self.clip_factor(grad_norm))
+        self.optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     def local_tensors(self) -> State:
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -85,11 +95,3 @@ class DdpEngine(Engine):
     def own_slots(self) -> Pieces:
         slots = live_slots(self.optimizer, self.model) if self.world.is_main else {}
         return {f"{name}{SEPARATOR}{slot}": (value, None) for (name, slot), value in slots.items()}
-
-    def extra_state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {"scaler": scaler.state_dict()} if scaler is not None else {}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        if self.accelerator.scaler is not None and "scaler" in extra:
-            self.accelerator.scaler.load_state_dict(extra["scaler"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +20,7 @@ os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine as DeepSpeedWrapper
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_get_local_optimizer_state,
@@ -29,8 +31,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from convmlp_platform.engine.base import Engine, OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.gradients import norms_of
 from convmlp_platform.engine.plain_state import SEPARATOR
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
 
 # On the CPU accelerator DeepSpeed compiles a C++ op at its first start (28 s), used by inference alone.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
@@ -41,6 +45,9 @@ class DeepSpeedEngine(Engine):
 
     bf16 and fp16 are DeepSpeed's torch_autocast, which keeps weights and BatchNorm's buffers in fp32. The
     optimizer is always one of torch's, handed over: DeepSpeed's own by name are compiled at the first start.
+
+    Its own loss scaler for fp16 is taken out: it clips gradients that are still scaled, looks for overflows on each
+    rank alone, and never lowers the scale (0.19.8). `custom_loss_scaler` is its way to be told of another's scale.
     """
 
     weights_keep_layout = False
@@ -58,6 +65,8 @@ class DeepSpeedEngine(Engine):
                 f"DeepSpeed gave {found} where ZeRO-{self.stage} on {self.world.size} ranks was asked for"
             )
         self._zero, self._parameters = zero, dict(self.model.named_parameters())
+        zero.torch_autocast_gradscaler = None
+        zero.override_loss_scale(self.loss_scale.scale)
         return wrapped, zero.optimizer
 
     def _config(self) -> dict[str, Any]:
@@ -87,12 +96,43 @@ class DeepSpeedEngine(Engine):
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
+        self._zero.external_loss_scale = self.loss_scale.scale
         self.wrapped.backward(loss)
 
-    def optimizer_step(self) -> Tensor | None:
+    def gradient_norms(self) -> Sequence[Tensor]:
+        """Of what ZeRO has reduced into its own buffers. Where these are offloaded it has the norms already."""
+        if self._offloads:
+            return [torch.as_tensor(norm) for norm in self._zero.norm_for_param_grads.values()]
+        groups = self._zero.averaged_gradients.values()
+        return norms_of([gradient for group in groups for gradient in group])
+
+    def optimizer_step(self, grad_norm: float) -> None:
         self.wrapped.step()
-        norm = self.wrapped.get_global_grad_norm()
-        return None if norm is None else torch.as_tensor(norm)
+        if self._zero.overflow:
+            raise RuntimeError(f"DeepSpeed refused an update whose gradient norm is {grad_norm:g}")
+
+    def drop_gradients(self) -> None:
+        """What ZeRO's own step does to gradients that it finds to overflow."""
+        zero = self._zero
+        if self.stage == 3:
+            zero._pre_step()
+            zero._partition_all_parameters()
+            zero._overflow_clean_up(zero.loss_scale)
+            return
+        zero.micro_step_id = INITIAL_MICRO_STEP_ID
+        zero.zero_grad(set_to_none=True)
+        zero._release_preflattened_grad_buffers()
+        if self._offloads:
+            zero._offload_accumulated_param_ids = set()
+            zero.reset_cpu_buffers()
+        else:
+            for group in zero.averaged_gradients:
+                zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
+
+    @property
+    def _offloads(self) -> bool:
+        """Whether gradients lie on the CPU (or a disk) while the rest is on a GPU."""
+        return bool(self._zero.offload_optimizer if self.stage == 3 else self._zero.cpu_offload)
 
     def local_tensors(self) -> State:
         parameters = {

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.utils import clip_grad_norm_
 
-from convmlp_platform.engine.base import Engine, OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.gradients import norms_of, scale_all
 from convmlp_platform.engine.plain_state import SEPARATOR, live_slots, load_optimizer_slots, optimizer_slots
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
 
 # Parameters below which a block is not worth a gathering of its own.
 MIN_SHARDED_PARAMETERS = 50_000
@@ -36,7 +38,6 @@ class FsdpEngine(Engine):
             fully_shard(block, mesh=mesh)
         # The root reshards too: otherwise an evaluation would leave whole weights in place of its shards.
         fully_shard(task, mesh=mesh, reshard_after_forward=True)
-        self._scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.options.precision == "fp16")
         if not isinstance(task, FSDPModule) or mesh.size() != self.world.size:
             raise RuntimeError(
                 f"fully_shard gave {type(task).__name__} on {mesh.size()} of {self.world.size} ranks"
@@ -52,15 +53,22 @@ class FsdpEngine(Engine):
         return torch.autocast(self.world.device.type, dtype, enabled=self.options.precision != "fp32")
 
     def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(self._scaler.scale(loss))
+        torch.autograd.backward(loss * self.loss_scale.scale)
 
-    def optimizer_step(self) -> Tensor | None:
-        self._scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.model.parameters(), self.options.clip_grad_norm or float("inf"))
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+    def gradient_norms(self) -> Sequence[Tensor]:
+        return norms_of(self._gradients())
+
+    def optimizer_step(self, grad_norm: float) -> None:
+        scale_all(self._gradients(), self.clip_factor(grad_norm))
+        self.optimizer.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _gradients(self) -> list[Tensor | None]:
+        """This rank's shards of the gradient."""
+        return [None if p.grad is None else _local(p.grad) for p in self._parameters.values()]
 
     def local_tensors(self) -> State:
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -105,13 +113,6 @@ class FsdpEngine(Engine):
             f"{name}{SEPARATOR}{slot}": self.own_piece(name, _local(v)) for (name, slot), v in slots.items()
         }
         return {key: piece for key, piece in own.items() if piece is not None}
-
-    def extra_state(self) -> dict[str, Any]:
-        return {"scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {}
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        if self._scaler.is_enabled() and "scaler" in extra:
-            self._scaler.load_state_dict(extra["scaler"])
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

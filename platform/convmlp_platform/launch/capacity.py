@@ -54,53 +54,62 @@ def _nodes_once_enough(job: TrainJob) -> list[Node]:
     return nodes
 
 
+def workers_that_fit(job: TrainJob, nodes: Sequence[Node], gpu: bool) -> int:
+    """How many of the job's workers the nodes have room for, each on one node."""
+    return sum(_room(job, nodes, gpu))
+
+
+def _room(job: TrainJob, nodes: Sequence[Node], gpu: bool) -> list[int]:
+    each = job.launch.cpus_per_worker
+    return [min(node.cpus // each, node.gpus if gpu else node.cpus) for node in nodes]
+
+
 def _problems(job: TrainJob, nodes: Sequence[Node]) -> list[str]:
     launch, gpu = job.launch, uses_gpu(job, nodes)
-    workers, cpus = launch.num_workers, launch.cpus_per_worker
+    least, cpus = launch.min_workers or launch.num_workers, launch.cpus_per_worker
+    field = f"launch.{'num' if launch.min_workers is None else 'min'}_workers"
     has_cpus, has_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     problems = []
     if job.engine.precision == "fp16" and not gpu:
         problems.append("engine.precision: fp16 needs GPUs, but this job runs on CPUs: use bf16 or fp32")
-    if gpu and workers > has_gpus:
+    if gpu and least > has_gpus:
         problems.append(
-            f"launch.num_workers (={workers}) with one GPU each needs {workers} GPUs, "
-            f"the cluster has {has_gpus}: {_lower_workers(has_gpus)}"
+            f"{field} (={least}) with one GPU each needs {least} GPUs, "
+            f"the cluster has {has_gpus}: {_lower(field, has_gpus)}"
             + ("" if has_gpus else ", or train on CPUs: --set launch.use_gpu=false")
         )
-    if workers * cpus > has_cpus:
-        fits = has_cpus // cpus
+    if least * cpus > has_cpus:
         lower_cpus = ", or lower launch.cpus_per_worker" if cpus > 1 else ""
         problems.append(
-            f"launch.num_workers (={workers}) with launch.cpus_per_worker (={cpus}) "
-            f"needs {workers * cpus} CPUs, the cluster has {has_cpus}: {_lower_workers(fits)}{lower_cpus}"
+            f"{field} (={least}) with launch.cpus_per_worker (={cpus}) "
+            f"needs {least * cpus} CPUs, the cluster has {has_cpus}: {_lower(field, has_cpus // cpus)}{lower_cpus}"
         )
-    return problems or _placement_problems(job, nodes, gpu)
+    return problems or _placement_problems(job, nodes, gpu, field, least)
 
 
-def _lower_workers(fits: int) -> str:
-    return f"--set launch.num_workers={fits}" if fits else "start more nodes"
+def _lower(field: str, fits: int) -> str:
+    return f"--set {field}={fits}" if fits else "start more nodes"
 
 
-def _placement_problems(job: TrainJob, nodes: Sequence[Node], gpu: bool) -> list[str]:
+def _placement_problems(job: TrainJob, nodes: Sequence[Node], gpu: bool, field: str, least: int) -> list[str]:
     """Totals suffice, but a worker must fit on one node, and a strict placement on one node or on many."""
-    launch = job.launch
-    room = [min(node.cpus // launch.cpus_per_worker, node.gpus if gpu else node.cpus) for node in nodes]
+    launch, room = job.launch, _room(job, nodes, gpu)
     each = f"{launch.cpus_per_worker} CPUs" + (" and one GPU" if gpu else "")
-    if sum(room) < launch.num_workers:
+    if sum(room) < least:
         return [
-            f"launch.num_workers (={launch.num_workers}) with {each} each: "
+            f"{field} (={least}) with {each} each: "
             f"the cluster's {len(nodes)} nodes have room for {sum(room)}: "
-            f"lower launch.cpus_per_worker (={launch.cpus_per_worker}) or launch.num_workers"
+            f"lower launch.cpus_per_worker (={launch.cpus_per_worker}) or {field}"
         ]
-    if launch.placement == "STRICT_PACK" and max(room) < launch.num_workers:
+    if launch.placement == "STRICT_PACK" and max(room) < least:
         return [
-            f"launch.placement: STRICT_PACK wants all {launch.num_workers} workers on one node, "
+            f"launch.placement: STRICT_PACK wants all {least} workers on one node, "
             f"but the largest has room for {max(room)} ({each} each): use PACK"
         ]
     roomy = sum(1 for one in room if one)
-    if launch.placement == "STRICT_SPREAD" and roomy < launch.num_workers:
+    if launch.placement == "STRICT_SPREAD" and roomy < least:
         return [
-            f"launch.placement: STRICT_SPREAD wants {launch.num_workers} nodes with {each} each, "
+            f"launch.placement: STRICT_SPREAD wants {least} nodes with {each} each, "
             f"the cluster has {roomy}: use SPREAD"
         ]
     return []

@@ -19,12 +19,9 @@ CONNECT_TIMEOUT_S = 5.0
 _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for each worker without a GPU
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a worker as in the driver
-    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",  # only rank 0 prints: "(RayTrainWorker pid=...)" says nothing
+    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",  # what tasks print is said for the job, not for a process of Ray's
     "RAY_DEDUP_LOGS": "0",  # after a restart a line like an earlier one isn't a duplicate
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line that a worker prints is also logged, and seen twice
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no one listens to it yet, and its start logs an error
     "RAY_enable_metrics_collection": "0",  # of a local Ray: no one scrapes it, and its agent warns about that
     "RAY_gcs_rpc_server_connect_timeout_s": "5",  # an address that isn't Ray's is refused in seconds
 }
@@ -46,10 +43,7 @@ def connect(address: str, env_vars: Mapping[str, str] | None = None) -> Iterator
         _probe(target)
     import ray
 
-    # Ray Train asks the dashboard's state API about its own actors, and complains every second without it.
-    options: dict[str, Any] = (
-        {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if target is None else {}
-    )
+    options: dict[str, Any] = {"include_dashboard": False} if target is None else {}
     try:
         ray.init(
             address=target or "local",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.load import resolve_paths
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import ConfigError, DataError, LaunchError
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest
+
+if TYPE_CHECKING:
+    from convmlp_platform.launch.capacity import Node
 
 
 def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
@@ -69,7 +73,10 @@ def _stamp(job: PrepareJob) -> tuple[int, int] | None:
 def _train_on_ray(job: TrainJob) -> int:
     from convmlp_platform.launch.connect import connect
     from convmlp_platform.launch.environment import shared_env_vars
+    from convmlp_platform.launch.lease import refuse_if_held
+    from convmlp_platform.training.run_folder import run_path
 
+    refuse_if_held(run_path(job))
     _preflight(job)
     with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address:
         from convmlp_platform.launch import capacity
@@ -79,25 +86,38 @@ def _train_on_ray(job: TrainJob) -> int:
             raise LaunchError("\n".join(problems))
         nodes = capacity.cluster_nodes()
         use_gpu = capacity.uses_gpu(job, nodes)
-        _say(_where(job, address, len(nodes), use_gpu))
-        from convmlp_platform.launch import ray_train
+        _say(_where(job, address, nodes, use_gpu))
+        from convmlp_platform.launch import messages, supervisor
+        from convmlp_platform.launch.signals import Interrupted
 
         try:
-            summary = ray_train.train(job, use_gpu=use_gpu)
-        except ray_train.Interrupted as stop:
-            _say(f"stopped by {stop}; the same command goes on from the newest checkpoint")
+            summary = supervisor.train(job, use_gpu=use_gpu)
+        except Interrupted as stop:
+            _say(messages.stopped(str(stop), stop.saved))
             return 128 + stop.signal_number
     _print_summary(job, summary)
     return 0
 
 
 def _train_here(job: TrainJob) -> int:
+    import signal
+
     from convmlp_platform.launch.summary import summary_of
+    from convmlp_platform.training.interruption import StopRequest
     from convmlp_platform.training.run import run
 
     _preflight(job)
-    result = run(job)
-    if os.environ.get("RANK", "0") == "0":
+    stop = StopRequest()
+    with stop.listening(signal.SIGTERM, signal.SIGINT):
+        result = run(job, stop=stop)
+    is_main = os.environ.get("RANK", "0") == "0"
+    if result.stopped is not None:
+        if is_main:
+            _say(
+                f"stopped by {result.stopped} after step {result.steps}, which is saved; the same command goes on"
+            )
+        return 128 + signal.Signals[result.stopped]
+    if is_main:
         _print_summary(job, summary_of(result))
     return 0
 
@@ -111,12 +131,16 @@ def _preflight(job: PrepareJob | TrainJob) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _where(job: TrainJob, address: str | None, num_nodes: int, use_gpu: bool) -> str:
-    workers = job.launch.num_workers
-    cluster = (
-        "a local Ray" if address is None else f"the Ray cluster of {num_nodes} node{'s' * (num_nodes > 1)}"
-    )
-    return f"{job.name}: {workers} {'GPU' if use_gpu else 'CPU'} worker{'s' * (workers > 1)} on {cluster}"
+def _where(job: TrainJob, address: str | None, nodes: Sequence[Node], use_gpu: bool) -> str:
+    from convmlp_platform.launch.capacity import workers_that_fit
+    from convmlp_platform.launch.messages import count
+
+    wanted, num_nodes = job.launch.num_workers, len(nodes)
+    fits = min(wanted, workers_that_fit(job, nodes, use_gpu))
+    workers = count(wanted, "GPU worker" if use_gpu else "CPU worker")
+    first = f" ({fits} at first)" if fits < wanted else ""
+    cluster = "a local Ray" if address is None else f"the Ray cluster of {count(num_nodes, 'node')}"
+    return f"{job.name}: {workers}{first} on {cluster}"
 
 
 def _print_summary(job: TrainJob, summary: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -74,19 +74,48 @@ class LocalCluster:
     def stop(self) -> None:
         """Kill every process of the cluster, and nothing else. Draining a node first would take 30 s."""
         with _interrupts_held():
-            doomed = [process for node in self._nodes for process in _family(node.pid)]
-            for process in doomed:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            _kill([process for node in self._nodes for process in _family(node.pid)])
             for node in self._nodes:
                 node.wait()
-            psutil.wait_procs(doomed, timeout=10)
             self._nodes.clear()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def log(self, node: int = 0) -> Path:
         """What `ray start` of a node printed."""
         return self._folder / f"node-{node}.log"
+
+    def node_address(self, node: int) -> str:
+        """The node's address, as Ray knows it."""
+        return f"127.0.0.{node + 2}"
+
+    def is_alive(self, node: int) -> bool:
+        """Whether the node's `ray start` is running."""
+        return self._nodes[node].poll() is None
+
+    def node_pids(self, node: int) -> list[int]:
+        """Every process of a node: Ray's own, its workers, and what those have started; none of a killed node."""
+        return [process.pid for process in _family(self._nodes[node].pid)] if self.is_alive(node) else []
+
+    def kill_node(self, node: int) -> None:
+        """kill -9 every process of one node at once, as if the machine had lost its power."""
+        with _interrupts_held():
+            process = self._nodes[node]
+            _kill(_family(process.pid))
+            process.wait()
+
+    def start_node(self, node: int) -> None:
+        """Start a killed node again, under its old address (not the head: the cluster ends with it)."""
+        if node == 0 or self.is_alive(node):
+            raise LaunchError(f"node {node} can't be started: it is the head, or it is running")
+        self._nodes[node] = self._spawn_node(node, self._join_arguments)
+        self._wait(lambda: self._started(node), f"node {node}", [node])
+
+    def add_node(self) -> int:
+        """Start one more node; returns its number, which is `num_nodes` from before."""
+        self._nodes.append(self._spawn_node(len(self._nodes), self._join_arguments))
+        node, self.num_nodes = self.num_nodes, len(self._nodes)
+        self._wait(lambda: self._started(node), f"node {node}", [node])
+        return node
 
     def _start(self) -> None:
         port, dashboard_port, client_port = _free_ports(3)
@@ -98,19 +127,22 @@ class LocalCluster:
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard_port}",
         ]
-        self._start_node([*head, f"--ray-client-server-port={client_port}"])
+        self._nodes.append(self._spawn_node(0, [*head, f"--ray-client-server-port={client_port}"]))
         self._wait(lambda: _answers("127.0.0.2", port), "its control service")
-        for _ in range(1, self.num_nodes):
-            # All nodes log into one folder: a second log monitor would print every line twice.
-            self._start_node([f"--address={self.address}", "--include-log-monitor=false"])
-        self._wait(self._all_started, "all nodes")
+        for node in range(1, self.num_nodes):
+            self._nodes.append(self._spawn_node(node, self._join_arguments))
+        self._wait(lambda: all(map(self._started, range(self.num_nodes))), "all nodes")
         self._wait(lambda: _answers("127.0.0.1", dashboard_port), "its job server")
 
-    def _start_node(self, arguments: list[str]) -> None:
-        index = len(self._nodes)
+    @property
+    def _join_arguments(self) -> list[str]:
+        # All nodes log into one folder: a second log monitor would print every line twice.
+        return [f"--address={self.address}", "--include-log-monitor=false"]
+
+    def _spawn_node(self, index: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", f"--temp-dir={self._folder}",
-            f"--node-ip-address=127.0.0.{index + 2}", f"--num-cpus={self.cpus_per_node}", "--num-gpus=0",
+            f"--node-ip-address={self.node_address(index)}", f"--num-cpus={self.cpus_per_node}", "--num-gpus=0",
             f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0",
             "--dashboard-agent-listen-port=0", "--disable-usage-stats",
             "--log-style=record", "--log-color=false",
@@ -118,7 +150,7 @@ class LocalCluster:
         environment = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
         with self.log(index).open("wb") as log:
             # A session of its own: Ctrl-C reaches only us, and we decide when the nodes go.
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [*command, *arguments],
                 env=environment,
                 cwd=self.directory,
@@ -128,7 +160,6 @@ class LocalCluster:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        self._nodes.append(process)
 
     def _client_environment(self) -> dict[str, str]:
         own = {
@@ -140,13 +171,15 @@ class LocalCluster:
         own |= {"PATH": path, "RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url}
         return own | auth.settle(None, environment=own)
 
-    def _all_started(self) -> bool:
-        return all("Ray runtime started" in self.log(index).read_text() for index in range(self.num_nodes))
+    def _started(self, index: int) -> bool:
+        return "Ray runtime started" in self.log(index).read_text()
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+    def _wait(self, ready: Callable[[], bool], what: str, nodes: Sequence[int] | None = None) -> None:
+        """Until `ready`, while `nodes` (default: all) live."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
-            dead = [index for index, node in enumerate(self._nodes) if node.poll() is not None]
+            watched = range(len(self._nodes)) if nodes is None else nodes
+            dead = [index for index in watched if not self.is_alive(index)]
             if dead or time.monotonic() > deadline:
                 index = dead[0] if dead else 0
                 last = self.log(index).read_text()[-2000:].strip()
@@ -175,6 +208,13 @@ def _family(pid: int) -> list[psutil.Process]:
             if os.getsid(process.pid) == pid:
                 found.setdefault(process.pid, process)
     return list(found.values())
+
+
+def _kill(doomed: list[psutil.Process]) -> None:
+    for process in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(doomed, timeout=10)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
@@ -25,7 +26,8 @@ def summary_of(result: RunResult) -> dict[str, Any]:
 
 
 def summary_lines(job: TrainJob, summary: dict[str, Any]) -> list[str]:
-    """The lines to print at the end of `job`. The first names the best evaluation's `top1 99.44 %`."""
+    """The lines to print at the end of `job`. The first names the best evaluation's `top1 99.44 %`; `restarts` (cause →
+    count) are told where there were any."""
     done = "was complete already" if summary["already_complete"] else "is done"
     lines = [f"{job.name} {done}: {summary['steps']} steps; best evaluation: {_scores(summary['best'])}"]
     if summary["checkpoint"]:
@@ -33,9 +35,27 @@ def summary_lines(job: TrainJob, summary: dict[str, Any]) -> list[str]:
     if summary["registered"]:
         lines.append(f"  registered  {summary['registered']}")
         lines.append(f"  try it      convmlp predict {summary['registered']} IMAGE...")
+    if restarts := summary.get("restarts"):
+        told = ", ".join(f"{cause} {count}" for cause, count in sorted(restarts.items()))
+        lines.append(f"  restarts    {sum(restarts.values())} ({told})")
+    lines += _time(run_path(job))
     lines.append(f"  curves      {run_path(job) / 'plots'}")
     lines.append(f"  metrics     {_where_metrics_are(tracking_uri(job.tracking))}")
     return lines
+
+
+def _time(run: Path) -> list[str]:
+    """Where it went; nothing where no record of it can be read."""
+    from convmlp_platform.health.goodput import account_of
+    from convmlp_platform.health.goodput_text import headline
+
+    try:
+        found = account_of(run)
+    except OSError:
+        return []
+    return (
+        [] if found is None else [f"  time        {headline(found)}", f"              convmlp goodput {run}"]
+    )
 
 
 def _where_metrics_are(uri: str) -> str:

@@ -89,7 +89,9 @@ def load_bundle(folder: Path) -> tuple[nn.Module, BundleSpec]:
     spec = read_spec(folder)
     try:
         with torch.random.fork_rng(devices=[]):
-            model = convmlp.create_model(spec.model, num_classes=spec.num_classes, **spec.options)
+            model = convmlp.create_model(
+                spec.model, num_classes=spec.num_classes, image_size=spec.image_size, **spec.options
+            )
         model.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrackingError(f"{folder}: {WEIGHTS_NAME} and {SPEC_NAME} make no model: {error}") from error

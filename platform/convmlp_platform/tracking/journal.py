@@ -189,3 +189,19 @@ def metric_history(path: Path) -> list[tuple[int, dict[str, float]]]:
         if isinstance(record, Metrics):
             by_step[record.step] = by_step.get(record.step, {}) | record.values
     return sorted(by_step.items())
+
+
+def tag_history(path: Path) -> dict[str, set[str]]:
+    """All values that each tag on record has had."""
+    found: dict[str, set[str]] = {}
+    for record in read_chunk(path, max_bytes=sys.maxsize).records:
+        if isinstance(record, Tags):
+            for name, value in record.values.items():
+                found.setdefault(name, set()).add(value)
+    return found
+
+
+def artifact_folders(path: Path) -> set[str]:
+    """The artifact folders that something on record goes to."""
+    records = read_chunk(path, max_bytes=sys.maxsize).records
+    return {record.folder for record in records if isinstance(record, Artifact)}

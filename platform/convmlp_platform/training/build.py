@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from convmlp import create_model
-from convmlp.mixing import create_mixing
 from convmlp.optim import OPTIMIZERS, create_optimizer
-from convmlp.tasks.classification import ClassificationTask
-from convmlp.transforms import eval_transform, train_transform
-from convmlp.weights import load_pretrained
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.ledger import Ledger, LedgerHeader
@@ -21,9 +16,12 @@ from convmlp_platform.data.quarantine import Quarantine
 from convmlp_platform.data.reader import OpenSplit
 from convmlp_platform.data.split import ShardedSplit
 from convmlp_platform.distributed import World
-from convmlp_platform.engine.base import Engine, EngineOptions
+from convmlp_platform.engine.base import Engine
 from convmlp_platform.engine.create import create_engine
+from convmlp_platform.engine.types import EngineOptions
 from convmlp_platform.errors import ConfigError
+from convmlp_platform.training.build_task import build_task as build_task
+from convmlp_platform.training.build_transforms import eval_transform_of, train_transform_of
 from convmlp_platform.training.remote_data import open_job_storage, read_ahead_of
 from convmlp_platform.training.run_folder import RunFolder
 from data_prep.manifest import DatasetManifest
@@ -36,47 +34,6 @@ def open_split(
     path, format = resolve(job.data.path, "data.path"), format or job.data.format
     storage = open_job_storage(job, manifest, name, format)
     return ShardedSplit(path, manifest, name, format, verify=job.data.verify, storage=storage)
-
-
-def build_model(job: TrainJob, num_classes: int) -> nn.Module:
-    """The network, with fresh weights that depend on `seed` alone, or those of `model.init_from`.
-
-    Raises:
-        ConfigError: no such model, options it doesn't take, or weights that don't fit.
-    """
-    options = dict(job.model.options)
-    if job.model.drop_path_rate is not None:
-        options["drop_path_rate"] = job.model.drop_path_rate
-    torch.manual_seed(derive_key(job.seed, "init") & 0x7FFFFFFFFFFFFFFF)
-    try:
-        model: nn.Module = create_model(job.model.name, num_classes=num_classes, **options)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model: {error}") from None
-    if job.model.init_from is not None:
-        try:
-            load_pretrained(model, resolve(job.model.init_from, "model.init_from"))
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"model.init_from: {error}") from None
-    return model
-
-
-def build_task(job: TrainJob, num_classes: int) -> ClassificationTask:
-    """Model and loss."""
-    augment = job.augment
-    mixing = create_mixing(
-        num_classes,
-        mixup=augment.mixup,
-        cutmix=augment.cutmix,
-        prob=augment.mix_prob,
-        switch_prob=augment.mix_switch_prob,
-        label_smoothing=job.loss.label_smoothing,
-    )
-    return ClassificationTask(
-        build_model(job, num_classes),
-        num_classes=num_classes,
-        label_smoothing=job.loss.label_smoothing,
-        mixing=mixing,
-    )
 
 
 def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
@@ -144,27 +101,13 @@ def build_train_loader(
     job: TrainJob, manifest: DatasetManifest, folder: RunFolder, world: World
 ) -> TrainLoader:
     """The training micro-batches of this rank."""
-    split, augment = open_split(job, manifest, job.data.train_split), job.augment
-    transform = train_transform(
-        job.data.image_size,
-        mean=manifest.mean,
-        std=manifest.std,
-        scale=augment.scale,
-        ratio=augment.ratio,
-        interpolation=augment.interpolation,
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter,
-        rand_augment=augment.rand_augment,
-        random_erasing=augment.random_erasing,
-        crop=augment.crop,
-        pad=augment.pad,
-    )
+    split = open_split(job, manifest, job.data.train_split)
     order = SampleOrder(
         len(split), job.num_streams, job.seed, job.data.shuffle_block, job.data.shuffle_window
     )
     return TrainLoader(
         split,
-        transform,
+        train_transform_of(job, manifest),
         order,
         job.training.global_batch_size,
         job.training.micro_batch_size,
@@ -198,18 +141,11 @@ def build_eval_loader(
     job: TrainJob, manifest: DatasetManifest, folder: RunFolder, world: World
 ) -> EvalLoader:
     """This rank's part of the held-out images."""
-    transform = eval_transform(
-        job.data.image_size,
-        mean=manifest.mean,
-        std=manifest.std,
-        crop_pct=job.eval.crop_pct,
-        interpolation=job.eval.interpolation,
-    )
     split = open_split(job, manifest, job.data.eval_split)
     batch_size = job.eval.batch_size or job.training.micro_batch_size
     return EvalLoader(
         split,
-        transform,
+        eval_transform_of(job, manifest),
         batch_size,
         world.rank,
         world.size,

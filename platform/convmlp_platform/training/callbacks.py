@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
+from convmlp_platform.training.bad_steps import BadStep
+from convmlp_platform.training.guard import Action
 from convmlp_platform.training.state import TrainState
 
 
@@ -12,7 +14,8 @@ class Callback:
     """Hooks of a run, called on every rank with the same values (means over all ranks)."""
 
     def on_start(self, state: TrainState, stop_step: int) -> None:
-        """Before the first step; `state.step` > 0 where the run goes on from a checkpoint."""
+        """Before the first step of an attempt; `state.step` > 0 where the run goes on from a checkpoint. Called again
+        after a rollback."""
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
         """Every `training.log_every_steps` steps: train/loss, train/lr, train/images_per_second, ..."""
@@ -22,6 +25,13 @@ class Callback:
 
     def on_save(self, event: SaveEvent) -> None:
         """A checkpoint was committed, refused by the storage, or put off; on rank 0 alone."""
+
+    def on_bad_step(self, bad: BadStep, state: TrainState) -> None:
+        """After a step whose numbers were wrong; `state.step` counts it."""
+
+    def on_stop(self, reason: str, state: TrainState) -> None:
+        """After the step in which a rank was told to stop, for `reason`; the state is saved."""
+        self.on_end(state)
 
     def on_end(self, state: TrainState) -> None:
         """After the last step."""
@@ -61,6 +71,19 @@ class Console(Callback):
     def on_save(self, event: SaveEvent) -> None:
         if event.kind == "failed":
             self._say(f"checkpoint at step {event.step}: {event.message}")
+
+    def on_bad_step(self, bad: BadStep, state: TrainState) -> None:
+        done = {
+            Action.ACCEPT: "computed again it is right: a fault of this machine?",
+            Action.SKIP: "also when computed again; skipped",
+            Action.ROLLBACK: f"also when computed again; going back to step {bad.back_to}",
+            Action.STOP: "also when computed again; stopping",
+        }
+        record = f"  ({bad.incident})" if bad.incident else ""
+        self._say(f"step {bad.step}: {bad.message}; {done[bad.action]}{record}")
+
+    def on_stop(self, reason: str, state: TrainState) -> None:
+        self._say(f"told to stop ({reason}): step {state.step} is saved")
 
     def _say(self, line: str) -> None:
         print(line, flush=True)

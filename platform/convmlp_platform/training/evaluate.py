@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import torch
-from torchmetrics import MetricCollection
+from collections.abc import Callable
 
+import torch
+
+from convmlp.tasks.task import Metrics
 from convmlp_platform.data.loader import EvalLoader
 from convmlp_platform.distributed import sum_over_ranks
 from convmlp_platform.engine.base import Engine
 
 
-def evaluate(engine: Engine, loader: EvalLoader, metrics: MetricCollection) -> dict[str, float]:
-    """`eval/loss` and the task's metrics in per cent, with the averaged weights where the run keeps some."""
+def evaluate(
+    engine: Engine,
+    loader: EvalLoader,
+    metrics: Metrics,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """`eval/loss` and the task's metrics in per cent, with the averaged weights where the run keeps some.
+    `progress` is called after each batch."""
     device = engine.world.device
     metrics = metrics.to(device)
     metrics.reset()
     total = torch.zeros(2, dtype=torch.float64, device=device)
     with engine.averaged_weights():
         for batch in loader:
-            loss, logits = engine.eval_step(batch)
+            loss, outputs, targets = engine.eval_step(batch)
+            progress()
             if batch.ghost:
                 continue
-            labels = batch.labels.to(device)
-            metrics.update(logits, labels)
+            metrics.update(outputs, targets)
             total += torch.stack(
-                [loss.double() * len(labels), torch.tensor(float(len(labels)), device=device)]
+                [loss.double() * len(targets), torch.tensor(float(len(targets)), device=device)]
             )
     loss_sum, count = sum_over_ranks(total).tolist()
     found = {f"eval/{name}": 100.0 * float(value) for name, value in metrics.compute().items()}

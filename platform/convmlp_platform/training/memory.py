@@ -44,7 +44,9 @@ def estimate_memory(job: TrainJob, num_classes: int) -> MemoryEstimate:
     model = build_on_meta(job, num_classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     buffers = sum(buffer.numel() for buffer in model.buffers())
-    activations = _saved_bytes_per_image(model, job.data.image_size) * job.training.micro_batch_size
+    # Of detectors: the backbone and its pyramid; what the heads keep depends on the images.
+    body: Any = model.backbone if job.task.dataset == "detection" else model
+    activations = _saved_bytes_per_image(body, job.data.image_size) * job.training.micro_batch_size
     # Convolutions and linear layers, whose inputs are most of it, keep 16-bit copies under autocast.
     share = 1.0 if job.engine.precision == "fp32" else 0.5
     return MemoryEstimate(parameters, _state_bytes(job, parameters, buffers), int(activations * share))
@@ -59,7 +61,12 @@ def build_on_meta(job: TrainJob, num_classes: int) -> nn.Module:
     options: dict[str, Any] = dict(job.model.options)
     if job.model.drop_path_rate is not None:
         options["drop_path_rate"] = job.model.drop_path_rate
-    return convmlp.create_model(job.model.name, num_classes, **options).to("meta")
+    if job.task.name == "classification":
+        size = job.data.image_size
+        return convmlp.create_model(job.model.name, num_classes, image_size=size, **options).to("meta")
+    from convmlp_platform.training.build_task import with_pyramid
+
+    return with_pyramid(job, num_classes, None, options).to("meta")
 
 
 def _state_bytes(job: TrainJob, parameters: int, buffers: int) -> int:

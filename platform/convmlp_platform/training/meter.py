@@ -1,60 +1,54 @@
-"""Training metrics between two log lines, gathered without making the device wait at every step."""
+"""Training metrics between two log lines."""
 
 from __future__ import annotations
 
-import time
+import math
+from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from convmlp_platform.distributed import World, sum_over_ranks
-from convmlp_platform.engine.base import StepOutput
+from convmlp_platform.health.phases import Phase, PhaseClock
+
+_STEP = (Phase.COMPILE, Phase.DATA, Phase.COMPUTE, Phase.UPDATE)
 
 
 class Meter:
-    """Collects step outputs; `read` reduces them over ranks (a collective) and starts anew.
+    """Collects what the ranks agreed on at each step; `read` starts anew.
 
-    `train/data_wait` is the share of this rank's time spent waiting for its next batch, averaged over ranks.
+    `train/data_wait` is the share of this rank's time spent waiting for its next batch, averaged over ranks. Time that
+    no step took (an evaluation, a checkpoint) does not count, by the rank's clock.
     """
 
-    def __init__(self, world: World, global_batch_size: int) -> None:
-        self.world, self.global_batch_size = world, global_batch_size
+    def __init__(self, world: World, global_batch_size: int, clock: PhaseClock) -> None:
+        self.world, self.global_batch_size, self.clock = world, global_batch_size, clock
         self._reset()
 
     def _reset(self) -> None:
-        self._losses: list[Tensor] = []
-        self._grad_norms: list[Tensor] = []
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._losses: list[float] = []
+        self._grad_norms: list[float] = []
+        self._steps, self._before = 0, self.clock.read()
 
-    def waited(self, seconds: float) -> None:
-        """This rank waited for its batch."""
-        self._waited += seconds
-
-    def exclude(self, seconds: float) -> None:
-        """Leave out time that no step took: an evaluation, a checkpoint."""
-        self._since += seconds
-
-    def add(self, output: StepOutput) -> None:
-        self._losses.append(output.loss)
-        if output.grad_norm is not None:
-            self._grad_norms.append(output.grad_norm)
+    def add(self, loss: float, grad_norm: float, *, updated: bool = True) -> None:
+        """A step is done; where its update was refused its numbers don't count."""
+        self._steps += 1
+        if updated:
+            self._losses.append(loss)
+            self._grad_norms.append(grad_norm)
 
     def read(self, lr: float) -> dict[str, float]:
-        """Mean loss and gradient norm of the steps since the last reading, and how fast they were."""
-        steps = len(self._losses)
-        loss = torch.stack(self._losses).mean()
-        elapsed = time.perf_counter() - self._since
-        share = torch.tensor(self._waited / elapsed / self.world.size, device=self.world.device)
-        sums = sum_over_ranks(torch.stack([loss, share]))
+        """Mean loss and gradient norm of the steps since the last reading, and how fast they were (a collective)."""
+        now = self.clock.read()
+        seconds = {phase: now[phase] - self._before[phase] for phase in _STEP}
+        elapsed = sum(seconds.values())
+        share = torch.tensor(seconds[Phase.DATA] / elapsed / self.world.size, device=self.world.device)
         metrics = {
-            "train/loss": float(sums[0]),
+            "train/loss": fmean(self._losses) if self._losses else math.nan,
             "train/lr": lr,
-            "train/images_per_second": steps * self.global_batch_size / elapsed,
-            "train/data_wait": float(sums[1]),
+            "train/images_per_second": self._steps * self.global_batch_size / elapsed,
+            "train/data_wait": float(sum_over_ranks(share)),
         }
         if self._grad_norms:
-            metrics["train/grad_norm"] = float(
-                torch.stack([norm.float() for norm in self._grad_norms]).mean()
-            )
+            metrics["train/grad_norm"] = fmean(self._grad_norms)
         self._reset()
         return metrics

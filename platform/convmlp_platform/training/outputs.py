@@ -11,7 +11,9 @@ from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
 from convmlp_platform.tracking.journal import metric_history
 from convmlp_platform.tracking.state import journal_path
 from convmlp_platform.tracking.tracker import Tracker
+from convmlp_platform.training.bad_steps import BadStep
 from convmlp_platform.training.callbacks import Callback
+from convmlp_platform.training.incident_log import log_incident, log_new_incidents
 from convmlp_platform.training.plots import plot_curves
 from convmlp_platform.training.run_folder import RunFolder
 from convmlp_platform.training.state import TrainState
@@ -23,6 +25,9 @@ class Telemetry(Callback):
 
     def __init__(self, tracker: Tracker, folder: RunFolder) -> None:
         self.tracker, self.folder = tracker, folder
+
+    def on_start(self, state: TrainState, stop_step: int) -> None:
+        log_new_incidents(self.tracker, self.folder)
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
         self.tracker.log_metrics(metrics, state.step)
@@ -36,6 +41,24 @@ class Telemetry(Callback):
             self.tracker.log_metrics({"checkpoint/durable_seconds": event.seconds}, event.step)
         elif event.kind == "failed":
             self.tracker.set_tags({"checkpoint.failure": f"step {event.step}: {event.message}"})
+
+    def on_bad_step(self, bad: BadStep, state: TrainState) -> None:
+        self.tracker.log_metrics(
+            {
+                "numbers/skipped": bad.skipped,
+                "numbers/recomputed": bad.recomputed,
+                "numbers/rollbacks": bad.rollbacks,
+            },
+            bad.step,
+        )
+        tags = {"numbers.last": f"step {bad.step}: {bad.message}: {bad.action}"}
+        if bad.incident is not None:
+            tags["numbers.incident"] = bad.incident.name
+            log_incident(self.tracker, bad.incident)
+        self.tracker.set_tags(tags)
+
+    def on_stop(self, reason: str, state: TrainState) -> None:
+        """The next start draws the curves."""
 
     def on_end(self, state: TrainState) -> None:
         """Draw the whole run, from its record: parts before a resume too."""

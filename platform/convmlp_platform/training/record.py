@@ -14,6 +14,7 @@ from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.environment import environment_tags
 from convmlp_platform.tracking.registry import register_bundle
 from convmlp_platform.tracking.tracker import Tracker
+from convmlp_platform.training.exactness import computing_tags
 from convmlp_platform.training.run_folder import RunFolder, checkpoints_of
 from convmlp_platform.training.state import TrainState
 from data_prep.files import write_atomically
@@ -34,6 +35,7 @@ def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, en
             "dataset.digest": manifest.digest,
             "world_size": str(engine.world.size),
             "device": engine.world.device.type,
+            **computing_tags(),
             "model.parameters": str(sum(p.numel() for p in engine.model.parameters())),
         }
     )

@@ -10,18 +10,28 @@ from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.split import open_manifest
 from convmlp_platform.distributed import joined_world, on_main
+from convmlp_platform.health.phases import PhaseClock
 from convmlp_platform.training import build, run_folder
 from convmlp_platform.training.callbacks import Callback, Console
+from convmlp_platform.training.goodput import GoodputLog
+from convmlp_platform.training.goodput_report import GoodputReport
+from convmlp_platform.training.interruption import StopRequest
 from convmlp_platform.training.outputs import BestModel, Telemetry
 from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.record import open_tracker, register_best
 from convmlp_platform.training.trainer import Trainer
 
+# Seconds for MLflow when told to stop: who asks may kill soon, and the next start delivers the rest.
+SHORT_GOODBYE = 3.0
+
 
 @dataclass(frozen=True)
 class RunResult:
     """What came of a run: the last evaluation's metrics, its newest checkpoint, the registry URI of its best model
-    (None where none was asked for or the registry could not be reached)."""
+    (None where none was asked for or the registry could not be reached).
+
+    `stopped`: why it was told to stop (`SIGTERM`, ...) after `steps` steps, its state saved; None: it reached its end.
+    """
 
     metrics: dict[str, float]
     best: dict[str, float]
@@ -29,24 +39,42 @@ class RunResult:
     registered: str | None
     steps: int
     already_complete: bool
+    stopped: str | None = None
 
 
-def run(job: TrainJob, callbacks: Sequence[Callback] = ()) -> RunResult:
-    """Train `job` to its end on the ranks that the environment describes (Ray Train's, torchrun's, or just this
+def run(
+    job: TrainJob,
+    callbacks: Sequence[Callback] = (),
+    *,
+    clock: PhaseClock | None = None,
+    stop: StopRequest | None = None,
+) -> RunResult:
+    """Train `job` to its end on the ranks that the environment describes (the supervisor's, torchrun's, or just this
     process), going on from the newest checkpoint where there is one.
+
+    Args:
+        clock: is told what this rank does.
+        stop: ends the run early, with its state saved, once any rank was told to stop.
 
     Raises:
         PlatformError: for all that a user can fix, on every rank alike.
     """
+    clock = clock or PhaseClock()
     with joined_world(use_gpu=job.launch.use_gpu is not False) as world:
         manifest = open_manifest(resolve(job.data.path, "data.path"), job.data.digest)
         folder = on_main(world, lambda: run_folder.claim(job, manifest.digest))
         train_loader = build.build_train_loader(job, manifest, folder, world)
         plan = StepPlan(job, len(train_loader.split))
-        task = build.build_task(job, job.model.num_classes or manifest.num_classes)
+        task = build.build_task(job, manifest)
         engine = build.build_engine(job, task, manifest, world)
         tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
-        watchers = [Console(plan.steps_per_epoch), Telemetry(tracker, folder)] if tracker else []
+        watchers: list[Callback] = [goodput := GoodputLog(clock, folder, world, job.launch)]
+        if tracker:
+            watchers += [
+                Console(plan.steps_per_epoch),
+                Telemetry(tracker, folder),
+                GoodputReport(tracker, folder),
+            ]
         trainer = Trainer(
             plan,
             engine,
@@ -55,21 +83,37 @@ def run(job: TrainJob, callbacks: Sequence[Callback] = ()) -> RunResult:
             task.metrics(),
             Checkpointer(run_folder.checkpoints_of(job), job.checkpoint.keep),
             build.build_ledger(job, folder, train_loader, manifest),
-            folder.identity,
+            folder,
             [*watchers, BestModel(job, manifest, engine, folder), *callbacks],
+            clock,
+            stop or StopRequest(),
         )
         state = trainer.resume()
         complete = state.step >= plan.stop_step
         try:
             if not complete:
                 state = trainer.fit(state)
-            registered = on_main(
-                world, lambda: register_best(job, folder, state, tracker, trainer.eval_loader)
-            )
+            registered = None
+            if trainer.stopped is None:
+                registered = on_main(
+                    world, lambda: register_best(job, folder, state, tracker, trainer.eval_loader)
+                )
         except BaseException:
             if tracker:
                 tracker.finish("FAILED")
             raise
-        if tracker:
+        finally:
+            goodput.close()
+        if tracker and trainer.stopped is None:
             tracker.finish("FINISHED")
-        return RunResult(state.metrics, state.best, trainer.checkpoint, registered, state.step, complete)
+        elif tracker and (stop is None or stop.final):
+            tracker.finish("KILLED", timeout=SHORT_GOODBYE)
+        return RunResult(
+            state.metrics,
+            state.best,
+            trainer.checkpoint,
+            registered,
+            state.step,
+            complete,
+            trainer.stopped,
+        )

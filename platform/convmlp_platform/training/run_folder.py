@@ -1,10 +1,15 @@
 """A run's folder: who it belongs to, and where its parts lie.
 
 RUNS/NAME/run.json        the run's identity and the settings it comes from
+          job.json        the whole job as it was last started, without secrets
           checkpoints/    see checkpoints.layout
           best/           the best model so far, ready to be loaded or registered
           ledger/         which samples each rank used, see data.ledger
           quarantine.jsonl  samples found damaged, see data.quarantine
+          events.jsonl    starts, ends and their causes, see health.events
+          incidents/      what went wrong, with all it takes to look into it, see training.incidents
+          goodput/        where every second of every rank went, see health.goodput
+          rollbacks.json  how often the run went back, and from which step, see training.guard
           plots/  tracking/  ray/
 """
 
@@ -20,7 +25,9 @@ from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import CheckpointError, ConfigError
 from data_prep.files import write_atomically
-from data_prep.urls import is_url
+from data_prep.urls import is_url, scrubbed
+
+_JOB = "job.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,24 @@ class RunFolder:
     def quarantine(self) -> Path:
         """JSON lines, one for each sample found damaged."""
         return self.path / "quarantine.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """JSON lines, one for each thing that happened to the run."""
+        return self.path / "events.jsonl"
+
+    @property
+    def incidents(self) -> Path:
+        return self.path / "incidents"
+
+    @property
+    def goodput(self) -> Path:
+        return self.path / "goodput"
+
+    @property
+    def rollbacks(self) -> Path:
+        """What must be known of rollbacks after a restart; no checkpoint can hold it, being older."""
+        return self.path / "rollbacks.json"
 
     @property
     def best(self) -> Path:
@@ -98,9 +123,53 @@ def claim(job: TrainJob, dataset_digest: str) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "run.json").exists():
             write_atomically(path / "run.json", json.dumps({"identity_fields": fields}, indent=2).encode())
+        write_atomically(
+            path / _JOB, json.dumps(_without_secrets(job.model_dump(mode="json")), indent=2).encode()
+        )
     except OSError as error:
         raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from None
     return RunFolder(path, identity_of(fields))
+
+
+def stored_job(run: Path) -> dict[str, Any]:
+    """The values of the job as the run in this folder was last started; its URLs have lost passwords and queries.
+
+    Raises:
+        ConfigError: there is none that can be read.
+    """
+    try:
+        values: dict[str, Any] = json.loads((run / _JOB).read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{run} holds no {_JOB}: it is no run's folder (CHECKPOINT.PATH/NAME), or its run was last started by "
+            "a release before there was one: start it once more"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{run / _JOB} can't be read: {error}; starting the run again writes it anew"
+        ) from None
+    return values
+
+
+def stored_identity_fields(run: Path) -> dict[str, Any]:
+    """What decides the result of the run in this folder, by dotted name.
+
+    Raises:
+        ConfigError: it is no run's folder.
+        CheckpointError: `run.json` can't be read.
+    """
+    fields = _read(run / "run.json")
+    if fields is None:
+        raise ConfigError(f"{run} holds no run.json: it is no run's folder (CHECKPOINT.PATH/NAME)")
+    return fields
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return scrubbed(value) if isinstance(value, str) else value
 
 
 def _read(file: Path) -> dict[str, Any] | None:

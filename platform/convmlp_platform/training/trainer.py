@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torchmetrics import MetricCollection
-
-from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
-from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
-from convmlp_platform.checkpoints.layout import Part
-from convmlp_platform.checkpoints.tensor_file import Slice
-from convmlp_platform.data.ledger import Ledger, LedgerWriter
-from convmlp_platform.data.loader import EvalLoader, TrainLoader
-from convmlp_platform.distributed import on_main, sum_over_ranks, wait_for_all
-from convmlp_platform.engine.base import Engine, EngineState, OwnState
+from convmlp.tasks.task import Metrics
+from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
+from convmlp_platform.checkpoints.checkpointer import Checkpointer
+from convmlp_platform.data.ledger import Ledger
+from convmlp_platform.data.loader import EvalLoader, MicroBatch, TrainLoader
+from convmlp_platform.distributed import on_main
+from convmlp_platform.engine.base import Engine
+from convmlp_platform.errors import NumbersError
+from convmlp_platform.health.phases import Phase, PhaseClock
+from convmlp_platform.training.agreement import first_reason
+from convmlp_platform.training.bad_steps import BadStep, BadSteps
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.evaluate import evaluate
+from convmlp_platform.training.guard import Action, Guard, Rollbacks
+from convmlp_platform.training.guarded_step import GuardedSteps, StepResult
+from convmlp_platform.training.interruption import StopRequest
 from convmlp_platform.training.meter import Meter
 from convmlp_platform.training.plan import StepPlan
+from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.training.saving import Saver, StateFacts
 from convmlp_platform.training.state import TrainState
-
-# What "best" means: the evaluation metric that decides which weights are kept.
-BEST_METRIC = "eval/top1"
 
 
 @dataclass
@@ -35,136 +39,160 @@ class Trainer:
     engine: Engine
     train_loader: TrainLoader
     eval_loader: EvalLoader
-    metrics: MetricCollection
+    metrics: Metrics
     checkpointer: Checkpointer
     ledger: Ledger
-    identity: str
+    folder: RunFolder
     callbacks: Sequence[Callback]
-    checkpoint: str | None = None
-    """The newest checkpoint's path or URL, once the run was resumed or (on rank 0, at last on all) has saved."""
-    _record: LedgerWriter = field(init=False)
-    _saver: AsyncCheckpointer | None = field(init=False, default=None)
-    """None on ranks that write nothing."""
-    _owed: bool = field(init=False, default=False)
-    """Whether a save was put off because the one before was still being written."""
+    clock: PhaseClock = field(default_factory=PhaseClock)
+    stop: StopRequest = field(default_factory=StopRequest)
+    stopped: str | None = None
+    """Why training was told to stop, once it has."""
+
+    def __post_init__(self) -> None:
+        world = self.engine.world
+        self.guard = Guard(self.plan.job.guard, on_main(world, lambda: Rollbacks.read(self.folder.rollbacks)))
+        self.saver = Saver(self.checkpointer, self.engine, self.clock, self._facts, self._tell_of_save)
+        bad_steps = BadSteps(self.engine, self.folder.incidents)
+        self._steps = GuardedSteps(
+            self.engine, self.guard, bad_steps, self.clock, self.stop, self.saver.step_up_to
+        )
+        self.engine.on_micro_batch = self.clock.progress
+        self._reserved = False
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The newest checkpoint's path or URL, once the run was resumed or (on rank 0, at last on all) has saved."""
+        return self.saver.checkpoint
 
     def resume(self) -> TrainState:
         """The state to start from: the newest whole checkpoint's, or a fresh one (collective)."""
-        self.checkpoint = on_main(self.engine.world, self.checkpointer.newest)
-        if self.checkpoint is None:
-            return TrainState()
-        checkpoint = load(self.checkpoint)
-        tensors, facts = checkpoint.tensors, checkpoint.facts
-        self.engine.load_state(
-            EngineState(
-                tensors["model"],
-                tensors.get("optimizer", {}),
-                tensors.get("ema"),
-                facts["updates"],
-                facts["extra"],
-            )
-        )
-        seen, attempt = facts["samples_seen"], facts.get("attempt", 0)
-        return TrainState(checkpoint.step, seen, attempt, facts["metrics"], facts["best"])
+        newest = self.saver.newest()
+        return TrainState() if newest is None else self._load(newest)
+
+    def _load(self, location: str) -> TrainState:
+        state, facts = self.saver.load(location)
+        self.guard.load(facts.get("guard", {}), state.step)
+        return state
 
     def fit(self, state: TrainState) -> TrainState:
-        """Train from `state` to the plan's end."""
-        stop, batch_size = self.plan.stop_step, self.plan.job.training.global_batch_size
+        """Train from `state` to the plan's end, or to the step in which a rank is told to stop.
+
+        Raises:
+            NumbersError: loss or gradients stay wrong through all that `guard` allows.
+        """
+        self.clock.bear(self.train_loader.patience_s)
+        while (bad := self._attempt(state)) is not None:
+            state = self._go_back(bad)
+        self.clock.enter(Phase.FINISH)
+        if state.step < self.plan.stop_step:
+            self.stopped = first_reason(self.stop.reason)
+            self.saver.save(state, wait=True)
+        self._record.close()
+        self.saver.close()
+        if self.stopped is None:
+            self._tell("on_end", state)
+        else:
+            self._tell("on_stop", self.stopped, state)
+        return state
+
+    def _attempt(self, state: TrainState) -> BadStep | None:
+        """Train until the end, a stop, or a step from which the run must go back: then that."""
+        stop = self.plan.stop_step
         self._record = self.ledger.start(self.engine.world, state.step, state.attempt)
         state.attempt = self._record.header.attempt
-        self._open_saver(state.attempt)
+        self.saver.open(self._record)
         self._tell("on_start", state, stop)
-        meter = Meter(self.engine.world, batch_size)
-        batches = self.train_loader.steps(state.step, stop)
-        while state.step < stop:
-            asked = time.perf_counter()
-            micro_batches = next(batches)
-            meter.waited(time.perf_counter() - asked)
-            lr = self.plan.lr(state.step)
-            meter.add(self.engine.train_step(micro_batches, step=state.step, lr=lr))
-            self._record.append(state.step, micro_batches)
-            state.step += 1
-            state.samples_seen += batch_size
-            self._after_step(state, meter, lr)
-        self._record.close()
-        self._close_saver()
-        self._tell("on_end", state)
-        return state
+        meter = Meter(self.engine.world, self.plan.job.training.global_batch_size, self.clock)
+        told = False
+        with closing(self.train_loader.steps(state.step, stop)) as batches:
+            while state.step < stop and not told:
+                result = self._step(state, batches, meter)
+                if result.bad is not None and result.bad.action is Action.ROLLBACK:
+                    return result.bad
+                told |= result.told
+        return None
+
+    def _step(self, state: TrainState, batches: Iterator[list[MicroBatch]], meter: Meter) -> StepResult:
+        began = time.monotonic()
+        self.clock.enter(Phase.DATA, step=state.step, note=self.train_loader.pending(state.step))
+        micro_batches = next(batches)
+        lr = self.plan.lr(state.step)
+        result = self._steps.take(micro_batches, step=state.step, lr=lr, attempt=state.attempt)
+        if result.bad is not None and result.bad.action in (Action.ROLLBACK, Action.STOP):
+            self._tell("on_bad_step", result.bad, state)
+            if result.bad.action is Action.STOP:
+                raise numbers_error(self.plan.job.name, self.folder, result.bad)
+            return result
+        self._record.append(state.step, micro_batches)
+        state.step += 1
+        state.samples_seen += self.plan.job.training.global_batch_size
+        self.clock.step_done(state.step, time.monotonic() - began)
+        meter.add(result.agreed.loss, result.agreed.grad_norm, updated=result.updated)
+        if result.bad is not None:
+            self._tell("on_bad_step", result.bad, state)
+        if result.updated and not self._reserved:
+            self._reserved = True
+            self.saver.reserve(state)
+        self._after_step(state, meter, lr)
+        return result
 
     def _after_step(self, state: TrainState, meter: Meter, lr: float) -> None:
         if self.plan.logs_after(state.step):
             self._tell("on_log", meter.read(lr), state)
-        started = time.perf_counter()
         if self.plan.evaluates_after(state.step):
-            state.metrics = evaluate(self.engine, self.eval_loader, self.metrics)
-            if not state.best or state.metrics[BEST_METRIC] > state.best[BEST_METRIC]:
-                state.best = state.metrics
-            self._tell("on_evaluation", state.metrics, state)
-        if self._owed or self.plan.saves_after(state.step):
-            self.save(state, wait=state.step == self.plan.stop_step)
-        self._tell_of_saves()
-        meter.exclude(time.perf_counter() - started)
+            with self.clock.during(Phase.EVALUATE):
+                state.metrics = evaluate(self.engine, self.eval_loader, self.metrics, self.clock.progress)
+                best = f"eval/{self.engine.task.best_metric}"
+                if not state.best or state.metrics[best] > state.best[best]:
+                    state.best = state.metrics
+                with self.clock.during(Phase.CHECKPOINT):  # rank 0 writes the best weights to a storage
+                    self._tell("on_evaluation", state.metrics, state)
+        if self.saver.owed or self.plan.saves_after(state.step):
+            self.saver.save(state, wait=state.step == self.plan.stop_step)
+        self.saver.poll()
 
-    def save(self, state: TrainState, wait: bool = False) -> None:
-        """Begin a checkpoint (collective), once every rank's record of what led to it is durable; `on_save` tells what
-        becomes of it.
+    def _go_back(self, bad: BadStep) -> TrainState:
+        """Put the run where it stood before the first of the bad steps, as a restart would (collective).
 
-        While the one before is still being written it is put off to the first step after that, unless it must `wait`.
+        Killed at any point here, the next start does the same, or goes on from a later checkpoint.
         """
-        if not wait and self._some_rank_writes():
-            if self._saver and self.engine.world.is_main and not self._owed:
-                self._saver.skip(state.step)
-            self._owed = True
-            return
-        self._owed = False
-        self._record.sync()
-        wait_for_all(self.engine.world)
-        if self._saver:
-            own = self.engine.own_state()
-            self._saver.save(self._checkpoint(state, own), wait=True, changing=own.changing)
+        with self.clock.during(Phase.CHECKPOINT):
+            self._record.close()
+            self.saver.abandon()
+            self.guard.rolled_back(bad.step)
+            on_main(self.engine.world, lambda: self.guard.rollbacks.write(self.folder.rollbacks))
+            location = self.saver.newest(bad.back_to)
+            assert location is not None  # it was there when the guard decided
+            state = self._load(location)
+            self.saver.discard_after(state.step)
+        return state
 
-    def _checkpoint(self, state: TrainState, own: OwnState) -> Checkpoint:
-        facts = {
-            "samples_seen": state.samples_seen,
-            "attempt": state.attempt,
+    def _facts(self, state: TrainState) -> StateFacts:
+        return {
             "epoch": self.plan.epochs_after(state.step),
-            "metrics": state.metrics,
-            "best": state.best,
-            "updates": self.engine.updates,
-            "extra": self.engine.extra_state(),
-            "identity": self.identity,
+            "identity": self.folder.identity,
+            "guard": self.guard.facts(),
         }
-        slices = {
-            group: {name: Slice(shape, start) for name, (shape, start) in runs.items()}
-            for group, runs in own.runs.items()
-        }
-        return Checkpoint(state.step, own.groups, facts, slices)
 
-    def _open_saver(self, attempt: int) -> None:
-        world, shared = self.engine.world, self.engine.every_rank_writes
-        if world.is_main or shared:
-            part = Part(world.rank, world.size) if shared else Part()
-            self._saver = AsyncCheckpointer(self.checkpointer, part=part, session=f"attempt-{attempt}")
-            self.engine.before_update = self._saver.settle
+    def _tell_of_save(self, event: SaveEvent) -> None:
+        self._tell("on_save", event)
 
-    def _close_saver(self) -> None:
-        """Wait for the last checkpoint to be committed; its refusal ends every rank alike (collective)."""
-        saver = self._saver
-        self.checkpoint = (
-            on_main(self.engine.world, lambda: saver.close() if saver else None) or self.checkpoint
-        )
-        self._tell_of_saves()
-
-    def _some_rank_writes(self) -> bool:
-        busy = float(self._saver is not None and self._saver.busy)
-        return bool(sum_over_ranks(torch.tensor(busy, device=self.engine.world.device)).item())
-
-    def _tell_of_saves(self) -> None:
-        for event in self._saver.poll() if self._saver and self.engine.world.is_main else []:
-            if event.kind == "committed":
-                self.checkpoint = event.location
-            self._tell("on_save", event)
-
-    def _tell(self, hook: str, *values: object) -> None:
+    def _tell(self, hook: str, *values: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(*values)
+
+
+def numbers_error(run: str, folder: RunFolder, bad: BadStep) -> NumbersError:
+    """Why the run ends, and how to look into it."""
+    before = (
+        f" after {bad.skipped} skipped steps and {bad.rollbacks} rollbacks"
+        if bad.skipped or bad.rollbacks
+        else ""
+    )
+    return NumbersError(
+        f"run {run}: step {bad.step} is wrong, also when computed again{before}: {bad.message}\n"
+        f"samples: {bad.shown_samples}\n"
+        f"record: {bad.incident or folder.incidents}\n"
+        f"look into it: convmlp replay --run {folder.path} --step {bad.step}"
+    )

@@ -14,8 +14,9 @@ from convmlp_platform.checkpoints.tensor_file import Slice
 from convmlp_platform.data.assignment import share_of
 from convmlp_platform.data.permutation import derive_key
 from convmlp_platform.distributed import joined_world, on_main, wait_for_all
-from convmlp_platform.engine.base import Engine, EngineOptions, EngineState
+from convmlp_platform.engine.base import Engine
 from convmlp_platform.engine.create import create_engine
+from convmlp_platform.engine.types import EngineOptions, EngineState
 
 STRATEGIES = {
     "ddp": ("ddp", 1),
@@ -55,7 +56,7 @@ class Micro:
     def __init__(self, step: int, number: int, ghost: bool) -> None:
         draw = torch.Generator().manual_seed(100 * step + number)
         self.images = torch.randn(MICRO_BATCH_SIZE, 3, 8, 8, generator=draw)
-        self.labels = torch.randint(0, CLASSES, (MICRO_BATCH_SIZE,), generator=draw)
+        self.targets = torch.randint(0, CLASSES, (MICRO_BATCH_SIZE,), generator=draw)
         self.number, self.ghost = number, ghost
 
 

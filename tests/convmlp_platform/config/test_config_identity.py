@@ -23,6 +23,14 @@ BASE: dict[str, Any] = {
 }
 DECIDES = {
     "seed": 1,
+    "task.name": "retinanet",
+    "task.pyramid_channels": 128,
+    "task.anchor_scale": 2.0,
+    "task.max_side": 640,
+    "task.short_sides": [480, 512],
+    "task.scale": [0.75, 1.5],
+    "task.max_class_share": 0.5,
+    "task.photometric": False,
     "model.name": "convmlp_m",
     "model.num_classes": 7,
     "model.drop_path_rate": 0.2,
@@ -103,7 +111,26 @@ DOES_NOT_DECIDE = {
     "launch.use_gpu": False,
     "launch.cpus_per_worker": 2,
     "launch.placement": "SPREAD",
-    "launch.max_failures": 0,
+    "launch.min_workers": 1,
+    "launch.wait_for_workers_s": 5.0,
+    "launch.preemption_grace_s": 5.0,
+    "launch.price_per_gpu_hour": 2.5,
+    "launch.currency": "EUR",
+    "launch.hang.enabled": False,
+    "launch.hang.grace_s": 1.0,
+    "launch.hang.start_s": 1.0,
+    "launch.restarts.preemption": 1,
+    "launch.restarts.hardware": 1,
+    "launch.restarts.hang": 1,
+    "launch.restarts.data": 1,
+    "launch.restarts.code": 0,
+    "launch.restarts.window_hours": 1.0,
+    "guard.on_non_finite": "stop",
+    "guard.on_spike": "rollback",
+    "guard.spike_factor": 2.0,
+    "guard.spike_window": 10,
+    "guard.max_skips": 1,
+    "guard.max_rollbacks": 1,
 }
 
 
@@ -115,7 +142,8 @@ def job_with(name: str = "name", value: object = "x") -> TrainJob:
     elif len(rest) == 1:
         values.setdefault(holder, {})[rest[0]] = value
     else:
-        values.setdefault(holder, {})[rest[0]] = {"name": "n"} | {rest[1]: value}
+        needed = {"name": "n"} if rest[0] == "register_as" else {}
+        values.setdefault(holder, {})[rest[0]] = needed | {rest[1]: value}
     job = parse_job(values, "x")
     assert isinstance(job, TrainJob)
     return job

@@ -134,8 +134,8 @@ def test_every_problem_is_listed_at_once() -> None:
         "never rescaled behind your back)",
         "x.yaml: optimizer.rl: unknown key; did you mean optimizer.lr?",
         "x.yaml: training.epochs: required, but missing",
-        "x.yaml: foo: unknown key; a job has kind, name, seed, model, data, augment, eval, loss, optimizer, "
-        "schedule, training, engine, checkpoint, tracking, launch",
+        "x.yaml: foo: unknown key; a job has kind, name, seed, task, model, data, augment, eval, loss, optimizer, "
+        "schedule, training, engine, guard, checkpoint, tracking, launch",
     }
 
 

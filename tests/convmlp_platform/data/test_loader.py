@@ -151,3 +151,29 @@ def test_what_the_dataset_does_not_have_is_named() -> None:
         open_manifest(str(folder), "sha256:" + "0" * 64)
     with pytest.raises(DataError, match=r"data\.path: no dataset manifest"):
         open_manifest(str(folder / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("format", "rank", "world_size"),
+    [
+        ("webdataset", 0, 1),
+        ("webdataset", 1, 4),
+        ("webdataset", 4, 5),
+        pytest.param("ffcv", 1, 4, marks=pytest.mark.ffcv),
+    ],
+)
+def test_what_a_step_waits_for_is_named(format: str, rank: int, world_size: int) -> None:
+    """Over 1,024 steps, where names are computed anew, and over the ends of epochs."""
+    if format == "ffcv":
+        pytest.importorskip("ffcv")
+    source = split(digits("webdataset", "ffcv") if format == "ffcv" else digits(), format)
+    loader = train_loader(source, rank, world_size)
+    share = share_of(rank, world_size, GLOBAL // MICRO)
+    for step in [0, 1, 59, 60, 1023, 1024, 1100, 3]:
+        found = [
+            Path(source.shards[source.locate(int(samples[0]))[0]].file).name
+            for number in share.numbers[: share.real]
+            for _, samples in [loader.order.step_samples(step, GLOBAL, number * MICRO, 1)]
+        ]
+        assert loader.pending(step) == ", ".join(dict.fromkeys(found))
+    assert loader.patience_s == 0.0

@@ -21,7 +21,7 @@ def test_a_slot_is_free_once_its_tensor_and_all_views_are_gone() -> None:
     assert slot is not None and pool.take() is not None
     assert pool.take() is None
     images = pool.lend(slot, 3)
-    assert images.shape == (3, 3, 8, 8)
+    assert images.shape == (3, 8, 8, 3)
     view = images[1:].float().sum(), images[2].numpy()
     del images
     gc.collect()
@@ -54,7 +54,7 @@ def test_pinning_copies_and_frees_the_slot(monkeypatch: pytest.MonkeyPatch) -> N
     gc.collect()
     assert pool.take() == slot
     pool.array(slot)[:] = 1
-    assert (pinned.tensor() == 9).all()
+    assert (pinned.tensors() == 9).all()
 
 
 def test_batches_that_are_kept_are_not_overwritten(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from convmlp_platform.data.assignment import share_of
 from convmlp_platform.data.permutation import derive_key
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.engine.base import Engine, EngineOptions, EngineState
+from convmlp_platform.engine.base import Engine
 from convmlp_platform.engine.create import create_engine
+from convmlp_platform.engine.types import EngineOptions, EngineState
 
 STRATEGIES = [("ddp", 1), ("fsdp", 1), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
 NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, CLASSES = 4, 4, 5
@@ -49,7 +50,7 @@ class TinyTask(nn.Module):
 @dataclass
 class Micro:
     images: Tensor
-    labels: Tensor
+    targets: Tensor
     number: int
     ghost: bool = False
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.launch.capacity import Node, check, uses_gpu
+from convmlp_platform.launch.capacity import Node, check, uses_gpu, workers_that_fit
 
 
 def job(precision: str = "fp32", **launch: Any) -> TrainJob:
@@ -42,6 +42,12 @@ def test_what_the_cluster_lacks_is_named(launch: dict[str, Any], nodes: list[Nod
     problems = check(job(**launch), nodes)
     assert len(problems) == 1
     assert words in problems[0]
+
+
+def test_room_for_the_fewest_workers_is_enough() -> None:
+    assert check(job(num_workers=4, min_workers=2), [Node(2, 0)]) == []
+    assert workers_that_fit(job(num_workers=4, min_workers=2), [Node(2, 0), Node(1, 0)], gpu=False) == 3
+    assert "launch.min_workers (=2)" in check(job(num_workers=4, min_workers=2), [Node(1, 0)])[0]
 
 
 def test_fp16_needs_gpus() -> None:

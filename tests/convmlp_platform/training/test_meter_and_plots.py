@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.engine.base import StepOutput
+from convmlp_platform.health.phases import Phase, PhaseClock
 from convmlp_platform.training.callbacks import Console
 from convmlp_platform.training.meter import Meter
 from convmlp_platform.training.plots import plot_curves
@@ -18,27 +18,30 @@ from convmlp_platform.training.state import TrainState
 
 def test_the_meter_averages_and_starts_anew() -> None:
     with joined_world(use_gpu=False) as world:
-        meter = Meter(world, global_batch_size=8)
+        clock = PhaseClock()
+        clock.enter(Phase.COMPUTE)
+        meter = Meter(world, 8, clock)
         for loss, norm in ((1.0, 2.0), (3.0, 4.0)):
-            meter.add(StepOutput(torch.tensor(loss), torch.tensor(norm)))
+            meter.add(loss, norm)
+        meter.add(math.nan, math.inf, updated=False)
         first = meter.read(lr=0.1)
-        meter.add(StepOutput(torch.tensor(5.0), None))
+        meter.add(math.nan, math.inf, updated=False)
         second = meter.read(lr=0.2)
     assert (first["train/loss"], first["train/grad_norm"], first["train/lr"]) == (2.0, 3.0, 0.1)
-    assert second["train/loss"] == 5.0
+    assert math.isnan(second["train/loss"])
     assert "train/grad_norm" not in second
 
 
 def test_time_of_evaluations_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("convmlp_platform.training.meter.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("convmlp_platform.health.phases.time.monotonic", lambda: now[0])
     with joined_world(use_gpu=False) as world:
-        meter = Meter(world, global_batch_size=8)
-        meter.add(StepOutput(torch.tensor(1.0), None))
-        meter.waited(0.5)
-        now[0] += 2.0
-        now[0] += 30.0
-        meter.exclude(30.0)
+        clock = PhaseClock()
+        meter = Meter(world, 8, clock)
+        for phase, seconds in ((Phase.DATA, 0.5), (Phase.COMPUTE, 1.5), (Phase.EVALUATE, 30.0)):
+            clock.enter(phase)
+            now[0] += seconds
+        meter.add(1.0, 1.0)
         metrics = meter.read(lr=0.1)
     assert metrics["train/images_per_second"] == pytest.approx(4.0)
     assert metrics["train/data_wait"] == pytest.approx(0.25)

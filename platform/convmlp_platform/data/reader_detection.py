@@ -1,0 +1,71 @@
+"""Reading for detection and instance segmentation: images of their own sizes, each with its objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convmlp.detection_transforms import DetectionTransform, Objects
+from convmlp_platform.data.batch import Room
+from convmlp_platform.data.reader_task import Draft, RowsDraft, TaskReading
+from convmlp_platform.data.split import Payload
+from data_prep.annotations import Detection, parse_detection
+
+
+@dataclass(frozen=True)
+class DetectionReading(TaskReading):
+    """Of each image: `boxes` [n, 4] float32 left, top, right, bottom in its pixels, `labels` [n] int64, `masks` as bits
+    (convmlp.bit_masks) where the transform wants them, `image_id`, and `size`, height and width as published.
+
+    Crowds are left out, and objects that the preparation calls unusable: without area, outside the image. Evaluation
+    adds `objects`, everything as published.
+
+    Args:
+        class_ids: category ids by label.
+    """
+
+    transform: DetectionTransform
+    class_ids: Sequence[int] | None
+
+    def room(self, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        return (size, 3 * self.transform.most_pixels), np.dtype(np.uint8)
+
+    def draft(self, size: int, room: Room | None) -> Draft:
+        return _ObjectsDraft(size, self, room)
+
+
+class _ObjectsDraft(RowsDraft):
+    def __init__(self, size: int, reading: DetectionReading, room: Room | None) -> None:
+        super().__init__(size, reading.transform.most_pixels, room)
+        self._transform, self._class_ids = reading.transform, reading.class_ids
+
+    def put(self, place: int, payload: Payload, key: int | None) -> None:
+        transform = self._transform
+        found = parse_detection(payload.annotation(), self._class_ids)
+        if key is not None:
+            transform.seed(key)
+        view = transform.view(payload.height, payload.width)
+        pixels = payload.pixels(None if key is None else view.smallest())
+        view.pixels(pixels, self.take(place, view.size))
+        target: dict[str, Any] = transform.target(_usable(found, transform.masks), view)
+        target |= {"image_id": found.image_id, "size": (found.height, found.width)}
+        if key is None:
+            target["objects"] = found.objects
+        self.targets[place] = target
+
+
+def _usable(found: Detection, masks: bool) -> Objects:
+    """What training can use; with masks, only objects that have one."""
+    usable = found.usable & ~found.is_crowd
+    segmentations = [item.get("segmentation") for item in found.objects]
+    if masks:
+        usable &= np.array([bool(one) for one in segmentations], np.bool_)
+    kept = np.flatnonzero(usable)
+    boxes = found.boxes[kept]
+    boxes[:, 2:] += boxes[:, :2]
+    return Objects(
+        boxes, found.labels[kept], [segmentations[at] for at in kept.tolist()], (found.height, found.width)
+    )

@@ -1,0 +1,96 @@
+"""What goes into an engine and comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+Run = tuple[tuple[int, ...], int]
+"""Which elements of a tensor a piece has, in row-major order: the full shape, and the first element."""
+Pieces = dict[str, tuple[Tensor, Run | None]]
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+SeedFactory = Callable[[int, int], int]
+
+
+class MicroBatch(Protocol):
+    """What the engine needs of a micro-batch (data.loader has the real one)."""
+
+    @property
+    def images(self) -> Tensor | list[Tensor]: ...
+    @property
+    def targets(self) -> Any: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def ghost(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a step is computed. `seed_for(step, number)` keys all randomness of a micro-batch's forward pass;
+    `mean` and `std` normalise images that come as uint8 pixels (per RGB channel, of pixels in [0, 1])."""
+
+    micro_batch_size: int
+    num_micro_batches: int
+    seed_for: SeedFactory
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None
+    compile: bool = False
+    channels_last: bool = True
+    zero_stage: int = 2
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What forward and backward of a step gave, float32 0-d tensors on the device.
+
+    `loss`: this rank's part of the step's mean loss (the sum over ranks is the mean); `losses`: the mean loss of each
+    of this rank's micro-batches, ghosts included.
+    """
+
+    loss: Tensor
+    losses: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """`loss`: as in `Computed`; `grad_norm`: L2 norm of the whole gradient before clipping; `updated`: whether the
+    weights moved (not under fp16 where gradients overflowed)."""
+
+    loss: Tensor
+    grad_norm: float
+    updated: bool
+
+
+@dataclass
+class EngineState:
+    """All that a run's weights depend on, full fp32 tensors on the CPU by parameter name: the same under every
+    strategy and world size. `optimizer` is keyed `name/slot` (slot: exp_avg, ...)."""
+
+    model: State
+    optimizer: State
+    ema: State | None
+    updates: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OwnState:
+    """What this rank writes of a checkpoint: live tensors by group and name, nothing gathered or copied.
+
+    `runs`: by group and name, for those that are only a run of the full tensor's elements. `changing`: names of what
+    a forward pass changes; all else stands still until the next update.
+    """
+
+    groups: dict[str, State]
+    runs: dict[str, dict[str, Run]]
+    changing: frozenset[str]

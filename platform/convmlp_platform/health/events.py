@@ -1,0 +1,74 @@
+"""What happened to a run, as its driver saw it: RUN/events.jsonl, one line of JSON an event.
+
+    driver_started {host, pid, num_workers, min_workers}
+    attempt_started {start, world_size, hosts, reason}
+    attempt_running {start, step, seconds {detect, stop, place, spawn, join, load, first_step}}: its first step is done
+    attempt_ended {start, cause, rank, host, phase, step, message, stalled_s, incident}
+    driver_ended {exit_code}
+
+Every event has `time`, unix seconds by the driver's clock, and `kind`. The standard library is all this needs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class RunEvents:
+    """The writing end. An event outlives the process that wrote it; a full disk costs events, not the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Add an event of now. Values that JSON can't say are written as text. Raises nothing: it warns."""
+        event = {"time": time.time(), "kind": kind} | fields
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self.path, json.dumps(event, default=str))
+        except OSError as error:
+            logger.warning("%s: event %s can't be written: %s", self.path, kind, error)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line in one write; what a killed writer left of a line before it becomes a line of its own.
+
+    Raises:
+        OSError: the storage refuses.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" * torn + text.encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All events in the order in which they were written; none where there is no file. Torn lines are left out."""
+    return [event for event in read_lines(path) if "kind" in event and "time" in event]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; torn and damaged lines are left out."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [found for line in lines if (found := _object(line)) is not None]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,167 @@
+"""The heartbeat of a rank: a small file that the rank writes by memory map and anyone on the node may read.
+
+Writing is a few memory operations, no system call, so neither a full disk nor a stuck one delays training, and the
+file says what the process was last doing when it can no longer be asked. Keep it on a memory file system (/dev/shm):
+the first write after the kernel has flushed a page of a disk's file may wait for that disk.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from convmlp_platform.health.beat_state import BeatState
+from convmlp_platform.health.phases import Phase
+
+NOTE_BYTES = 200
+"""What a note may take in UTF-8; longer ones are cut."""
+
+# Written once: magic, rank, world size, process id, time of the start.
+_HEAD = struct.Struct("<8siiid")
+_MAGIC = b"cmlpbt1\n"
+# Written at each beat: number of the beat, time, phase, step, micro-batch; then what BeatState derives; the note.
+_BEAT = struct.Struct(f"<QdiqqQ2i4dH{NOTE_BYTES}s")
+_SLOT = 384
+_SLOTS = (64, 64 + _SLOT)
+_SIZE = 64 + 2 * _SLOT
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What a rank was doing at its last beat, and how long ago that was.
+
+    Args:
+        step, micro_batch, note: as `PhaseClock.enter` was told.
+        beats: how many there were; it grows while the rank goes on.
+        stalled_s, running_s: seconds since the last beat, and since the start, by this node's monotonic clock, which
+            stands still while the machine sleeps.
+        median_step_s: of the last ~50 steps; None until a few are done.
+        first_step_s: from the first phase after the start to the end of the first step; None until then.
+        longest_gap_s: between two beats of the last two evaluations; None before there was one.
+        patience_s: how long the data may make the rank wait beyond that: a remote storage that is asked again.
+        progress: grows with what the rank has done; of the ranks of one attempt the least is behind.
+    """
+
+    rank: int
+    world_size: int
+    pid: int
+    phase: Phase
+    step: int
+    micro_batch: int
+    note: str
+    beats: int
+    stalled_s: float
+    running_s: float
+    median_step_s: float | None
+    first_step_s: float | None
+    longest_gap_s: float | None
+    patience_s: float
+    progress: tuple[int, int, int, int, int]
+
+
+class HeartbeatWriter:
+    """A rank's beats (`phases.Beats`), about 2 µs each. For one thread.
+
+    Two records are written in turns, each with its number and its checksum: a process that is stopped or killed
+    within a write leaves the other whole, and a reader never waits.
+
+    Args:
+        path: the file, replaced if there is one.
+
+    Raises:
+        OSError: the folder is missing, can't be written or is full.
+    """
+
+    def __init__(self, path: Path, rank: int, world_size: int) -> None:
+        self.path, self._beats, self._state = path, 0, BeatState(time.monotonic())
+        self._note, self._note_bytes = "", b""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, _SIZE)  # else a full disk is met as SIGBUS, within a step
+            self._memory = mmap.mmap(descriptor, _SIZE)
+        finally:
+            os.close(descriptor)
+        self._memory[: _HEAD.size] = _HEAD.pack(_MAGIC, rank, world_size, os.getpid(), self._state.at)
+        self._write()
+        temporary.rename(path)
+
+    def beat(self, phase: Phase, step: int, micro_batch: int, note: str) -> None:
+        """The rank is in `phase` and not stuck."""
+        if note is not self._note:
+            self._note, self._note_bytes = note, note.encode()[:NOTE_BYTES]
+        self._state.beat(time.monotonic(), phase, step, micro_batch)
+        self._write()
+
+    def step_done(self, step: int, seconds: float) -> None:
+        """`step` steps are done, the last in `seconds`."""
+        self._state.step_done(time.monotonic(), step, seconds)
+        self._write()
+
+    def bear(self, seconds: float) -> None:
+        """Data may make this rank wait `seconds` longer than its steps suggest (`TrainLoader.patience_s`)."""
+        self._state.patience_s = seconds
+        self._write()
+
+    def _write(self) -> None:
+        self._beats = number = self._beats + 1
+        s, note = self._state, self._note_bytes
+        record = _BEAT.pack(
+            number, s.at, s.phase, s.step, s.micro_batch, s.era, s.reached, s.back,
+            s.median_s, s.first_step_s, s.longest_gap_s, s.patience_s, len(note), note,
+        )  # fmt: skip
+        start = _SLOTS[number & 1]
+        self._memory[start : start + _BEAT.size + 4] = record + crc32(record).to_bytes(4, "little")
+
+
+def read_heartbeat(path: Path) -> Heartbeat | None:
+    """The newest beat in the file; None where there is none (yet), or it is no heartbeat."""
+    for _ in range(3):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        now = time.monotonic()
+        if len(content) != _SIZE or not content.startswith(_MAGIC):
+            return None
+        records = [record for start in _SLOTS if (record := _whole(content, start))]
+        if records:
+            return _heartbeat(content, max(records), now)
+    return None  # both were being written, thrice: the next look will do
+
+
+def _whole(content: bytes, start: int) -> tuple[Any, ...] | None:
+    record = content[start : start + _BEAT.size]
+    check = int.from_bytes(content[start + _BEAT.size : start + _BEAT.size + 4], "little")
+    # Bytes of zero have a checksum of zero: the record not yet written.
+    return _BEAT.unpack(record) if crc32(record) == check and any(record) else None
+
+
+def _heartbeat(content: bytes, record: tuple[Any, ...], now: float) -> Heartbeat:
+    _, rank, world_size, pid, started = _HEAD.unpack_from(content)
+    beats, at, phase, step, micro_batch, era, reached, back, median, first, gap, patience, length, note = (
+        record
+    )
+    return Heartbeat(
+        rank,
+        world_size,
+        pid,
+        Phase(phase),
+        step,
+        micro_batch,
+        note[:length].decode(errors="ignore"),
+        beats,
+        max(0.0, now - at),
+        max(0.0, now - started),
+        median or None,
+        first or None,
+        gap or None,
+        patience,
+        (era, phase != Phase.CHECKPOINT, reached, back, micro_batch),
+    )

@@ -1,0 +1,60 @@
+"""How often each cause may restart a run, and when a restart can't help."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from convmlp_platform.config.resilience import RestartsSection
+from convmlp_platform.launch.causes import CHARGED, FINAL, Cause
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to start again; `note` says for people what was charged, or why not."""
+
+    restart: bool
+    note: str
+
+
+@dataclass
+class Budgets:
+    """The restarts of one driver, by cause, within a sliding window of `section.window_hours`."""
+
+    section: RestartsSection
+    totals: Counter[Cause] = field(default_factory=Counter)
+    """All restarts so far, the free ones too."""
+    _times: dict[Cause, deque[float]] = field(default_factory=dict)
+    _code_errors: set[str] = field(default_factory=set)
+
+    def decide(self, cause: Cause, now: float, *, headline: str = "", stepped: bool = True) -> Decision:
+        """Charge a restart for `cause` at `now` (seconds), if there may be one.
+
+        Args:
+            headline: of an error of code; the second time that the same one comes it is a crash loop.
+            stepped: whether the attempt finished a step; an error of code before that is one at once.
+        """
+        if cause in FINAL:
+            return Decision(False, "")
+        if cause == "code" and (headline in self._code_errors or not stepped):
+            again = "the same error twice" if headline in self._code_errors else "before the first step"
+            return Decision(False, f"{again}: starting again can't help")
+        if cause not in CHARGED:
+            self.totals[cause] += 1
+            return Decision(True, cause)
+        limit = int(getattr(self.section, cause))
+        used = self._used(cause, now)
+        window = f"{self.section.window_hours:g} h"
+        if 0 <= limit <= len(used):
+            return Decision(False, f"launch.restarts.{cause} (={limit} in {window}) is used up")
+        used.append(now)
+        self.totals[cause] += 1
+        if cause == "code":
+            self._code_errors.add(headline)
+        return Decision(True, f"{cause}: {len(used)}{'' if limit < 0 else f' of {limit}'} in {window}")
+
+    def _used(self, cause: Cause, now: float) -> deque[float]:
+        used = self._times.setdefault(cause, deque())
+        while used and used[0] <= now - 3600 * self.section.window_hours:
+            used.popleft()
+        return used

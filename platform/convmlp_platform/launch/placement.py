@@ -1,0 +1,112 @@
+"""Which nodes workers are put on, and which rank each gets. Pure: `worker_group` asks Ray and acts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where an agent lives.
+
+    Args:
+        node: Ray's id of the node. address: its IP. host: what people call it.
+        gpus: ids of the GPUs that Ray gave the agent, as CUDA_VISIBLE_DEVICES names them.
+        interface: the network interface that owns `address`, None where none does.
+    """
+
+    node: str
+    address: str
+    host: str
+    gpus: tuple[str, ...] = ()
+    interface: str | None = None
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One rank's place. Its GPU is number `local_rank` of `gpus`: it sees those of all the run's ranks on the node,
+    so that NCCL can use their direct links (as Ray Train does)."""
+
+    rank: int
+    local_rank: int
+    local_world_size: int
+    gpus: tuple[str, ...]
+
+
+def choose_nodes(
+    room: Mapping[str, int], taken: Mapping[str, int], count: int, strategy: Strategy
+) -> list[str]:
+    """The nodes for up to `count` more workers, one entry a worker; fewer where there is no room.
+
+    Args:
+        room: node → workers that fit on it now, beside those that are there.
+        taken: node → workers of this run that are there.
+    """
+    left, load = dict(room), Counter(dict(taken))
+    chosen: list[str] = []
+
+    def order(node: str) -> tuple[int, int, str]:
+        """Packed: nodes with the most of ours first, then the roomiest, so that few are used."""
+        return (load[node] if "SPREAD" in strategy else -load[node], -left[node], node)
+
+    while len(chosen) < count:
+        nodes = [node for node in left if left[node] > 0]
+        if strategy == "STRICT_SPREAD":
+            nodes = [node for node in nodes if not load[node]]
+        if strategy == "STRICT_PACK":
+            ours = {node for node in load if load[node]}
+            fitting = [node for node in nodes if left[node] >= count - len(chosen)]
+            nodes = [node for node in nodes if node in ours] if ours else (fitting or nodes)
+        if not nodes:
+            break
+        node = min(nodes, key=order)
+        chosen.append(node)
+        left[node] -= 1
+        load[node] += 1
+    return chosen
+
+
+def rank_order(homes: Sequence[Home]) -> list[int]:
+    """Positions in `homes` in the order of ranks: those of a node are neighbours, nodes in the order in which they
+    first appear."""
+    first: dict[str, int] = {}
+    for position, home in enumerate(homes):
+        first.setdefault(home.node, position)
+    return sorted(range(len(homes)), key=lambda position: (first[homes[position].node], position))
+
+
+def seats(homes: Sequence[Home]) -> list[Seat]:
+    """The seat of each rank, for homes in the order of ranks."""
+    sizes, count = Counter(home.node for home in homes), Counter[str]()
+    found = []
+    for rank, home in enumerate(homes):
+        gpus = sorted({gpu for one in homes if one.node == home.node for gpu in one.gpus}, key=_numerically)
+        found.append(Seat(rank, count[home.node], sizes[home.node], tuple(gpus)))
+        count[home.node] += 1
+    return found
+
+
+def environment(seat: Seat, world_size: int, home: Home, start: int) -> dict[str, str]:
+    """What a rank's process finds in its environment (torchrun's convention), but for where the ranks meet."""
+    found = {
+        "RANK": str(seat.rank),
+        "LOCAL_RANK": str(seat.local_rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(seat.local_world_size),
+        "CONVMLP_START": str(start),
+    }
+    if seat.gpus:
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(seat.gpus)
+    if home.interface is not None:
+        found["GLOO_SOCKET_IFNAME"] = home.interface
+    return found
+
+
+def _numerically(gpu: str) -> tuple[int, str]:
+    """Ids are numbers, or UUIDs (MIG)."""
+    return (int(gpu), gpu) if gpu.isdigit() else (1 << 30, gpu)

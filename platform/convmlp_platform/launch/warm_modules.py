@@ -1,0 +1,31 @@
+"""What a nursery imports, so that a start of training needn't: all that a run imports, on its way too."""
+
+from __future__ import annotations
+
+from convmlp_platform.config.schema import TrainJob
+
+_ALWAYS = (
+    "convmlp.tasks.classification",
+    "convmlp.transforms",
+    "convmlp_platform.checkpoints.local_store",
+    "convmlp_platform.training.plots",
+    "matplotlib.backends.backend_agg",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "torchmetrics",
+)
+_STRATEGIES = {
+    "ddp": ("convmlp_platform.engine.ddp", "torch.distributed.algorithms.ddp_comm_hooks"),
+    "fsdp": ("convmlp_platform.engine.fsdp",),
+    "deepspeed": (
+        "convmlp_platform.engine.deepspeed",
+        "torch._inductor.compile_fx",
+    ),
+}
+# What a fork becomes; see `nursery`.
+_ENTRY = "convmlp_platform.launch.process"
+
+
+def modules_for(job: TrainJob) -> list[str]:
+    """Their names; the last one's `main` is what a training process does."""
+    return [*_STRATEGIES[job.engine.strategy], *_ALWAYS, _ENTRY]

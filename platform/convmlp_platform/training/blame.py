@@ -1,0 +1,137 @@
+"""By which samples a step's numbers go wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from convmlp.tasks.classification import ClassificationTask
+from convmlp_platform.data.loader import MicroBatch
+from convmlp_platform.engine.base import Engine, seed_all
+from convmlp_platform.training.culprits import Search, find_culprits
+from convmlp_platform.training.fault import Fault
+from convmlp_platform.training.trial import Trial, kept_buffers
+
+MOST_SEARCHED = 4
+"""Of so many failing micro-batches the samples are searched: where more fail, it is hardly for their samples."""
+
+
+@dataclass(frozen=True)
+class SampleLoss:
+    """One sample of a step, and its loss.
+
+    Of classification it is cross entropy without label smoothing: `loss` in training, within its micro-batch but not
+    mixed with another; `alone` in evaluation mode, where no sample depends on another. Of other tasks both are the
+    loss of the sample computed by itself in training.
+    """
+
+    number: int
+    place: int
+    sample: int
+    epoch: int
+    replaced: bool
+    loss: float
+    alone: float
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Why a micro-batch is not finite: the first layer where, and what the search among its samples found.
+
+    `culprits` are samples that make it fail by themselves. Where samples were `mixed` in pairs, and of a pair
+    neither or both fail alone, both are named.
+    """
+
+    number: int
+    fault: Fault | None
+    search: Search
+    mixed: bool
+    culprits: list[SampleLoss]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All samples of a step, and the micro-batches that fail: numbers of all, and what was found of the first."""
+
+    samples: list[SampleLoss]
+    failing: list[int]
+    blames: list[Blame]
+
+    @property
+    def offenders(self) -> list[SampleLoss]:
+        """The samples to look at: those that make the step fail, else all, the largest losses first."""
+        guilty = [sample for blame in self.blames for sample in blame.culprits]
+        return guilty or sorted(self.samples, key=_height, reverse=True)
+
+
+def look_into(
+    engine: Engine, step: int, micro_batches: Sequence[MicroBatch], losses: Sequence[float], finite: bool
+) -> Findings:
+    """Every sample's loss, and if the step isn't `finite`, which samples make it so.
+
+    Args:
+        losses: of the micro-batches, as they were computed.
+        finite: whether loss and gradient of the whole step are.
+    """
+    by_number = {micro.number: _samples(engine, micro, step) for micro in micro_batches}
+    failing = [micro for micro, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
+    if not finite and not failing:  # a gradient alone
+        failing = [micro for micro in micro_batches if _fails(engine, micro, step)]
+    blames = [_blame(engine, micro, step, by_number[micro.number]) for micro in failing[:MOST_SEARCHED]]
+    samples = [sample for found in by_number.values() for sample in found]
+    return Findings(samples, [micro.number for micro in failing], blames)
+
+
+def _fails(engine: Engine, micro: MicroBatch, step: int) -> bool:
+    trial = Trial(engine, micro, step)
+    return trial.fails(range(len(trial.units)))
+
+
+def _blame(engine: Engine, micro: MicroBatch, step: int, samples: Sequence[SampleLoss]) -> Blame:
+    trial = Trial(engine, micro, step)
+    fault, search = trial.first_fault(), find_culprits(trial.fails, len(trial.units))
+    culprits: list[SampleLoss] = []
+    for unit in search.culprits:
+        places = sorted(set(trial.units[unit]))
+        sure = [place for place in places if not math.isfinite(samples[place].alone)]
+        culprits += [samples[place] for place in (sure or places)]
+    return Blame(micro.number, fault, search, trial.mixed is not None, culprits)
+
+
+def _samples(engine: Engine, micro: MicroBatch, step: int) -> list[SampleLoss]:
+    """The samples of a micro-batch with their losses; the model is left as it was."""
+    if isinstance(engine.task, ClassificationTask):
+        losses = [_class_losses(engine, micro, step, training) for training in (True, False)]
+    else:
+        trial = Trial(engine, micro, step)
+        losses = [[trial.loss(unit) for unit in range(len(trial.units))]] * 2
+    facts = (micro.sample_ids, micro.epochs, micro.replaced)
+    rows = zip(*(fact.tolist() for fact in facts), *losses, strict=True)
+    return [SampleLoss(micro.number, place, *row) for place, row in enumerate(rows)]
+
+
+@torch.no_grad()
+def _class_losses(engine: Engine, micro: MicroBatch, step: int, training: bool) -> list[float]:
+    """Each sample's cross entropy, unmixed."""
+    task: Any = engine.task
+    images, labels = engine.to_device(micro)
+    task.train(training)
+    mixing, task.mixing = task.mixing, None
+    try:
+        with kept_buffers(task), engine.forward_context(last=True):
+            seed_all(engine.options.seed_for(step, micro.number))
+            logits = engine.wrapped(images, labels)[1].float()
+    finally:
+        task.mixing = mixing
+    found: list[float] = F.cross_entropy(logits, labels, reduction="none").tolist()
+    return found
+
+
+def _height(sample: SampleLoss) -> float:
+    """What isn't finite comes first."""
+    return sample.loss if math.isfinite(sample.loss) else math.inf

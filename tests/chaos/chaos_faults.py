@@ -1,0 +1,181 @@
+"""The faults: how each comes about, when it can, and what must be told of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+from chaos_run import Run, now
+from chaos_site import ChaosError, Site, node_of, ray_id_of
+
+
+@dataclass
+class Stage:
+    """Where a fault acts, and who it hits. `rank` and `node` are those of the fault under way."""
+
+    site: Site
+    run: Run
+    draw: random.Random
+    rank: int | None = None
+    node: int | None = None
+    moment: float = 0.0
+    """When it happened; what has to be prepared first sets it anew."""
+    lost_nodes: list[int] = field(default_factory=list)
+
+    def pick_rank(self) -> int:
+        """A random rank; returns its process."""
+        ranks = self.run.ranks()
+        self.rank = self.draw.choice(sorted(ranks))
+        return ranks[self.rank]
+
+    def guest_node(self) -> int | None:
+        """A node other than the first that has one of the run's processes."""
+        for pid in self.run.ranks().values():
+            node = node_of(self.site.cluster, pid)
+            if node:
+                return node
+        return None
+
+    def flag(self, name: str) -> None:
+        """See inside/faults_inside.py."""
+        (self.site.root / "flags" / name).touch()
+
+
+Recovery = str
+"""`restart`: a new attempt; `driver`: the command again; `in place`: training doesn't stop."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`causes`: what attempt_ended may say; `told`: else, a part of a line that must be printed."""
+
+    name: str
+    inject: Callable[[Stage], None]
+    recovery: Recovery
+    causes: tuple[str, ...] = ()
+    told: str = ""
+    names_rank: bool = False
+    needs_guest: bool = False
+    """Whether a process must be on another node than the first."""
+    repeat: Callable[[Stage], None] | None = None
+    """What keeps the fault up until it is told."""
+    heal: Callable[[Stage], None] | None = None
+
+
+def _to_rank(number: signal.Signals) -> Callable[[Stage], None]:
+    return lambda stage: os.kill(stage.pick_rank(), number)
+
+
+def _to_driver(number: signal.Signals) -> Callable[[Stage], None]:
+    return lambda stage: stage.run.signal(number)
+
+
+def _kill_agent(stage: Stage) -> None:
+    """The Ray actor above the training process: the worker that a raylet started."""
+    process = psutil.Process(stage.pick_rank())
+    for parent in process.parents():
+        above = parent.parent()
+        if above is not None and above.name() == "raylet":
+            parent.kill()
+            return
+    raise ChaosError(f"process {process.pid} of rank {stage.rank} has no Ray actor above it")
+
+
+def _kill_node(stage: Stage) -> None:
+    node = stage.guest_node()
+    assert node is not None
+    stage.lost_nodes.append(node)
+    stage.node = node
+    doomed = stage.site.cluster.node_pids(node)
+    stage.moment = now()
+    for pid in doomed:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    stage.site.cluster.kill_node(node)
+
+
+def _return_node(stage: Stage) -> None:
+    for node in stage.lost_nodes:
+        if stage.site.cluster.is_alive(node):
+            stage.site.cluster.kill_node(node)
+        stage.site.cluster.start_node(node)
+    stage.lost_nodes.clear()
+
+
+def _drain(stage: Stage) -> None:
+    """What Ray's autoscaler does when the cloud announces that it takes a machine back."""
+    stage.node = stage.guest_node()
+    assert stage.node is not None
+    stage.lost_nodes.append(stage.node)
+    cluster = stage.site.cluster
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address,
+        "--node-id", ray_id_of(cluster, stage.node), "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message", "spot instance is taken back", "--deadline-remaining-seconds", "60",
+    ]  # fmt: skip
+    stage.moment = now()
+    done = subprocess.run(command, env=cluster.env, text=True, capture_output=True)
+    if done.returncode:
+        raise ChaosError(f"ray drain-node: {done.stdout}{done.stderr}")
+
+
+def _flag_rank(prefix: str) -> Callable[[Stage], None]:
+    def inject(stage: Stage) -> None:
+        stage.pick_rank()
+        stage.flag(f"{prefix}-rank-{stage.rank}")
+
+    return inject
+
+
+def _fill(stage: Stage) -> None:
+    stage.site.disk.fill()
+
+
+def _free(stage: Stage) -> None:
+    stage.site.disk.free()
+
+
+def _refuse(stage: Stage) -> None:
+    stage.site.disk.refuse()
+
+
+def _accept(stage: Stage) -> None:
+    stage.site.disk.accept()
+
+
+HARDWARE, FULL, REFUSED = ("hardware",), "disk is full", "(?i)(read-only file system|permission denied)"
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault("kill -9 worker", _to_rank(signal.SIGKILL), "restart", HARDWARE, names_rank=True),
+        Fault("kill -9 agent", _kill_agent, "restart", HARDWARE, names_rank=True),
+        Fault("node lost", _kill_node, "restart", HARDWARE, needs_guest=True, heal=_return_node),
+        Fault("node drained", _drain, "restart", ("preemption",), needs_guest=True, heal=_return_node),
+        Fault("SIGTERM worker", _to_rank(signal.SIGTERM), "restart", ("preemption",)),
+        Fault("SIGTERM driver", _to_driver(signal.SIGTERM), "driver", ("stopped",)),
+        Fault("SIGKILL driver", _to_driver(signal.SIGKILL), "driver"),
+        Fault("SIGSTOP worker", _to_rank(signal.SIGSTOP), "restart", ("hang",), names_rank=True),
+        Fault("hang with the GIL", _flag_rank("gil"), "restart", ("hang",), names_rank=True),
+        Fault("disk full", _fill, "in place", told=FULL, repeat=_fill, heal=_free),
+        Fault("writes refused", _refuse, "in place", told=REFUSED, repeat=_refuse, heal=_accept),
+        Fault("NaN in a loss", _flag_rank("nan"), "in place", told="(?i)not finite|non-finite|nan"),
+    )
+}
+SHORT = ("kill -9 worker", "disk full", "SIGSTOP worker", "NaN in a loss", "SIGTERM worker")
+
+
+def draw_faults(count: int, draw: random.Random) -> list[str]:
+    """At least one of each kind where there are as many, in random order."""
+    names = list(FAULTS)
+    deck = [name for _ in range(count // len(names)) for name in names]
+    deck += draw.sample(names, count - len(deck))
+    draw.shuffle(deck)
+    return deck

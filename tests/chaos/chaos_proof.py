@@ -1,0 +1,121 @@
+"""What must hold when the chaos is over: the same weights, each sample exactly once, time that adds up, no one left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+from chaos_run import Run
+from chaos_site import REPOSITORY, ChaosError, Site, is_alive, wait_for
+
+from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
+from convmlp_platform.data.proof import check_ledger
+
+LOSS_TOLERANCE = 1e-3
+TIME_TOLERANCE = 0.02
+"""What goodput's seconds may miss."""
+
+
+def final_checkpoint(folder: Path) -> Checkpoint:
+    """The newest, every byte of it verified."""
+    location = Checkpointer(folder).newest()
+    if location is None:
+        raise ChaosError(f"{folder} holds no checkpoint")
+    return load(location)
+
+
+def weights_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 over names and bytes of the weights, the moving average and the optimizer's state."""
+    digest = hashlib.sha256()
+    for group, tensors in sorted(checkpoint.tensors.items()):
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{group}/{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def compare_ends(undisturbed: Checkpoint, disturbed: Checkpoint, *, bitwise: bool) -> list[str]:
+    """What differs between the ends of two runs that must not."""
+    if undisturbed.step != disturbed.step:
+        return [f"the run ended at step {disturbed.step}, not {undisturbed.step}"]
+    ours, theirs = (c.facts["metrics"]["eval/loss"] for c in (disturbed, undisturbed))
+    if bitwise and weights_hash(disturbed) != weights_hash(undisturbed):
+        return [f"the final weights' hash is not the undisturbed run's (eval loss {ours:.6f}, {theirs:.6f})"]
+    if abs(ours - theirs) > LOSS_TOLERANCE * abs(theirs):
+        return [f"the final eval loss is {ours:.6f}, the undisturbed run's {theirs:.6f}"]
+    return []
+
+
+def check_samples(run: Run) -> tuple[list[str], list[str]]:
+    """The ledger's verdict: its lines, and what is wrong."""
+    report = check_ledger(run.folder, dataset=run.site.data)
+    if report.ok and report.checked_payloads:
+        return report.lines(), []
+    return report.lines(), ["the ledger doesn't prove exactly-once", *report.lines()]
+
+
+def check_goodput(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """`convmlp goodput RUN --json`: what it says, and whether it adds up to the wall time of every worker."""
+    command = [sys.executable, "-m", "convmlp_platform", "goodput", str(run.folder), "--json"]
+    done = subprocess.run(command, env=run.site.cluster.env, cwd=REPOSITORY, text=True, capture_output=True)
+    if done.returncode:
+        return {}, [f"convmlp goodput ended with {done.returncode}: {done.stderr[-1000:]}"]
+    report: dict[str, Any] = json.loads(done.stdout)
+    events, problems = run.events(), []
+    told, wall = sum(report["seconds"].values()), events[-1]["time"] - events[0]["time"]
+    for name, found, wanted in (
+        ("seconds of all kinds", told, report["worker_s"]),
+        ("wall time", report["wall_s"] + report["down_s"], wall),
+    ):
+        if abs(found - wanted) > TIME_TOLERANCE * wanted:
+            problems.append(f"goodput doesn't add up: {name} {found:.2f} s, not {wanted:.2f} s")
+    return report, problems
+
+
+def check_events(run: Run) -> list[str]:
+    """The record begins with a driver and ends with one that reached its end."""
+    events, problems = run.events(), []
+    if not events or events[0]["kind"] != "driver_started":
+        problems.append("events.jsonl doesn't begin with driver_started")
+    if not events or events[-1]["kind"] != "driver_ended" or events[-1].get("exit_code") != 0:
+        problems.append(f"events.jsonl doesn't end with driver_ended and exit code 0: {events[-1:]}")
+    ended = run.of_kind("attempt_ended")
+    if not ended or ended[-1]["cause"] != "finished":
+        problems.append(f"the last attempt didn't end with `finished`: {ended[-1:]}")
+    return problems
+
+
+def check_no_one_left(run: Run) -> list[str]:
+    """No process of the run's is alive: none that trained, no agent, no reader, no feeder."""
+    mine = run.all_pids()
+
+    def leftovers() -> list[str]:
+        trained = [f"{pid} (start {start})" for pid, start in mine.items() if is_alive(pid)]
+        return trained + [f"{process.pid}: {line}" for process, line in _of_root(run.site)]
+
+    try:
+        wait_for(lambda: not leftovers(), "all processes of the run to be gone", timeout=20.0)
+    except ChaosError:
+        return [f"processes of the run are alive after its end: {leftovers()}"]
+    return []
+
+
+def _of_root(site: Site) -> list[tuple[psutil.Process, str]]:
+    """Processes of this site, by their CONVMLP_ROOT, that run code of ours (the rest is Ray's own)."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CONVMLP_ROOT") != str(site.root):
+                continue
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        ours = any(word in line for word in ("convmlp_platform", "ray::Agent"))
+        if ours and process.status() != psutil.STATUS_ZOMBIE:
+            found.append((process, line[:200]))
+    return found

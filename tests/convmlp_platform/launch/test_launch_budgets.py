@@ -1,0 +1,72 @@
+"""Restarts are counted by cause within a window, and a crash loop ends at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convmlp_platform.config.resilience import RestartsSection
+from convmlp_platform.launch.budgets import Budgets
+from convmlp_platform.launch.causes import CHARGED, FINAL, Cause
+
+causes = st.sampled_from(sorted(CHARGED - {"code"}))
+
+
+@given(
+    events=st.lists(st.tuples(causes, st.floats(0, 4 * 3600)), max_size=60),
+    limit=st.integers(-1, 4),
+    hours=st.floats(0.1, 3.0),
+)
+def test_no_window_has_more_restarts_than_its_budget(
+    events: list[tuple[Cause, float]], limit: int, hours: float
+) -> None:
+    section = RestartsSection(
+        preemption=limit, hardware=limit, hang=limit, data=limit, code=limit, window_hours=hours
+    )
+    budgets = Budgets(section)
+    allowed: list[tuple[Cause, float]] = []
+    for cause, now in sorted(events, key=lambda event: event[1]):
+        within = [at for one, at in allowed if one == cause and at > now - 3600 * hours]
+        decision = budgets.decide(cause, now)
+        assert decision.restart == (limit < 0 or len(within) < limit)
+        if decision.restart:
+            allowed.append((cause, now))
+    assert budgets.totals == Counter(cause for cause, _ in allowed)
+
+
+def test_each_cause_has_its_own_budget() -> None:
+    budgets = Budgets(RestartsSection(hardware=1, hang=1))
+    assert budgets.decide("hardware", 0).note == "hardware: 1 of 1 in 24 h"
+    assert budgets.decide("hang", 0).restart
+    refused = budgets.decide("hardware", 1)
+    assert not refused.restart
+    assert "launch.restarts.hardware (=1 in 24 h)" in refused.note
+
+
+def test_growing_costs_nothing() -> None:
+    budgets = Budgets(RestartsSection(preemption=0, hardware=0))
+    assert all(budgets.decide("grow", at).restart for at in range(50))
+
+
+@pytest.mark.parametrize("cause", sorted(FINAL))
+def test_nothing_follows_a_final_cause(cause: Cause) -> None:
+    assert not Budgets(RestartsSection()).decide(cause, 0).restart
+
+
+def test_the_same_error_of_code_twice_is_a_crash_loop_whatever_lies_between() -> None:
+    budgets = Budgets(RestartsSection(code=-1))
+    assert budgets.decide("code", 0, headline="ValueError: seven").restart
+    assert budgets.decide("code", 1, headline="KeyError: 'x'").restart
+    assert budgets.decide("hardware", 2).restart
+    assert not budgets.decide("code", 3, headline="ValueError: seven").restart
+
+
+def test_an_error_of_code_before_the_first_step_is_a_crash_loop() -> None:
+    decision = Budgets(RestartsSection(code=-1)).decide(
+        "code", 0, headline="ValueError: seven", stepped=False
+    )
+    assert not decision.restart
+    assert "before the first step" in decision.note

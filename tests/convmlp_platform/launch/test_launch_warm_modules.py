@@ -1,0 +1,42 @@
+"""A start of training imports next to nothing: the nursery has it all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prepared import digits
+from ray_site import REPOSITORY
+
+RUN = """
+import importlib, sys
+from convmlp_platform.config.load import load_job, resolve_paths
+from convmlp_platform.launch.warm_modules import modules_for
+
+job = resolve_paths(load_job("jobs/pretrain_digits.yaml", sys.argv[1:]))
+for name in modules_for(job):
+    importlib.import_module(name)
+before = set(sys.modules)
+from convmlp_platform.training.run import run
+run(job)
+print("NEW", *sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
+def test_a_run_imports_next_to_nothing_more(tmp_path: Path, strategy: str) -> None:
+    settings = ("training.max_steps=2", "tracking.register_as=null", f"engine.strategy={strategy}")
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "platform")])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, f"data.path={digits('webdataset')}", *settings],
+        env=os.environ | {"CONVMLP_ROOT": str(tmp_path), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        cwd=REPOSITORY, text=True, capture_output=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    new = done.stdout.splitlines()[-1].split()
+    assert new[0] == "NEW"
+    assert len(new) < 40, new
