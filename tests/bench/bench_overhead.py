@@ -198,7 +198,8 @@ def main() -> None:
             flush=True,
         )
     print(
-        "\nThe last column is of whole steps, and as noisy as they are. The agreement has the gradient's norm, and waits for the slower rank."
+        "\nThe last column is of whole steps, and as noisy as they are. "
+        "The agreement has the gradient's norm, and waits for the slower rank."
     )
 
 

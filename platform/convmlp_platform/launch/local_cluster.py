@@ -167,6 +167,7 @@ class LocalCluster:
             for name, value in self.env.items()
             if name not in (auth.MODE, auth.TOKEN, auth.TOKEN_PATH)
         }
+        own.setdefault("RAY_worker_niceness", "0")  # as launch.connect has it for a Ray of its own
         path = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
         own |= {"PATH": path, "RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url}
         return own | auth.settle(None, environment=own)
