@@ -38,6 +38,7 @@ def cause(run: RayRun) -> str:
     return str(run.events("attempt_ended")[-1]["cause"])
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_a_moment(site: Site, digits: Path) -> None:
     with ray_run(site, "killed", OFTEN, "training.max_steps=24", "training.log_every_steps=1") as run:
         run.wait_running()

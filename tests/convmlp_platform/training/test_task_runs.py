@@ -40,7 +40,8 @@ def metrics_of(folder: Path, task: str, strategy: str, data_format: str = "webda
     return run(shown).metrics
 
 
-@pytest.mark.parametrize("task", ["semantic_fpn", pytest.param("retinanet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["semantic_fpn", "retinanet"])
 def test_two_ranks_and_the_other_format_train_the_same(task: str, tmp_path: Path) -> None:
     alone = metrics_of(tmp_path / "alone", task, "ddp")
     both = run_ranks(metrics_of, 2, tmp_path / "both", task, "ddp", "ffcv")
