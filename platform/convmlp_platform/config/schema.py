@@ -116,6 +116,11 @@ def _combination_problems(job: TrainJob) -> list[str]:
             f"schedule.warmup_epochs (={job.schedule.warmup_epochs:g}) is longer than "
             f"training.epochs (={training.epochs:g})"
         )
+    if job.task.name != "classification" and job.tracking.register_as is not None:
+        problems.append(
+            f"tracking.register_as: only classifiers can be registered, and task.name is {job.task.name}: leave it out "
+            "(the checkpoints hold the weights)"
+        )
     if job.engine.precision == "fp16" and job.launch.use_gpu is False:
         problems.append("engine.precision: fp16 needs GPUs, but launch.use_gpu is false: use bf16 or fp32")
     return problems

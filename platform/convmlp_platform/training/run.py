@@ -75,6 +75,8 @@ def run(
                 Telemetry(tracker, folder),
                 GoodputReport(tracker, folder),
             ]
+        if job.task.name == "classification":
+            watchers.append(BestModel(job, manifest, engine, folder))
         trainer = Trainer(
             plan,
             engine,
@@ -84,7 +86,7 @@ def run(
             Checkpointer(run_folder.checkpoints_of(job), job.checkpoint.keep),
             build.build_ledger(job, folder, train_loader, manifest),
             folder,
-            [*watchers, BestModel(job, manifest, engine, folder), *callbacks],
+            [*watchers, *callbacks],
             clock,
             stop or StopRequest(),
         )

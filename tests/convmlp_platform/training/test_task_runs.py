@@ -83,6 +83,13 @@ def test_networks_without_feature_maps_are_refused(tmp_path: Path) -> None:
         run(job(tmp_path, "semantic_fpn", model={"name": "vit_tiny_patch16_224"}))
 
 
+def test_what_the_registry_cannot_serve_is_not_promised() -> None:
+    with pytest.raises(
+        ValidationError, match="only classifiers can be registered, and task.name is retinanet"
+    ):
+        job(Path("unused"), "retinanet", tracking={"register_as": {"name": "detector"}})
+
+
 def test_sections_are_checked() -> None:
     with pytest.raises(ValidationError, match="must be a range of positive factors"):
         job(Path("unused"), "semantic_fpn", task={"scale": [2.0, 0.5]})
