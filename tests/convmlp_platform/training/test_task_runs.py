@@ -59,6 +59,7 @@ def test_sharded_strategies_train_them(task: str, strategy: str, tmp_path: Path)
     assert first["eval/loss"] == pytest.approx(alone["eval/loss"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_finished_run_starts_no_more_and_a_longer_one_goes_on(tmp_path: Path) -> None:
     first = run(job(tmp_path, "semantic_fpn", training={"max_steps": 1}))
     whole = run(job(tmp_path, "semantic_fpn"))
@@ -85,7 +86,7 @@ def test_networks_without_feature_maps_are_refused(tmp_path: Path) -> None:
 
 def test_what_the_registry_cannot_serve_is_not_promised() -> None:
     with pytest.raises(
-        ValidationError, match="only classifiers can be registered, and task.name is retinanet"
+        ValidationError, match=r"only classifiers can be registered, and task.name is retinanet"
     ):
         job(Path("unused"), "retinanet", tracking={"register_as": {"name": "detector"}})
 
