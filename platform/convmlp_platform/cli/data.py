@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.cli.words import fail, positive
+from convmlp_platform.cli.words import fail, positive, say
 from convmlp_platform.errors import DataError
 
 _NAME_HELP = (
@@ -118,7 +118,7 @@ def _repair(arguments: argparse.Namespace) -> int:
     from data_prep.repair import repair
 
     path = _find(arguments.path)
-    report = repair(path, from_source=arguments.from_source, progress=_say)
+    report = repair(path, from_source=arguments.from_source, progress=say)
     for file, origin in report.repaired.items():
         print(f"repaired {file} from {origin}")
     if report.ok:
@@ -140,7 +140,7 @@ def _copy(arguments: argparse.Namespace) -> int:
     from data_prep.urls import shown
 
     manifest = copy_dataset(
-        _find(arguments.source), arguments.destination, verify=arguments.verify, progress=_say
+        _find(arguments.source), arguments.destination, verify=arguments.verify, progress=say
     )
     print(f"{shown(arguments.destination)}: {manifest.name}, {manifest.digest[:19]}…, every byte checked")
     return 0
@@ -181,7 +181,3 @@ def _find(name: str) -> str:
     known = sorted(path.parent.name for path in below.glob(f"*/{MANIFEST_NAME}"))
     there = f"it holds {', '.join(known)}" if known else "no prepared datasets are there"
     raise DataError(f"no dataset {name}: neither a folder of that name, nor one in {below} ({there})")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from convmlp_platform.cli.words import say
 from convmlp_platform.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -100,7 +101,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         incident=arguments.incident,
         attempt=arguments.attempt,
         from_start=arguments.from_start,
-        say=_say,
+        say=say,
     )
     print("\n".join(report_lines(done)))
     if arguments.output is not None:
@@ -130,7 +131,3 @@ def _step(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
     return int(text)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

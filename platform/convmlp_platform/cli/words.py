@@ -13,6 +13,11 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def say(line: str) -> None:
+    """Print a line of progress at once."""
+    print(line, flush=True)
+
+
 def positive(text: str) -> int:
     """An argument that must be a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -263,3 +263,8 @@ class LaunchSection(Section):
         description="what a worker's GPU (on CPUs: a worker) costs an hour; the run then tells its cost",
     )
     currency: str = Field("USD", max_length=8, description="of price_per_gpu_hour")
+
+    @property
+    def least_workers(self) -> int:
+        """With fewer than this the run waits."""
+        return self.min_workers or self.num_workers

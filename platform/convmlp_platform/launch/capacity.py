@@ -66,7 +66,7 @@ def _room(job: TrainJob, nodes: Sequence[Node], gpu: bool) -> list[int]:
 
 def _problems(job: TrainJob, nodes: Sequence[Node]) -> list[str]:
     launch, gpu = job.launch, uses_gpu(job, nodes)
-    least, cpus = launch.min_workers or launch.num_workers, launch.cpus_per_worker
+    least, cpus = launch.least_workers, launch.cpus_per_worker
     field = f"launch.{'num' if launch.min_workers is None else 'min'}_workers"
     has_cpus, has_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     problems = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from convmlp_platform.config.load import resolve_paths
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import ConfigError, DataError, LaunchError
+from convmlp_platform.launch import messages
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest
 
@@ -38,7 +39,7 @@ def _prepare(job: PrepareJob, use_ray: bool) -> int:
         manifest, seconds = _prepare_on_ray(job) if use_ray else _timed_prepare(job)
     except DataPrepError as error:
         raise DataError(str(error)) from error
-    record(job, manifest, seconds, _say)
+    record(job, manifest, seconds, messages.say)
     return 0
 
 
@@ -57,7 +58,7 @@ def _timed_prepare(job: PrepareJob, **options: Any) -> tuple[DatasetManifest, fl
     from data_prep.convert import prepare
 
     before, started = _stamp(job), time.monotonic()
-    manifest = prepare(job.preparation, progress=_say, **options)
+    manifest = prepare(job.preparation, progress=messages.say, **options)
     return manifest, None if _stamp(job) == before else time.monotonic() - started
 
 
@@ -86,14 +87,14 @@ def _train_on_ray(job: TrainJob) -> int:
             raise LaunchError("\n".join(problems))
         nodes = capacity.cluster_nodes()
         use_gpu = capacity.uses_gpu(job, nodes)
-        _say(_where(job, address, nodes, use_gpu))
-        from convmlp_platform.launch import messages, supervisor
+        messages.say(_where(job, address, nodes, use_gpu))
+        from convmlp_platform.launch import supervisor
         from convmlp_platform.launch.signals import Interrupted
 
         try:
             summary = supervisor.train(job, use_gpu=use_gpu)
         except Interrupted as stop:
-            _say(messages.stopped(str(stop), stop.saved))
+            messages.say(messages.stopped(str(stop), stop.saved))
             return 128 + stop.signal_number
     _print_summary(job, summary)
     return 0
@@ -113,7 +114,7 @@ def _train_here(job: TrainJob) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     if result.stopped is not None:
         if is_main:
-            _say(
+            messages.say(
                 f"stopped by {result.stopped} after step {result.steps}, which is saved; the same command goes on"
             )
         return 128 + signal.Signals[result.stopped]
@@ -133,13 +134,12 @@ def _preflight(job: PrepareJob | TrainJob) -> None:
 
 def _where(job: TrainJob, address: str | None, nodes: Sequence[Node], use_gpu: bool) -> str:
     from convmlp_platform.launch.capacity import workers_that_fit
-    from convmlp_platform.launch.messages import count
 
     wanted, num_nodes = job.launch.num_workers, len(nodes)
     fits = min(wanted, workers_that_fit(job, nodes, use_gpu))
-    workers = count(wanted, "GPU worker" if use_gpu else "CPU worker")
+    workers = messages.count(wanted, "GPU worker" if use_gpu else "CPU worker")
     first = f" ({fits} at first)" if fits < wanted else ""
-    cluster = "a local Ray" if address is None else f"the Ray cluster of {count(num_nodes, 'node')}"
+    cluster = "a local Ray" if address is None else f"the Ray cluster of {messages.count(num_nodes, 'node')}"
     return f"{job.name}: {workers}{first} on {cluster}"
 
 
@@ -147,8 +147,4 @@ def _print_summary(job: TrainJob, summary: dict[str, Any]) -> None:
     from convmlp_platform.launch.summary import summary_lines
 
     for line in summary_lines(job, summary):
-        _say(line)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+        messages.say(line)

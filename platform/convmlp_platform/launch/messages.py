@@ -18,8 +18,8 @@ def count(number: int, noun: str = "worker") -> str:
 def waiting(launch: LaunchSection, fits: int) -> str:
     """There is not enough room now."""
     return (
-        f"waiting up to {launch.wait_for_workers_s:g} s for room for {count(_least(launch))}: the cluster has room "
-        f"for {fits} now"
+        f"waiting up to {launch.wait_for_workers_s:g} s for room for {count(launch.least_workers)}: "
+        f"the cluster has room for {fits} now"
     )
 
 
@@ -28,7 +28,7 @@ def no_room(launch: LaunchSection, fits: int) -> str:
     name = "num_workers" if launch.min_workers is None else "min_workers"
     lower = f", or lower it: --set launch.min_workers={fits}" if fits else ""
     return (
-        f"launch.{name} (={_least(launch)}): the cluster has had room for {fits} only for "
+        f"launch.{name} (={launch.least_workers}): the cluster has had room for {fits} only for "
         f"launch.wait_for_workers_s (={launch.wait_for_workers_s:g}): start more nodes{lower}"
     )
 
@@ -59,7 +59,3 @@ def stopped(name: str, saved: int | None) -> str:
     if saved is None:
         return f"stopped by {name}; the same command goes on from the newest checkpoint"
     return f"stopped by {name} after step {saved}, which is saved; the same command goes on from there"
-
-
-def _least(launch: LaunchSection) -> int:
-    return launch.min_workers or launch.num_workers

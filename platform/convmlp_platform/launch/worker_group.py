@@ -49,7 +49,7 @@ class WorkerGroup:
         self.members: list[Member] = []
         self.broken: str | None = None
         """Why agents can't start training processes here, once one has said so."""
-        self.least = job.launch.min_workers or job.launch.num_workers
+        self.least = job.launch.least_workers
         self.fits = 0
         """How many workers the cluster has room for, those that are there included."""
         self._view: ClusterView | None = None
