@@ -36,7 +36,7 @@ demo: setup
 	@$(BIN)/convmlp demo $(if $(KEEP),--keep)
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow

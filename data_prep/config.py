@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from data_prep.source_config import Section, SourceConfig
+from data_prep.source_config import Section, SourceConfig, SplitName
 
 FormatName = Literal["webdataset", "ffcv"]
 
@@ -53,6 +53,8 @@ class PrepareConfig(Section):
     output: OutputConfig
     shuffle_seed: int = Field(default=0, ge=0, lt=2**63)
     """Samples lie in a pseudo-random order of this seed: sources are usually sorted by class."""
+    keep: dict[SplitName, Annotated[int, Field(ge=1)] | Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    """Split → how many of its samples to take (the first by key), or the keys of those; all of a split not named."""
     max_rejected: float = Field(default=0.0, ge=0, le=1)
     """Share of samples that may be unreadable before the job fails."""
     validate_images: Literal["decode", "structure", "headers"] = "decode"

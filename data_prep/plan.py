@@ -18,6 +18,7 @@ from data_prep.digest import order_key
 from data_prep.errors import DataPrepError
 from data_prep.fill import ShardSamples
 from data_prep.images import Steps
+from data_prep.keep import kept
 from data_prep.manifest import Task
 from data_prep.shard import ShardTask
 from data_prep.source_config import ACQUISITION_FIELDS
@@ -47,8 +48,10 @@ def make_plan(config: PrepareConfig, listing: Listing) -> Plan:
     """Order and cut a listing; `config` holds absolute paths.
 
     Raises:
-        DataPrepError: two samples of a split share a key, or images with boxes are to be resized.
+        DataPrepError: two samples of a split share a key, `keep` names none of the source's, or images with boxes are
+            to be resized.
     """
+    listing = kept(listing, config.keep)
     if listing.task == "detection" and config.output.resize:
         raise DataPrepError(
             "output.resize: the published boxes would no longer fit the images; leave it out: detection scales "
@@ -80,6 +83,7 @@ def recorded_settings(config: PrepareConfig) -> dict[str, Any]:
         "samples_per_shard": output.samples_per_shard,
         "resize": output.resize.model_dump() if output.resize else None,
         "shuffle_seed": config.shuffle_seed,
+        "keep": config.model_dump(mode="json")["keep"] or None,
         "validate_images": config.validate_images,
         "statistics_images": config.statistics_images,
     }

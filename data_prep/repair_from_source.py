@@ -36,6 +36,7 @@ def recorded_plan(folder: Path, manifest: DatasetManifest) -> Plan:
         name: settings.get(name) for name in ("formats", "samples_per_shard", "resize")
     }
     others = {name: settings.get(name) for name in ("shuffle_seed", "validate_images", "statistics_images")}
+    others["keep"] = settings.get("keep") or {}
     try:
         config = PrepareConfig.model_validate({"source": manifest.source, "output": output} | others)
         plan = make_plan(config, open_source(config.source).listing())
