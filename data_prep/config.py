@@ -53,7 +53,9 @@ class PrepareConfig(Section):
     output: OutputConfig
     shuffle_seed: int = Field(default=0, ge=0, lt=2**63)
     """Samples lie in a pseudo-random order of this seed: sources are usually sorted by class."""
-    keep: dict[SplitName, Annotated[int, Field(ge=1)] | Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    keep: dict[SplitName, Annotated[int, Field(ge=1)] | Annotated[tuple[str, ...], Field(min_length=1)]] = (
+        Field(default_factory=dict)
+    )
     """Split → how many of its samples to take (the first by key), or the keys of those; all of a split not named."""
     max_rejected: float = Field(default=0.0, ge=0, le=1)
     """Share of samples that may be unreadable before the job fails."""

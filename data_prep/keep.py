@@ -37,8 +37,9 @@ def _chosen(
         return sorted(refs)[:wanted]
     by_key = {ref.key: ref for ref in refs}
     if missing := [key for key in wanted if key not in by_key]:
+        shown = ", ".join(missing[:_SHOWN]) + ", ..." * (len(missing) > _SHOWN)
         raise DataPrepError(
             f"keep.{split}: {len(missing)} of the {len(wanted)} keys are not among the source's {len(refs):,} samples: "
-            f"{', '.join(missing[:_SHOWN])}{', ...' * (len(missing) > _SHOWN)}; a key is a file's name without its ending"
+            f"{shown}; a key is a file's name without its ending"
         )
     return [by_key[key] for key in sorted(wanted)]

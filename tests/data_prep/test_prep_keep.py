@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from prep_helpers import folder_job, make_folder, prepare_folder
 from pydantic import ValidationError
 
 from data_prep.errors import DataPrepError
 from data_prep.index import read_index
 from data_prep.manifest import DatasetManifest
-from prep_helpers import folder_job, make_folder, prepare_folder
 
 
 def keys_of(manifest: DatasetManifest, folder: Path, split: str) -> set[str]:
