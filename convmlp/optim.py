@@ -1,10 +1,12 @@
-"""Optimizers by name, through timm, with timm's rule of what is not decayed."""
+"""Optimizers by name, through timm: decay of the weights alone, by timm's rule, or of every parameter."""
 
-from typing import Any
+from typing import Any, Literal
 
 import timm.optim
 import torch
 from torch import nn
+
+Decay = Literal["weights", "all"]
 
 # Name → the options it takes beside lr and weight_decay. Only optimizers whose state is tensors of the
 # parameter's shape: they work under DDP, FSDP and as a client optimizer of DeepSpeed.
@@ -25,22 +27,27 @@ def create_optimizer(
     name: str,
     lr: float,
     weight_decay: float,
+    decay: Decay = "weights",
     betas: tuple[float, float] | None = None,
     eps: float | None = None,
     momentum: float | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters of `model` (a model or a task).
 
-    With `weight_decay` > 0 there are two groups: biases, 1-D tensors and what `model.no_weight_decay()` names
-    are not decayed. A group without parameters is left out. Options left None keep the optimizer's own
-    default (momentum: 0.9).
+    A group of parameters that would be empty is left out. Options left None keep the optimizer's own default
+    (momentum: 0.9).
 
     Args:
         name: one of `OPTIMIZERS`; "sgd" is with Nesterov momentum, "momentum" without.
+        decay: "weights": biases, 1-D tensors and what `model.no_weight_decay()` names are a group of their own that is
+            not decayed. "all": one group, as torch.optim has it without being told (mmdetection's and mmsegmentation's
+            recipes).
 
     Raises:
         ValueError: unknown name, or an option that this optimizer does not take.
     """
+    if decay not in ("weights", "all"):
+        raise ValueError(f"decay must be weights or all, not {decay!r}")
     if name not in OPTIMIZERS:
         raise ValueError(f"no optimizer is named {name!r}: choose from {', '.join(OPTIMIZERS)}")
     given: dict[str, Any] = {"betas": betas, "eps": eps, "momentum": momentum}
@@ -49,6 +56,8 @@ def create_optimizer(
         raise ValueError(f"optimizer {name!r} does not take {', '.join(unused)}")
 
     def groups_of(module: nn.Module, **kwargs: Any) -> list[dict[str, Any]]:
+        if decay == "all":
+            return [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}]
         groups = timm.optim.param_groups_weight_decay(
             module, weight_decay, no_weight_decay_list=_no_weight_decay(module)
         )

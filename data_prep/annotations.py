@@ -4,9 +4,9 @@
 publisher's annotations of the image, in the published order and with every key but `image_id`; numbers keep
 their values. So a dataset's `instances_*.json` can be rebuilt from its shards (`to_coco`).
 
-Objects that training can't use but that are in published datasets (a box without area or far outside the image,
-a polygon of fewer than three points) are kept as they are, and `Detection.usable` is False for them. Objects that
-contradict themselves or the image reject the sample.
+Objects that training can't use but that are in published datasets (a box without area or more than a pixel outside
+the image, a polygon of fewer than three points) are kept as they are, and `Detection.usable` is False for them;
+preparation lists them (`data_prep.object_report`). Objects that contradict themselves or the image reject the sample.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.detection_checks import check_object, oddity
+from data_prep.detection_checks import check_object, oddity, overhang
 from data_prep.errors import RejectedSample
 from data_prep.manifest import Task
 from data_prep.masks import read_mask, resize_mask
@@ -59,7 +59,17 @@ class Detection:
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
         """Shape (n,): the object has an area inside the image, and its polygons three points or more."""
-        return np.array([oddity(item, self.height, self.width) is None for item in self.objects], np.bool_)
+        return np.array([reason is None for reason in self.oddities], np.bool_)
+
+    @cached_property
+    def oddities(self) -> list[str | None]:
+        """Of each object, why training can't use it; None where it can."""
+        return [oddity(item, self.height, self.width) for item in self.objects]
+
+    @cached_property
+    def overhangs(self) -> NDArray[np.float64]:
+        """Shape (n,): pixels by which the box reaches over the image's edge; training cuts them off."""
+        return np.array([overhang(item, self.height, self.width) for item in self.objects], np.float64)
 
     def rle(self, position: int) -> dict[str, Any] | None:
         """The object's mask as pycocotools' compressed run lengths; None where it has no segmentation."""

@@ -59,6 +59,9 @@ class PrepareConfig(Section):
     """Split → how many of its samples to take (the first by key), or the keys of those; all of a split not named."""
     max_rejected: float = Field(default=0.0, ge=0, le=1)
     """Share of samples that may be unreadable before the job fails."""
+    max_unusable_objects: float = Field(default=0.01, ge=0, le=1)
+    """Detection: share of annotated objects that training may have to leave out (a box without area or more than a
+    pixel outside its image) before the job fails."""
     validate_images: Literal["decode", "structure", "headers"] = "decode"
     """decode: every image once, completely; structure: walk through a JPEG's segments to its end, which finds
     truncated files at a hundredth of the cost; headers: format and size only."""

@@ -12,6 +12,8 @@ from data_prep.fill import Rejected
 from data_prep.finished import difference
 from data_prep.folder import REJECTED_NAME, begin_work, end_work, exclusive_folder, remove_dataset
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
+from data_prep.object_report import ODD_OBJECTS_NAME, check_budget, sum_objects
+from data_prep.object_report import describe as describe_objects
 from data_prep.plan import Plan, make_plan
 from data_prep.progress import Meter
 from data_prep.shard import ShardRecord, ShardTask, write_shard
@@ -99,6 +101,8 @@ def _run(
     for name in config.output.formats:
         (output / name).mkdir(exist_ok=True)
     records = _write_shards(plan, config, map_shards, progress)
+    if plan.task == "detection":
+        _check_objects(records, config, progress)
     manifest = build_manifest(given, output, plan, records)
     write_manifest(manifest, output)
     end_work(output)
@@ -145,6 +149,19 @@ def _write_shards(
             progress(line)
     _write_rejected(config, rejected)
     return sorted(records, key=lambda record: (record.split, record.number))
+
+
+def _check_objects(records: list[ShardRecord], config: PrepareConfig, progress: Progress) -> None:
+    """List the odd objects; the finished shards stay, so that nothing is done again if there are too many."""
+    odd = sorted(
+        (one for record in records for one in record.odd_objects),
+        key=lambda one: (one.split, one.key, one.annotation),
+    )
+    path = config.output.path / ODD_OBJECTS_NAME
+    write_atomically(path, "".join(f"{one.model_dump_json()}\n" for one in odd).encode())
+    counts = sum_objects(record.objects for record in records)
+    check_budget(counts, odd, config.max_unusable_objects, path)
+    progress(describe_objects(counts) + (f"; see {path}" if odd else ""))
 
 
 def _write_rejected(config: PrepareConfig, rejected: list[Rejected]) -> None:

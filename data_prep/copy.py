@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 
 from data_prep.errors import DataPrepError
 from data_prep.files import remove_temporaries
 from data_prep.folder import REJECTED_NAME, exclusive_folder
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, parse_manifest
+from data_prep.object_report import ODD_OBJECTS_NAME
 from data_prep.places import Folder, Place, place_of, sha256_of
 from data_prep.shard import WORK_FOLDER
 
@@ -79,8 +81,9 @@ def copy_dataset(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        if origin.size(REJECTED_NAME) is not None:
-            target.write(REJECTED_NAME, lambda: origin.stream(REJECTED_NAME))
+        for name in (REJECTED_NAME, ODD_OBJECTS_NAME):
+            if origin.size(name) is not None:
+                target.write(name, partial(origin.stream, name))
         target.write(MANIFEST_NAME, lambda: iter([content]))
         job.report(last=True)
     return manifest

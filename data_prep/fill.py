@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.annotations import fit_annotation
+from data_prep.annotations import fit_annotation, parse_detection
 from data_prep.digest import annotated_hash, payload_checksum
 from data_prep.errors import DataPrepError, RejectedSample
 from data_prep.images import Steps, StoredImage, store_image
 from data_prep.index import IndexRow
 from data_prep.manifest import Task
+from data_prep.object_report import ObjectCounts, OddObject, report
 from data_prep.source_config import SourceConfig
 from data_prep.sources import AnnotatedSource, SampleRef, Source, open_source
 from data_prep.writers import Payload, ShardWriter
@@ -46,11 +47,14 @@ class Rejected(BaseModel):
 
 @dataclass
 class Filled:
-    """What became of a shard's samples: index rows by format, the rejected ones, and the pixels' histogram."""
+    """What became of a shard's samples: index rows by format, the rejected ones, the pixels' histogram, and of
+    annotated objects how many there are and which are odd."""
 
     rows: dict[str, list[IndexRow]]
     rejected: list[Rejected] = field(default_factory=list)
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+    objects: ObjectCounts = field(default_factory=ObjectCounts)
+    odd_objects: list[OddObject] = field(default_factory=list)
 
 
 def fill_shard(samples: ShardSamples, writers: Mapping[str, ShardWriter]) -> Filled:
@@ -70,6 +74,10 @@ def fill_shard(samples: ShardSamples, writers: Mapping[str, ShardWriter]) -> Fil
                 Rejected(split=samples.split, key=ref.key, location=ref.location, reason=str(error))
             )
             continue
+        if samples.task == "detection" and annotation is not None:
+            counts, odd = report(parse_detection(annotation), samples.split, ref.key)
+            filled.objects += counts
+            filled.odd_objects += odd
         if image.histogram is not None:
             filled.histogram += image.histogram
         for name, writer in writers.items():

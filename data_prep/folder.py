@@ -14,6 +14,7 @@ from pathlib import Path
 from data_prep.errors import DataPrepError
 from data_prep.files import remove_temporaries, sync_folder, write_atomically
 from data_prep.manifest import MANIFEST_NAME
+from data_prep.object_report import ODD_OBJECTS_NAME
 from data_prep.shard import WORK_FOLDER
 from data_prep.writers import WRITERS
 
@@ -95,7 +96,8 @@ def remove_dataset(path: Path) -> None:
         sync_folder(path)
     for file in _shard_files(path):
         file.unlink()
-    (path / REJECTED_NAME).unlink(missing_ok=True)
+    for name in (REJECTED_NAME, ODD_OBJECTS_NAME):
+        (path / name).unlink(missing_ok=True)
     for name in WRITERS:
         if (path / name).is_dir():
             remove_temporaries(path / name)

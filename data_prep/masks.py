@@ -11,6 +11,7 @@ from PIL import Image
 from data_prep.errors import RejectedSample
 from data_prep.png import check_png
 
+_SHOWN = 5
 _MODES = ("L", "P")
 """Greyscale, and palette images, whose indices are the classes: publishers colour masks so."""
 
@@ -30,13 +31,27 @@ def check_mask(content: bytes, num_classes: int) -> None:
     Raises:
         RejectedSample: a value is larger than `num_classes`, or it is not a mask.
     """
-    values = read_mask(content)
-    largest = int(values.max())
-    if largest > num_classes:
-        row, column = np.argwhere(values == largest)[0].tolist()
-        raise RejectedSample(
-            f"mask value {largest} at row {row}, column {column} is none of 0 (ignore) and {num_classes} classes"
-        )
+    check_values(read_mask(content), num_classes)
+
+
+def check_values(values: NDArray[np.uint8], num_classes: int) -> None:
+    """As `check_mask`, of the values themselves.
+
+    Raises:
+        RejectedSample: which values are none, and where the first of them is.
+    """
+    if int(values.max()) <= num_classes:
+        return
+    row, column = np.argwhere(values > num_classes)[0].tolist()
+    first = int(values[row, column])
+    others = [value for value in np.unique(values[values > num_classes]).tolist() if value != first]
+    more = (
+        f" (also {', '.join(map(str, others[:_SHOWN]))}{', ...' * (len(others) > _SHOWN)})" if others else ""
+    )
+    raise RejectedSample(
+        f"the mask has value {first} at row {row}, column {column}{more}: it is none of 0 (ignored) and the "
+        f"{num_classes} classes 1 to {num_classes}; give such pixels 0 or a class, or add the class to the table"
+    )
 
 
 def resize_mask(content: bytes, width: int, height: int) -> bytes:

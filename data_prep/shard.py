@@ -14,6 +14,7 @@ from data_prep.files import AtomicFiles, sha256_file, write_atomically
 from data_prep.fill import Filled, Rejected, ShardSamples, fill_shard
 from data_prep.index import IndexRow, read_index, write_rows
 from data_prep.manifest import ShardInfo
+from data_prep.object_report import ObjectCounts, OddObject
 from data_prep.readback import read_back
 from data_prep.writers import WRITERS
 
@@ -64,6 +65,8 @@ class ShardRecord(BaseModel):
     rejected: list[Rejected]
     histogram: list[list[int]]
     """Counts of values 0..255 in R, G and B over the samples taken for statistics."""
+    objects: ObjectCounts
+    odd_objects: list[OddObject]
 
 
 def write_shard(task: ShardTask) -> ShardRecord:
@@ -84,6 +87,8 @@ def write_shard(task: ShardTask) -> ShardRecord:
             shards=shards,
             rejected=filled.rejected,
             histogram=filled.histogram.tolist(),
+            objects=filled.objects,
+            odd_objects=filled.odd_objects,
         )
         # A record lost in a power cut costs writing the shard again, no more.
         write_atomically(task.record_path, record.model_dump_json().encode(), durable=False)

@@ -13,6 +13,7 @@ from data_prep.digest import dataset_digest
 from data_prep.errors import DataPrepError
 from data_prep.index import read_index
 from data_prep.manifest import DatasetManifest, SplitInfo
+from data_prep.object_report import sum_objects
 from data_prep.plan import Plan, encoder_versions, recorded_settings
 from data_prep.shard import ShardRecord
 
@@ -56,11 +57,19 @@ def build_manifest(
             **recorded_settings(config),
             "exif_orientation": "ignored",
             "num_rejected": sum(len(record.rejected) for record in records),
+            **_objects(plan, records),
             "listing": plan.listing,
             **encoder_versions(),
         },
         digest=digest,
     )
+
+
+def _objects(plan: Plan, records: Sequence[ShardRecord]) -> dict[str, dict[str, int]]:
+    """Of detection: what there is to say of annotated objects."""
+    if plan.task != "detection":
+        return {}
+    return {"objects": sum_objects(record.objects for record in records).model_dump()}
 
 
 def describe(manifest: DatasetManifest) -> str:

@@ -88,5 +88,6 @@ def stripes() -> Path:
 
 def _prepared(folder: Path, source: Any) -> Path:
     output = OutputConfig(path=folder / "data", samples_per_shard=4)
-    prepare(PrepareConfig(source=source, output=output), progress=lambda _line: None)
+    config = PrepareConfig(source=source, output=output, max_unusable_objects=0.1)
+    prepare(config, progress=lambda _line: None)
     return folder / "data"

@@ -62,6 +62,8 @@ class MadeUpRun:
             "training.global_batch_size": self.global_batch_size,
             "training.micro_batch_size": self.micro_batch_size,
         }
+        if order.repeats > 1:
+            self.fields["augment.repeats"] = order.repeats
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "run.json").write_text(json.dumps({"identity_fields": self.fields}))
 

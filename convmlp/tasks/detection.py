@@ -16,6 +16,9 @@ from convmlp.tasks.pyramid import no_weight_decay
 from convmlp.tasks.retinanet import Detected, RetinaNet
 from convmlp.tasks.task import Images, Task, TaskOutput, check_num_classes
 
+Size = Sequence[int]
+"""Height and width, in pixels."""
+
 _SLACK = 1e-3
 """Pixels by which float32 may put a box over the image's edge."""
 
@@ -61,7 +64,14 @@ class DetectionTask(Task):
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         if self.training:
             return loss, []
-        return loss, [_as_published(*three) for three in zip(detected, images, targets, strict=True)]
+        sizes = [target["size"] for target in targets]
+        return loss, [_as_published(*three) for three in zip(detected, images, sizes, strict=True)]
+
+    @torch.no_grad()
+    def detect(self, images: Images, sizes: Sequence[Size]) -> list[Detected]:
+        """What evaluation's `forward` detects, of images without targets, by their published heights and widths."""
+        _, detected = self.model(images)
+        return [_as_published(*three) for three in zip(detected, images, sizes, strict=True)]
 
     def metrics(self) -> CocoMetrics:
         """Box AP, and mask AP where there are masks; targets need the published `objects`."""
@@ -103,12 +113,12 @@ class DetectionTask(Task):
         return found
 
 
-def _as_published(found: Detected, image: Tensor, target: dict[str, Any]) -> Detected:
-    """Boxes and masks at the size that the image was published in."""
-    size = (int(target["size"][0]), int(target["size"][1]))
+def _as_published(found: Detected, image: Tensor, published: Size) -> Detected:
+    """Boxes and masks at the height and width that the image was published in."""
+    size = (int(published[0]), int(published[1]))
     height, width = size[0] / image.shape[-2], size[1] / image.shape[-1]
     boxes = found["boxes"] * found["boxes"].new_tensor([width, height, width, height])
-    published = found | {"boxes": boxes}
+    moved = found | {"boxes": boxes}
     if "masks" in found:
-        published["masks"] = paste_masks_in_image(found["masks"], boxes, size)[:, 0] > 0.5
-    return published
+        moved["masks"] = paste_masks_in_image(found["masks"], boxes, size)[:, 0] > 0.5
+    return moved

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from convmlp.tasks.anchors import RATIOS, Anchors, pad_images
 from convmlp.tasks.pyramid import Pyramid, create_body
 from convmlp.tasks.retinanet import Detected, Target
+from convmlp.weights import Weights
 
 _BODY_STRIDES, _STRIDES = (4, 8, 16, 32), (4, 8, 16, 32, 64)
 _BOX_FEATURES, _MASK_FEATURES = 1024, 256
@@ -35,6 +35,13 @@ class MaskRCNN(TorchvisionMaskRCNN):
         anchor_scale: side of a level's square anchor, in strides; 8 as published.
         score_threshold, nms_threshold, detections_per_image: of what is detected.
     """
+
+    class_heads = (
+        "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred",
+        "roi_heads.mask_predictor.mask_fcn_logits",
+    )
+    """Modules whose size depends on the number of classes, for `convmlp.weights`."""
 
     def __init__(
         self,
@@ -141,7 +148,7 @@ def create_mask_rcnn(
     name: str,
     num_classes: int,
     *,
-    weights: str | Path | None = None,
+    weights: Weights | None = None,
     pyramid_channels: int = 256,
     anchor_scale: float = 8.0,
     **options: Any,

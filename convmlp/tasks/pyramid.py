@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,26 +10,34 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from convmlp.weights import Weights, load_pretrained
 from convmlp.zoo import create_model
 
 
 def create_body(
-    name: str, strides: Sequence[int], *, weights: str | Path | None = None, **options: Any
+    name: str, strides: Sequence[int], *, weights: Weights | None = None, **options: Any
 ) -> nn.Module:
     """A network of `convmlp.create_model` that returns its feature maps at exactly these strides, finest first.
 
     Args:
         name: e.g. "convmlp_s", "resnet50".
         strides: of 4, 8, 16, 32 those that are used; the network is cut after the last and has no head.
-        weights: file of the classifier of this name, for `convmlp.weights.load_pretrained`. All its convolutions
-            and linear layers must be found; norms that only the dense form of a network has keep their own values.
+        weights: of a classifier of this name, or of a detector or segmenter over it, for
+            `convmlp.weights.load_pretrained`; norms that only the dense form of a network has keep their own values.
         options: further arguments of the model.
 
     Raises:
-        ValueError: no such model, it has no maps of these strides (ViT, Mixer), or the weights don't fit.
+        ValueError: no such model, it has no maps of these strides (ViT) or takes one image size only (Mixer, the pure
+            MLP), or the weights don't fit.
     """
     with torch.device("meta"):
-        found = list(_info(create_model(name, features_only=True, **options)).reduction())
+        plain = create_model(name, features_only=True, **options)
+    if (size := getattr(getattr(plain, "model", plain), "fixed_image_size", None)) is not None:
+        raise ValueError(
+            f"model {name!r} takes images of one size only ({size[0]}x{size[1]} pixels), detection and segmentation "
+            "have images of all sizes: choose ConvMLP, CycleMLP, ResNet or RegNet"
+        )
+    found = list(_info(plain).reduction())
     missing = [stride for stride in strides if stride not in found]
     if missing:
         raise ValueError(
@@ -41,7 +48,7 @@ def create_body(
     places = [len(found) - 1 - found[::-1].index(stride) for stride in strides]
     body: nn.Module = create_model(name, features_only=True, out_indices=tuple(places), **options)
     if weights is not None:
-        _load(body, create_model(name, pretrained_path=weights, **options), weights)
+        load_pretrained(body, weights)
     return body
 
 
@@ -81,25 +88,3 @@ def no_weight_decay(body: nn.Module, prefix: str) -> set[str]:
 def _info(body: nn.Module) -> Any:
     """timm's FeatureInfo."""
     return body.feature_info
-
-
-def _load(body: nn.Module, classifier: nn.Module, path: str | Path) -> None:
-    """Copy what the body has of the classifier, whose names timm's extractors prefix or flatten."""
-    source = {_plain(name): value for name, value in classifier.state_dict().items()}
-    own = body.state_dict()
-    fitting = {
-        name: source[_plain(name)]
-        for name, value in own.items()
-        if _plain(name) in source and source[_plain(name)].shape == value.shape
-    }
-    lost = [name for name in own.keys() - fitting.keys() if own[name].ndim > 1]
-    if lost:
-        raise ValueError(
-            f"{path}: {len(lost)} of the backbone's {len(own)} entries are not among the classifier's, "
-            f"e.g. {sorted(lost)[:3]}: it would train from scratch there"
-        )
-    body.load_state_dict(own | fitting)
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("model.").replace(".", "_")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from convmlp.tasks.anchors import Anchors, pad_images
 from convmlp.tasks.pyramid import Pyramid, channels, create_body
+from convmlp.weights import Weights
 
 _BODY_STRIDES, _STRIDES = (8, 16, 32), (8, 16, 32, 64, 128)
 
@@ -35,6 +35,9 @@ class RetinaNet(TorchvisionRetinaNet):
             32 pixels.
         score_threshold, nms_threshold, detections_per_image: of what is detected.
     """
+
+    class_heads = ("head.classification_head.cls_logits",)
+    """Modules whose size depends on the number of classes, for `convmlp.weights`."""
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ def create_retinanet(
     name: str,
     num_classes: int,
     *,
-    weights: str | Path | None = None,
+    weights: Weights | None = None,
     pyramid_channels: int = 256,
     anchor_scale: float = 4.0,
     **options: Any,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +57,15 @@ class SegmentationTask(Task):
             counts.append((labels != IGNORED).sum())
             predicted += [] if self.training else list(full.argmax(1).to(torch.uint8))
         return torch.stack(losses).sum() / torch.stack(counts).sum().clamp(min=1), predicted
+
+    @torch.no_grad()
+    def label_maps(self, images: Images, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What evaluation's `forward` predicts, uint8 [H, W], of images alone, at these heights and widths."""
+        resized = (
+            F.interpolate(one[None], size=tuple(size), mode="bilinear")
+            for one, size in zip(self._logits(images), sizes, strict=True)
+        )
+        return [one.argmax(1)[0].to(torch.uint8) for one in resized]
 
     def metrics(self) -> MetricCollection:
         """`miou`: over the pixels of all images, the mean over classes that occur; `pixel_accuracy`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from convmlp.tasks.pyramid import Pyramid, create_body
+from convmlp.weights import Weights
 
 _STRIDES = (4, 8, 16, 32)
 
@@ -27,6 +27,9 @@ class SemanticFPN(nn.Module):
         channels: of the head.
         dropout: probability of dropping a channel before the classifier.
     """
+
+    class_heads = ("classifier",)
+    """Modules whose size depends on the number of classes, for `convmlp.weights`."""
 
     def __init__(
         self, backbone: Pyramid, num_classes: int, *, channels: int = 128, dropout: float = 0.1
@@ -63,7 +66,7 @@ def create_semantic_fpn(
     name: str,
     num_classes: int,
     *,
-    weights: str | Path | None = None,
+    weights: Weights | None = None,
     pyramid_channels: int = 256,
     **options: Any,
 ) -> SemanticFPN:

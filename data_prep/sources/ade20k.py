@@ -79,7 +79,10 @@ class Ade20k:
             content = mask.read_bytes()
         except FileNotFoundError:
             raise RejectedSample(f"the image has no mask {mask.relative_to(self.root)}") from None
-        check_mask(content, len(self._classes))
+        try:
+            check_mask(content, len(self._classes))
+        except RejectedSample as error:
+            raise RejectedSample(f"{mask.relative_to(self.root)}: {error}") from None
         return content
 
     def _table(self, given: Path | None) -> Path:

@@ -22,6 +22,14 @@ def test_convmlp_s_leaves_biases_and_norms_undecayed() -> None:
     assert all(p.ndim > 1 for p in groups[0.05])
 
 
+def test_decay_of_all_is_one_group() -> None:
+    task = ClassificationTask(create_model("convmlp_tiny", 10), num_classes=10)
+    optimizer = create_optimizer(task, name="adamw", lr=1e-4, weight_decay=1e-4, decay="all")
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 1e-4
+    assert len(group["params"]) == len(list(task.parameters()))
+
+
 def test_what_the_model_excludes_is_excluded_through_the_task() -> None:
     model = create_model("vit_tiny_patch16_224", 10, img_size=32)
     task = ClassificationTask(model, num_classes=10)
@@ -63,12 +71,15 @@ def test_options_reach_the_optimizer() -> None:
     assert (adamw.defaults["betas"], adamw.defaults["eps"]) == ((0.8, 0.9), 1e-6)
     sgd = create_optimizer(model, name="sgd", lr=0.1, weight_decay=0.0, momentum=0.8)
     assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.8, True)
+    plain = create_optimizer(model, name="momentum", lr=0.1, weight_decay=0.0)
+    assert (plain.defaults["momentum"], plain.defaults["nesterov"]) == (0.9, False)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "adamww"}, "adamww.*adamw"),
+        ({"name": "adamw", "decay": "none"}, "decay"),
         ({"name": "sgd", "betas": (0.9, 0.99)}, "does not take betas"),
         ({"name": "adamw", "momentum": 0.9}, "does not take momentum"),
     ],

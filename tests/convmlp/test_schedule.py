@@ -1,10 +1,12 @@
-"""The learning rate: hand values, bounds, monotone parts, continuity."""
+"""The learning rate: hand values, bounds, monotone parts, continuity, and what other libraries' schedulers give."""
 
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.scheduler import CosineLRScheduler
 
 from convmlp.schedule import lr_at
 
@@ -32,11 +34,63 @@ RUN: dict[str, Any] = {
         ("linear", 500, 0.6),
         ("linear", 900, 0.2),
         ("constant", 50, 0.55),
+        ("poly", 300, 0.2 + 0.8 * 0.75**2),
+        ("poly", 500, 0.2 + 0.8 * 0.5**2),
+        ("poly", 900, 0.2),
+        ("step", 99, 0.991),
+        ("step", 299, 1.0),
+        ("step", 300, 0.5),
+        ("step", 700, 0.25),
+        ("step", 999, 0.2),
+        ("constant", 50, 0.55),
         ("constant", 950, 1.0),
     ],
 )
 def test_hand_values(name: Any, samples_seen: int, expected: float) -> None:
-    assert lr_at(samples_seen, name=name, **RUN) == pytest.approx(expected, rel=1e-12)
+    found = lr_at(samples_seen, name=name, power=2.0, milestones=(300, 700, 950), gamma=0.5, **RUN)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_by_epoch_it_is_timms_cosine(prefix: bool) -> None:
+    """30 epochs of 1,000 samples, 5 of warm-up; timm with warmup_prefix runs these on top, ours never."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+    timms = CosineLRScheduler(
+        optimizer, 30, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-4, warmup_prefix=prefix
+    )
+    total = (35 if prefix else 30) + 4
+    for epoch in range(total):
+        (wanted,) = timms._get_lr(epoch)
+        for samples in (0, 1, 999):
+            found = lr_at(
+                1000 * epoch + samples,
+                base_lr=5e-4,
+                total_samples=1000 * total,
+                warmup_samples=5000,
+                warmup_lr=1e-4,
+                min_lr=1e-5,
+                cooldown_samples=4000,
+                decay_from="warmup" if prefix else "start",
+                moves_every=1000,
+            )
+            assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_by_epoch_it_is_torchs_cosine_annealing() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    for epoch in range(100):
+        found = lr_at(70 * epoch + 69, base_lr=1e-3, total_samples=7000, moves_every=70)
+        assert found == pytest.approx(torchs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        torchs.step()
+
+
+def test_a_delay_holds_the_first_rate_and_moves_all_else() -> None:
+    for samples in range(0, 1000, 7):
+        late = lr_at(samples + 130, delay_samples=130, **RUN)
+        assert late == lr_at(samples, **RUN)
+    assert {lr_at(samples, delay_samples=130, **RUN) for samples in range(130)} == {0.1}
 
 
 @st.composite
@@ -45,7 +99,8 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     warmup = draw(st.integers(0, total))
     low, high = sorted(draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
     return {
-        "name": draw(st.sampled_from(["cosine", "linear", "constant"])),
+        "name": draw(st.sampled_from(["cosine", "linear", "poly", "constant"])),
+        "power": draw(st.floats(1, 3)),
         "base_lr": high,
         "min_lr": low,
         "warmup_lr": draw(st.floats(0, 1)) * high,
@@ -72,9 +127,11 @@ def test_bounded_rising_in_warmup_falling_after(run: dict[str, Any], where: tupl
 def test_continuous(run: dict[str, Any], where: float) -> None:
     samples = int(where * run["total_samples"])
     decay = run["total_samples"] - run["warmup_samples"] - run["cooldown_samples"]
-    # No step of one sample changes the rate by more than the steepest slope: pi/2 of the linear one.
+    # No step of one sample changes the rate by more than the steepest slope: pi/2, or the power, of the linear one.
     steepest = (
-        run["base_lr"] * 1.5708 / max(1, min(n for n in (run["warmup_samples"], decay, 10**11) if n > 0))
+        run["base_lr"]
+        * max(1.5708, run["power"])
+        / max(1, min(n for n in (run["warmup_samples"], decay, 10**11) if n > 0))
     )
     change = abs(lr_at(samples + 1, **run) - lr_at(samples, **run))
     if decay > 0 or samples + 1 < run["warmup_samples"]:  # without a decay part the rate drops to min_lr
@@ -84,7 +141,9 @@ def test_continuous(run: dict[str, Any], where: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "step"}, "step"),
+        ({"name": "steps"}, "steps"),
+        ({"decay_from": "end"}, "decay_from"),
+        ({"moves_every": 0}, "moves_every"),
         ({"warmup_samples": 950}, "exceed the whole run"),
         ({"cooldown_samples": -1}, "negative"),
     ],

@@ -148,11 +148,11 @@ def test_what_is_missing_or_odd_is_rejected_with_its_reason(tmp_path: Path) -> N
         "images/training/scene.1.png": "the image has no mask annotations/training/scene.1.png",
         "annotations/training/scene.2.png": "the mask has no image of its name under images/",
         "images/training/scene.3.png": "the annotation is of 30 x 40 pixels, the image has 40 x 30",
-        "images/training/scene.4.jpg": "mask value 4 at row",
-        "images/training/scene.5.png": "the mask's mode is RGB",
-        "images/training/scene.6.jpg": "the mask is not an intact PNG file",
-        "images/training/scene.7.png": "the mask: damaged PNG data",
-        "images/training/scene.8.jpg": "the mask's mode is I;16",
+        "images/training/scene.4.jpg": "annotations/training/scene.4.png: the mask has value 4 at row",
+        "images/training/scene.5.png": "annotations/training/scene.5.png: the mask's mode is RGB",
+        "images/training/scene.6.jpg": "annotations/training/scene.6.png: the mask is not an intact PNG file",
+        "images/training/scene.7.png": "annotations/training/scene.7.png: the mask: damaged PNG data",
+        "images/training/scene.8.jpg": "annotations/training/scene.8.png: the mask's mode is I;16",
         "images/training/scene.9.png": "not a JPEG, PNG, BMP or WebP image",
     }
     assert sorted(line["location"] for line in lines) == sorted(expected)

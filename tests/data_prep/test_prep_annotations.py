@@ -180,7 +180,7 @@ def test_mask_values_are_classes(mode: str) -> None:
     np.testing.assert_array_equal(read_mask(content), values)
     check_mask(content, 47)
     with pytest.raises(
-        RejectedSample, match=r"value 47 at row 5, column 7 is none of 0 \(ignore\) and 46 classes"
+        RejectedSample, match=r"value 47 at row 5, column 7: it is none of 0 \(ignored\) and the 46 classes"
     ):
         check_mask(content, 46)
     small = resize_mask(content, 4, 3)

@@ -257,7 +257,7 @@ def test_contradictions_leave_their_image_out(tmp_path: Path) -> None:
     write_document(tmp_path / "coco", "train2017", document)
     with pytest.raises(DataPrepError, match="max_rejected"):
         prepare_coco(tmp_path / "coco", tmp_path / "out")
-    manifest = prepare_coco(tmp_path / "coco", tmp_path / "out", max_rejected=0.3)
+    manifest = prepare_coco(tmp_path / "coco", tmp_path / "out", max_rejected=0.3, max_unusable_objects=0.1)
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert {line["key"]: line["reason"].partition(": ")[2] or line["reason"] for line in lines} == {
         "zweite%20Ebene/gr%C3%B6%C3%9Fe": "run lengths of 5 pixels, the image has 3072",

@@ -11,7 +11,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli import checkpoints, data, goodput, jobs, models, replay
+from convmlp_platform.cli import (
+    checkpoints,
+    compare,
+    data,
+    goodput,
+    jobs,
+    models,
+    pictures,
+    predict,
+    replay,
+    sweep,
+)
 from convmlp_platform.cli.words import fail
 from convmlp_platform.errors import DataError, PlatformError
 
@@ -77,10 +88,14 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     jobs.add_commands(commands)
     models.add_commands(commands)
+    predict.add_commands(commands)
     data.add_commands(commands)
+    pictures.add_commands(commands)
     checkpoints.add_commands(commands)
     replay.add_commands(commands)
     goodput.add_commands(commands)
+    sweep.add_commands(commands)
+    compare.add_commands(commands)
     demo = commands.add_parser("demo", help="data, training and registry on this machine, in minutes")
     demo.add_argument("--keep", action="store_true", help="leave the demo's Ray cluster up until Ctrl-C")
     demo.set_defaults(call=_demo)

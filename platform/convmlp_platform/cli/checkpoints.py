@@ -57,10 +57,13 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _line(row: CheckpointRow, whole: str = "") -> str:
+    from convmlp_platform.config.task import best_score
+
     if row.problem:
         return f"step {row.step:>9}  DAMAGED  {row.location}"
     epoch = "" if row.epoch is None else f"  epoch {row.epoch:.2f}"
-    top1 = f"  top1 {row.metrics['eval/top1']:.2f} %" if row.metrics and "eval/top1" in row.metrics else ""
+    best = best_score(row.metrics or {})
+    score = "" if best is None else f"  {best[0]} {best[1]:.2f} %"
     return (
-        f"step {row.step:>9}{epoch}{top1}  {row.bytes / 1e6:,.1f} MB in {row.files} files  {whole}".rstrip()
+        f"step {row.step:>9}{epoch}{score}  {row.bytes / 1e6:,.1f} MB in {row.files} files  {whole}".rstrip()
     )

@@ -83,7 +83,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from convmlp_platform.data.show import show
 
     shown = show(
-        _find(arguments.name),
+        dataset_path(arguments.name),
         arguments.output,
         split=arguments.split,
         count=arguments.count,
@@ -100,7 +100,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from data_prep.urls import is_url
     from data_prep.verify import verify
 
-    path = _find(arguments.path)
+    path = dataset_path(arguments.path)
     report = verify_remote(path) if is_url(path) else verify(path)
     if report.ok:
         count = f"{report.num_shards:,} shards with {report.num_payloads:,} payloads"
@@ -117,7 +117,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _repair(arguments: argparse.Namespace) -> int:
     from data_prep.repair import repair
 
-    path = _find(arguments.path)
+    path = dataset_path(arguments.path)
     report = repair(path, from_source=arguments.from_source, progress=say)
     for file, origin in report.repaired.items():
         print(f"repaired {file} from {origin}")
@@ -140,7 +140,7 @@ def _copy(arguments: argparse.Namespace) -> int:
     from data_prep.urls import shown
 
     manifest = copy_dataset(
-        _find(arguments.source), arguments.destination, verify=arguments.verify, progress=say
+        dataset_path(arguments.source), arguments.destination, verify=arguments.verify, progress=say
     )
     print(f"{shown(arguments.destination)}: {manifest.name}, {manifest.digest[:19]}…, every byte checked")
     return 0
@@ -149,7 +149,7 @@ def _copy(arguments: argparse.Namespace) -> int:
 def _ledger(arguments: argparse.Namespace) -> int:
     from convmlp_platform.data.proof import check_ledger
 
-    dataset = None if arguments.dataset is None else _find(arguments.dataset)
+    dataset = None if arguments.dataset is None else dataset_path(arguments.dataset)
     report = check_ledger(arguments.run_dir, dataset=dataset)
     if report.ok:
         print("\n".join(report.lines()))
@@ -157,7 +157,7 @@ def _ledger(arguments: argparse.Namespace) -> int:
     return fail("\n".join(report.lines()), DataError.exit_code)
 
 
-def _find(name: str) -> str:
+def dataset_path(name: str) -> str:
     """The folder or URL that a dataset's name means: a folder as given, else one in data/ below the root.
 
     Raises:

@@ -10,7 +10,7 @@ from convmlp_platform.cli.words import fail
 from convmlp_platform.errors import ConfigError, PlatformError
 
 if TYPE_CHECKING:
-    from convmlp_platform.config.schema import PrepareJob, TrainJob
+    from convmlp_platform.config.load import Job
     from convmlp_platform.training.preflight import PreflightReport
 
 
@@ -31,11 +31,13 @@ def add_commands(commands: Any) -> None:
         )
         command.set_defaults(call=call)
     schema = commands.add_parser("schema", help="print the JSON schema of job files, for editors")
-    schema.add_argument("--kind", choices=("prepare", "train"), help="of this kind of job only")
+    schema.add_argument(
+        "--kind", choices=("prepare", "train", "evaluate", "sweep"), help="of this kind of job only"
+    )
     schema.set_defaults(call=_schema)
 
 
-def _load(arguments: argparse.Namespace) -> TrainJob | PrepareJob:
+def _load(arguments: argparse.Namespace) -> Job:
     from convmlp_platform.config.load import load_job, resolve_paths
 
     return resolve_paths(load_job(arguments.job, arguments.set))
@@ -50,9 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     job = _load(arguments)
-    from convmlp_platform.training.preflight import preflight
-
-    report = preflight(job)
+    report = _preflight(job)
     _check_cluster(job, report)
     print(f"{arguments.job}: {job.kind} {job.name}")
     for line in report.summary:
@@ -67,18 +67,39 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_cluster(job: TrainJob | PrepareJob, report: PreflightReport) -> None:
+def _preflight(job: Job) -> PreflightReport:
+    if job.kind == "evaluate":
+        from convmlp_platform.evaluation.preflight import preflight_evaluation
+
+        return preflight_evaluation(job)
+    if job.kind == "sweep":
+        from convmlp_platform.launch.sweep_plan import preflight_sweep
+
+        return preflight_sweep(job)
+    from convmlp_platform.training.preflight import preflight
+
+    return preflight(job)
+
+
+def _check_cluster(job: Job, report: PreflightReport) -> None:
     """Whether the cluster that the job or RAY_ADDRESS names can be reached and is large enough."""
     from convmlp_platform.launch.capacity import check
     from convmlp_platform.launch.connect import connect, resolve_address
 
+    if job.kind == "sweep":
+        return  # each trial's workers are counted when the sweep starts
     try:
         if resolve_address(job.launch.address) is None:
             report.summary.append("cluster  none named: a Ray of its own is started on this machine")
             return
         with connect(job.launch.address) as address:
             report.summary.append(f"cluster  {address}")
-            report.problems += check(job) if job.kind == "train" else []
+            if job.kind == "train":
+                report.problems += check(job)
+            elif job.kind == "evaluate":
+                from convmlp_platform.launch.evaluation import capacity_problems
+
+                report.problems += capacity_problems(job)
     except PlatformError as error:
         report.problems.append(str(error))
 

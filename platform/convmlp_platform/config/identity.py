@@ -7,29 +7,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
+from pydantic import BaseModel
+
 from convmlp_platform.config.load import flat_values
+from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.schema import TrainJob
 
 # Sections that count whole, and the fields that count of the others. All else may change between two starts.
 _WHOLE_SECTIONS = ("task", "model", "augment", "loss", "optimizer", "schedule")
 _FIELDS = {
-    "data": ("train_split", "eval_split", "image_size", "shuffle_block", "shuffle_window"),
-    "training": ("epochs", "global_batch_size", "micro_batch_size", "clip_grad_norm", "ema_decay"),
+    "data": ("train_split", "eval_split", "image_size", "mean", "std", "shuffle_block", "shuffle_window"),
+    "training": ("epochs", "steps", "global_batch_size", "micro_batch_size", "clip_grad_norm", "ema_decay"),
     "engine": ("precision",),
 }
 
 # Of the sample order (data/order.py): raised with its pinned test, so that no run goes on in another order.
 ORDER_VERSION = 2
 
+INIT_FROM = "model.init_from"
 
-def identity_fields(job: TrainJob, dataset_digest: str) -> dict[str, Any]:
+
+def identity_fields(job: TrainJob, dataset_digest: str, weights: str | None = None) -> dict[str, Any]:
     """Dotted name → JSON value of everything that decides the result; stored in the run's folder.
 
-    The dataset counts by its digest, wherever it lies; the sample order's streams by the number in use, given
-    or not; a file to start from by its name, so that the same run can go on under another CONVMLP_ROOT.
+    The dataset counts by its digest, wherever it lies; the sample order's streams by the number in use, given or not.
+
+    Args:
+        weights: the hash of those the run starts from, "sha256:...", which then counts in place of `model.init_from`.
+            Without it a file counts by its name, so that the same run can go on under another CONVMLP_ROOT.
     """
     values = job.model_dump(mode="json")
     chosen: dict[str, Any] = {"seed": job.seed} | {name: values[name] for name in _WHOLE_SECTIONS}
@@ -37,8 +46,12 @@ def identity_fields(job: TrainJob, dataset_digest: str) -> dict[str, Any]:
         chosen[section] = {name: values[section][name] for name in names}
     chosen["data"] |= {"digest": dataset_digest, "num_streams": job.num_streams, "order": ORDER_VERSION}
     if job.model.init_from is not None:
-        chosen["model"]["init_from"] = PurePath(job.model.init_from).name
+        chosen["model"]["init_from"] = weights or _name_of(job.model.init_from)
     return flat_values(chosen)
+
+
+def _name_of(source: str) -> str:
+    return source if source.startswith(REGISTRY_SCHEME) else PurePath(source).name
 
 
 def identity(job: TrainJob, dataset_digest: str) -> str:
@@ -53,13 +66,40 @@ def identity_of(fields: dict[str, Any]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line `optimizer.lr: 0.001 → 0.0005` for each of the `identity_fields` that changed."""
+    """One line `optimizer.lr: 0.001 → 0.0005` for each of the `identity_fields` that changed.
+
+    An option that the old ones lack, because it came later than they were stored, had its default.
+    """
     absent = object()
+    known = _defaults() | old
     return [
-        f"{name}: {_shown(old, name)} → {_shown(new, name)}"
+        f"{name}: {_shown(known, name)} → {_shown(new, name)}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name, absent) != new.get(name, absent)
+        if known.get(name, absent) != new.get(name, absent)
     ]
+
+
+def stored_value(fields: dict[str, Any], name: str) -> Any:
+    """A field of stored `identity_fields`: the option's default where it came later, None where there is none."""
+    return fields.get(name, _defaults().get(name))
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """Dotted name → JSON value of each option of a training job that has a default."""
+    return flat_values(_default_values(TrainJob))
+
+
+def _default_values(section: type[BaseModel]) -> dict[str, Any]:
+    values: dict[str, Any] = section.model_construct().model_dump(mode="json")
+    for name, field in section.model_fields.items():
+        if (
+            field.is_required()
+            and isinstance(field.annotation, type)
+            and issubclass(field.annotation, BaseModel)
+        ):
+            values[name] = _default_values(field.annotation)
+    return values
 
 
 def _shown(fields: dict[str, Any], name: str) -> str:

@@ -14,17 +14,24 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from convmlp_platform.config import paths, yaml_text
+from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.overrides import apply_overrides
 from convmlp_platform.config.problems import Explainer
 from convmlp_platform.config.schema import JOB_ADAPTER, PrepareJob, TrainJob
 from convmlp_platform.config.suggest import nearest
+from convmlp_platform.config.sweep import SweepJob
 from convmlp_platform.errors import ConfigError
 from data_prep.source_config import DigitsSource
 
-Job = TrainJob | PrepareJob
+Job = TrainJob | PrepareJob | SweepJob | EvaluateJob
 Scalar = str | int | float | bool | None
 
-JOB_KINDS: dict[str, type[TrainJob] | type[PrepareJob]] = {"prepare": PrepareJob, "train": TrainJob}
+JOB_KINDS: dict[str, type[TrainJob] | type[PrepareJob] | type[SweepJob] | type[EvaluateJob]] = {
+    "prepare": PrepareJob,
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+    "sweep": SweepJob,
+}
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
@@ -39,8 +46,21 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(
             f"{path}: a job file is a mapping that begins with `kind: train` or `kind: prepare`"
         )
+    values = _with_job(values, Path(path))
     values, names, problems = apply_overrides(values, overrides)
-    return parse_job(values, str(path), names, problems)
+    return parse_job(_with_job(values, Path(path)), str(path), names, problems)
+
+
+def _with_job(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A sweep's values with those of its job in place of that job's file, so that `--set job.a.b=c` works too."""
+    named = values.get("job")
+    if values.get("kind") != "sweep" or not isinstance(named, str):
+        return values
+    file = path.parent / Path(named).expanduser()
+    job = yaml_text.parse(_read(file), str(file))
+    if not isinstance(job, dict):
+        raise ConfigError(f"{file}: job: a job file is a mapping that begins with `kind: train`")
+    return values | {"job": job}
 
 
 def parse_job(
@@ -70,7 +90,9 @@ def _kind_problem(kind: Any, given: bool) -> str:
     if not given:
         return f"required, but missing; one of {', '.join(JOB_KINDS)}"
     near = nearest(str(kind), JOB_KINDS)
-    return f"must be {' or '.join(JOB_KINDS)} (got {kind!r})" + (f"; did you mean {near}?" if near else "")
+    *others, last = JOB_KINDS
+    words = f"{', '.join(others)} or {last}"
+    return f"must be {words} (got {kind!r})" + (f"; did you mean {near}?" if near else "")
 
 
 def _read(path: Path) -> str:
@@ -109,10 +131,15 @@ def resolve_paths(job: Job) -> Job:
         ConfigError: a relative path would be lost with Ray's copy of the code, or data preparation is
             pointed at a URL.
     """
+    if isinstance(job, SweepJob):
+        return job  # its trials' paths are theirs
+    if isinstance(job, EvaluateJob):
+        return _resolved_evaluation(job)
     if isinstance(job, TrainJob):
         model, data, checkpoint = job.model, job.data, job.checkpoint
         if model.init_from is not None:
-            model = model.model_copy(update={"init_from": paths.resolve(model.init_from, "model.init_from")})
+            start = paths.resolve_model(model.init_from, "model.init_from")
+            model = model.model_copy(update={"init_from": start})
         data = data.model_copy(update={"path": paths.resolve(data.path, "data.path")})
         places = {"path": paths.resolve(checkpoint.path, "checkpoint.path")}
         if checkpoint.store is not None:
@@ -124,6 +151,17 @@ def resolve_paths(job: Job) -> Job:
         return job.model_copy(update={"output": output})
     source = job.source.model_copy(update={"path": _local(job.source.path, "source.path")})
     return job.model_copy(update={"source": source, "output": output})
+
+
+def _resolved_evaluation(job: EvaluateJob) -> EvaluateJob:
+    model = job.model.model_copy(update={"from": paths.resolve_model(job.model.source, "model.from")})
+    data = job.data.model_copy(update={"path": paths.resolve(job.data.path, "data.path")})
+    output = job.output.model_copy(update={"path": paths.resolve(job.output.path, "output.path")})
+    evaluate, labels = job.evaluate, job.evaluate.real_labels
+    if labels is not None:
+        evaluate = evaluate.model_copy(update={"real_labels": paths.resolve(labels, "evaluate.real_labels")})
+    sections = {"model": model, "data": data, "output": output, "evaluate": evaluate}
+    return job.model_copy(update=sections)
 
 
 def _local(path: Path, field: str) -> Path:

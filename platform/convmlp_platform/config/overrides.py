@@ -30,32 +30,40 @@ def apply_overrides(
 def _apply(values: dict[str, Any], override: str) -> str:
     name, equals, text = override.partition("=")
     name = name.strip()
-    keys = name.split(".")
-    if not equals or not all(keys):
+    if not equals or not all(name.split(".")):
         raise ConfigError(f"--set {override}: {_FORM}")
-    value = yaml_text.parse(text, f"--set {override}")
+    put(values, name, yaml_text.parse(text, f"--set {override}"), f"--set {override}")
+    return name
+
+
+def put(values: dict[str, Any], name: str, value: Any, origin: str) -> None:
+    """Set what the dotted `name` leads to in `values`, which are changed; missing sections are made.
+
+    Raises:
+        ConfigError: beginning with `origin`, where the name leads through a value that has no such part.
+    """
     holder: Any = values
+    keys = name.split(".")
     for depth, key in enumerate(keys):
         here = ".".join(keys[:depth])
         if isinstance(holder, list):
-            slot: Any = _list_index(holder, key, here, override)
+            slot: Any = _list_index(holder, key, here, origin)
         elif isinstance(holder, dict):
             slot = key
         else:
-            raise ConfigError(f"--set {override}: {here} is the value {holder!r} and has no fields")
+            raise ConfigError(f"{origin}: {here} is the value {holder!r} and has no fields")
         if depth == len(keys) - 1:
             holder[slot] = value
         else:
             if isinstance(holder, dict) and holder.get(slot) is None:
                 holder[slot] = {}
             holder = holder[slot]
-    return name
 
 
-def _list_index(holder: list[Any], key: str, here: str, override: str) -> int:
+def _list_index(holder: list[Any], key: str, here: str, origin: str) -> int:
     if not key.isdigit() or int(key) >= len(holder):
         raise ConfigError(
-            f"--set {override}: {here} is a list of {len(holder)}: give a number from 0 to {len(holder) - 1}"
+            f"{origin}: {here} is a list of {len(holder)}: give a number from 0 to {len(holder) - 1}"
         )
     return int(key)
 

@@ -12,6 +12,8 @@ from convmlp_platform.errors import ConfigError
 from data_prep.urls import is_url
 
 ROOT_VARIABLE = "CONVMLP_ROOT"
+REGISTRY_SCHEME = "models:/"
+"""How names of registered models begin: `models:/NAME@ALIAS`, `models:/NAME/3`."""
 
 
 def root() -> Path:
@@ -40,3 +42,8 @@ def resolve(path: str, field: str) -> str:
             f"or pass an absolute path: --set {field}=/shared/{path}"
         )
     return str(base / expanded)
+
+
+def resolve_model(text: str, field: str) -> str:
+    """A model's name for `find_model`: paths as `resolve` has them, names of registered models as they are."""
+    return text if text.startswith(REGISTRY_SCHEME) else resolve(text, field)

@@ -1,4 +1,5 @@
-"""The job file: `kind: prepare` or `kind: train`. Each option of the platform is here or in `sections`."""
+"""The job file, by its `kind`: prepare, train, evaluate, sweep. Each option of the platform is here or in the sections'
+files."""
 
 from __future__ import annotations
 
@@ -6,23 +7,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from convmlp_platform.config.evaluate import EvaluateJob
+from convmlp_platform.config.recipe import (
+    AugmentSection,
+    EvalSection,
+    LossSection,
+    OptimizerSection,
+    ScheduleSection,
+    TrainingSection,
+)
 from convmlp_platform.config.resilience import GuardSection
 from convmlp_platform.config.section import Name, Section
 from convmlp_platform.config.sections import (
-    AugmentSection,
     CheckpointSection,
     DataSection,
     EngineSection,
-    EvalSection,
     LaunchSection,
-    LossSection,
     ModelSection,
-    OptimizerSection,
-    ScheduleSection,
     TrackingSection,
     TrackingTarget,
-    TrainingSection,
 )
+from convmlp_platform.config.sweep import SweepJob
 from convmlp_platform.config.task import TaskSection
 from data_prep.config import PrepareConfig
 
@@ -75,11 +80,6 @@ class TrainJob(Section):
         """Canonical streams of the sample order (P in docs/decisions/0003)."""
         return self.data.num_streams or self.training.num_micro_batches
 
-    @property
-    def total_epochs(self) -> float:
-        """Epochs the run lasts: the schedule's span and its cool-down."""
-        return self.training.epochs + self.schedule.cooldown_epochs
-
     @model_validator(mode="after")
     def _combinations(self) -> TrainJob:
         problems = list(_combination_problems(self))
@@ -111,20 +111,28 @@ def _combination_problems(job: TrainJob) -> list[str]:
             f"micro-batches of a step: raise training.global_batch_size (={training.global_batch_size}) "
             f"or lower training.micro_batch_size (={training.micro_batch_size})"
         )
-    if job.schedule.warmup_epochs > training.epochs:
+    schedule = job.schedule
+    for name, warmup, span in (
+        ("epochs", schedule.warmup_epochs, training.epochs),
+        ("steps", schedule.warmup_steps, training.steps),
+    ):
+        if span is not None and warmup > span:
+            problems.append(
+                f"schedule.warmup_{name} (={warmup:g}) is longer than training.{name} (={span:g})"
+            )
+    augment = job.augment
+    if augment.permute != "none" and job.task.name != "classification":
         problems.append(
-            f"schedule.warmup_epochs (={job.schedule.warmup_epochs:g}) is longer than "
-            f"training.epochs (={training.epochs:g})"
+            f"augment.permute (={augment.permute}) is for task.name: classification, not {job.task.name}"
         )
-    if job.task.name != "classification" and job.tracking.register_as is not None:
+    if augment.permute == "patches" and job.data.image_size % augment.permute_patch:
         problems.append(
-            f"tracking.register_as: only classifiers can be registered, and task.name is {job.task.name}: leave it out "
-            "(the checkpoints hold the weights)"
+            f"augment.permute_patch (={augment.permute_patch}) must divide data.image_size (={job.data.image_size})"
         )
     if job.engine.precision == "fp16" and job.launch.use_gpu is False:
         problems.append("engine.precision: fp16 needs GPUs, but launch.use_gpu is false: use bf16 or fp32")
     return problems
 
 
-JobSpec = Annotated[PrepareJob | TrainJob, Field(discriminator="kind")]
-JOB_ADAPTER: TypeAdapter[PrepareJob | TrainJob] = TypeAdapter(JobSpec)
+JobSpec = Annotated[PrepareJob | TrainJob | SweepJob | EvaluateJob, Field(discriminator="kind")]
+JOB_ADAPTER: TypeAdapter[PrepareJob | TrainJob | SweepJob | EvaluateJob] = TypeAdapter(JobSpec)

@@ -1,4 +1,5 @@
-"""The sections of a training job: one frozen class each, every field with its unit and meaning.
+"""The sections of a training job beside its recipe (`config.recipe`): one frozen class each, every field with its unit
+and meaning.
 
 A section checks its own values; combinations of sections are checked in `config.schema`.
 """
@@ -13,6 +14,8 @@ from convmlp_platform.config.resilience import HangSection, RestartsSection
 from convmlp_platform.config.section import Name, PositiveInt, Probability, Section
 
 DEFAULT_ZERO_STAGE: Literal[2] = 2
+Channels = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0.0)]
 
 
 class ModelSection(Section):
@@ -22,7 +25,9 @@ class ModelSection(Section):
     num_classes: PositiveInt | None = Field(None, description="default: the dataset's number of classes")
     drop_path_rate: Probability | None = Field(None, description="stochastic depth; default: the model's own")
     init_from: str | None = Field(
-        None, description=".pth or .safetensors file to start from; the head is replaced if it differs"
+        None,
+        description="weights to start from: models:/NAME@ALIAS or /VERSION, a run's folder, a checkpoint (path or "
+        "URL), a model bundle, or a .pth, .npz or .safetensors file; a head of other classes is replaced",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of the model, e.g. {stem_stride: 2}"
@@ -42,6 +47,12 @@ class DataSection(Section):
     train_split: str = "train"
     eval_split: str = "val"
     image_size: int = Field(224, ge=8, description="pixels, height and width of a training image")
+    mean: Channels | None = Field(
+        None, description="of red, green and blue in 0..1, subtracted from pixels; default: the dataset's own"
+    )
+    std: tuple[Positive, Positive, Positive] | None = Field(
+        None, description="of red, green and blue, which pixels are divided by; default: the dataset's own"
+    )
     num_workers: int = Field(
         2, ge=0, description="reader processes per training worker; 0 reads in the training process"
     )
@@ -71,109 +82,6 @@ class DataSection(Section):
     read_ahead: int = Field(
         2, ge=0, description="shuffle windows of each stream fetched before they are needed"
     )
-
-
-class AugmentSection(Section):
-    """What happens to a training image, and to a batch of them. Default: nothing but crop and flip."""
-
-    crop: Literal["random_resized", "pad", "none"] = Field(
-        "random_resized", description="pad: mirror the edges outwards, then a random crop"
-    )
-    scale: tuple[float, float] = Field(
-        (0.08, 1.0), description="share of the area a random-resized crop takes"
-    )
-    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a random-resized crop")
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
-    pad: int = Field(4, ge=0, description="pixels added on each side by crop: pad")
-    hflip: Probability = 0.5
-    color_jitter: float = Field(0.0, ge=0.0)
-    rand_augment: str | None = Field(None, description="timm's notation, e.g. rand-m9-mstd0.5-inc1")
-    random_erasing: Probability = 0.0
-    mixup: float = Field(0.0, ge=0.0, description="alpha of mixup; 0 switches it off")
-    cutmix: float = Field(0.0, ge=0.0, description="alpha of cutmix; 0 switches it off")
-    mix_prob: Probability = Field(1.0, description="chance that a micro-batch is mixed at all")
-    mix_switch_prob: Probability = Field(0.5, description="chance of cutmix where both are on")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether batches are mixed (mixup or cutmix)."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
-
-
-class EvalSection(Section):
-    """How held-out images are prepared and how often they are looked at."""
-
-    every_epochs: PositiveInt = 1
-    batch_size: PositiveInt | None = Field(
-        None, description="images a forward pass; default: training.micro_batch_size"
-    )
-    crop_pct: float = Field(
-        0.875, gt=0.0, le=1.0, description="share of the resized short side that the centre crop keeps"
-    )
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-
-
-class LossSection(Section):
-    """Cross entropy and its softening."""
-
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-
-
-class OptimizerSection(Section):
-    """The optimizer, by timm's names; 1-D tensors and biases are never decayed."""
-
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(
-        gt=0.0, description="peak learning rate for the global batch; never rescaled behind your back"
-    )
-    weight_decay: float = Field(0.05, ge=0.0)
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0.0)
-    momentum: Probability = Field(0.9, description="sgd only")
-
-
-class ScheduleSection(Section):
-    """Learning rate as a function of samples seen."""
-
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0.0)
-    warmup_lr: float = Field(0.0, ge=0.0, description="learning rate at the first step")
-    min_lr: float = Field(0.0, ge=0.0, description="learning rate at the end of the decay")
-    cooldown_epochs: float = Field(0.0, ge=0.0, description="epochs at min_lr, added after training.epochs")
-
-
-class TrainingSection(Section):
-    """How long, and how large a step is."""
-
-    epochs: float = Field(gt=0.0)
-    max_steps: PositiveInt | None = Field(
-        None, description="stop after this many steps; the schedule still spans `epochs`"
-    )
-    global_batch_size: PositiveInt = Field(description="samples in one optimizer step, over all workers")
-    micro_batch_size: PositiveInt = Field(
-        description="samples in one forward pass; BatchNorm and mixup see just these"
-    )
-    clip_grad_norm: float | None = Field(
-        None, gt=0.0, description="maximum L2 norm of the gradient of a step"
-    )
-    ema_decay: float | None = Field(
-        None, gt=0.0, lt=1.0, description="keep an average of the weights and evaluate that"
-    )
-    log_every_steps: PositiveInt = 10
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches in one optimizer step, over all workers."""
-        return self.global_batch_size // self.micro_batch_size
-
-    @model_validator(mode="after")
-    def _micro_divides_global(self) -> TrainingSection:
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size (={self.global_batch_size}) must be a multiple of "
-                f"micro_batch_size (={self.micro_batch_size})"
-            )
-        return self
 
 
 class EngineSection(Section):

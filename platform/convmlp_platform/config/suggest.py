@@ -23,6 +23,7 @@ _OTHER_WORDS = {
     "max_grad_norm": "training.clip_grad_norm",
     "mixed_precision": "engine.precision",
     "num_gpus": "launch.num_workers",
+    "max_iters": "training.steps",
     "num_train_epochs": "training.epochs",
     "opt": "optimizer.name",
     "output_dir": "checkpoint.path",
@@ -32,7 +33,7 @@ _OTHER_WORDS = {
     "save_steps": "checkpoint.every_steps",
     "save_total_limit": "checkpoint.keep",
     "smoothing": "loss.label_smoothing",
-    "warmup_steps": "schedule.warmup_epochs",
+    "warmup_steps": "schedule.warmup_steps",
     "world_size": "launch.num_workers",
 }
 

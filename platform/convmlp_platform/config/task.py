@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -15,6 +16,17 @@ DATASETS = {
     "semantic_fpn": "segmentation",
 }
 """Task → the task that its dataset must be prepared for."""
+
+BEST_METRICS = {
+    "classification": "top1",
+    "retinanet": "box_ap",
+    "mask_rcnn": "mask_ap",
+    "semantic_fpn": "miou",
+}
+"""Task → the metric by which its models are compared (the tasks' own `best_metric`)."""
+
+# What has masks has boxes too, and is judged by its masks.
+_JUDGED_BY = ("top1", "mask_ap", "box_ap", "miou")
 
 Side = Annotated[int, Field(ge=32)]
 
@@ -55,3 +67,9 @@ class TaskSection(Section):
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale (={list(self.scale)}) must be a range of positive factors")
         return self
+
+
+def best_score(metrics: Mapping[str, float]) -> tuple[str, float] | None:
+    """Of an evaluation's `eval/...`, the name (without that) and value of the one by which models are compared."""
+    found = [(name, metrics[f"eval/{name}"]) for name in _JUDGED_BY if f"eval/{name}" in metrics]
+    return found[0] if found else None

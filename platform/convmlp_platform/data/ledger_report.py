@@ -61,6 +61,7 @@ class LedgerReport:
     Args:
         run: the run's name.
         num_samples: of the dataset's split.
+        repeats: uses of a sample one after the other (augment.repeats), each counted in an epoch of its own.
         attempts: starts of training that left a record.
         spans: the line of attempts that survived, oldest first; its last `stop` is how far the proof goes.
         samples: uses of samples on that line.
@@ -76,6 +77,7 @@ class LedgerReport:
 
     run: str
     num_samples: int
+    repeats: int
     attempts: int
     spans: list[Span]
     samples: int
@@ -157,7 +159,8 @@ class LedgerReport:
         if not self.ok:
             return f"NOT PROVEN: {sum(self.findings.counts.values()):,} problems"
         checked = ", every payload the dataset's" if self.checked_payloads else ""
-        return f"proven up to step {self.steps}: each sample exactly once an epoch, in its place{checked}"
+        law = "once an epoch" if self.repeats == 1 else f"{self.repeats} times in {self.repeats} epochs"
+        return f"proven up to step {self.steps}: each sample exactly {law}, in its place{checked}"
 
 
 def _some(lines: list[str]) -> list[str]:

@@ -41,9 +41,11 @@ def ordered_words(order: SampleOrder, global_batch_size: int, steps: range) -> N
     return words.reshape(len(steps), global_batch_size)
 
 
-def complete_epochs(num_samples: int, num_streams: int, global_batch_size: int, steps: int) -> int:
-    """Epochs that all streams are through with: the longest has ceil(num_samples / num_streams) places."""
-    return steps * (global_batch_size // num_streams) // -(-num_samples // num_streams)
+def complete_epochs(order: SampleOrder, global_batch_size: int, steps: int) -> int:
+    """Epochs that all streams are through with: the longest has ceil(num_samples / num_streams) places. Those that go
+    on at once (`SampleOrder.repeats`) end together."""
+    turns = steps * (global_batch_size // order.num_streams) // order.repeats
+    return turns // -(-order.num_samples // order.num_streams) * order.repeats
 
 
 @dataclass

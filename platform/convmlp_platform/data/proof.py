@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.config.identity import ORDER_VERSION, identity_of
+from convmlp_platform.config.identity import ORDER_VERSION, identity_of, stored_value
 from convmlp_platform.data.epoch_counts import EpochCounts
 from convmlp_platform.data.ledger import LedgerHeader
 from convmlp_platform.data.ledger_line import check_attempts, check_checkpoints, surviving_line
@@ -64,11 +64,12 @@ def check_ledger(
     counts = EpochCounts(order.num_samples)
     walk = Walk(order, batch, header.micro_batch_size, findings, payloads, counts)
     _follow(spans, attempts, walk, progress)
-    complete = complete_epochs(order.num_samples, order.num_streams, batch, spans[-1].stop)
+    complete = complete_epochs(order, batch, spans[-1].stop)
     walk.end(complete)
     return LedgerReport(
         run=run.resolve().name,
         num_samples=order.num_samples,
+        repeats=order.repeats,
         attempts=len(attempts),
         spans=spans,
         samples=walk.samples,
@@ -110,7 +111,7 @@ def _check_belongs(run: Path, attempts: dict[int, Attempt]) -> None:
         )
     for attempt in attempts.values():
         for name, found in _facts(attempt.header).items():
-            wanted = identity_of(fields) if name == "identity" else fields.get(name)
+            wanted = identity_of(fields) if name == "identity" else stored_value(fields, name)
             if found != wanted:
                 raise DataError(
                     f"{run}: the ledger of attempt {attempt.number} is of another run: "
@@ -128,6 +129,7 @@ def _facts(header: LedgerHeader) -> dict[str, Any]:
         "data.num_streams": header.order.num_streams,
         "data.shuffle_block": header.order.block,
         "data.shuffle_window": header.order.window,
+        "augment.repeats": header.order.repeats,
         "training.global_batch_size": header.global_batch_size,
         "training.micro_batch_size": header.micro_batch_size,
     }

@@ -54,7 +54,7 @@ class ReadAhead:
     def steps_ahead(self) -> int:
         """Steps that `windows` shuffle windows of a stream last."""
         per_stream = self.global_batch_size // self.order.num_streams
-        return -(-self.windows * self.order.window // per_stream)
+        return -(-self.windows * self.order.window * self.order.repeats // per_stream)
 
     @contextmanager
     def running(self, start: int, stop: int) -> Iterator[Progress]:

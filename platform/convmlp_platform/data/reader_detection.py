@@ -20,8 +20,8 @@ class DetectionReading(TaskReading):
     """Of each image: `boxes` [n, 4] float32 left, top, right, bottom in its pixels, `labels` [n] int64, `masks` as bits
     (convmlp.bit_masks) where the transform wants them, `image_id`, and `size`, height and width as published.
 
-    Crowds are left out, and objects that the preparation calls unusable: without area, outside the image. Evaluation
-    adds `objects`, everything as published.
+    Crowds are left out, and objects that preparation has listed as unusable (`odd_objects.jsonl`): without area,
+    outside the image. Boxes are cut at the image's edge. Evaluation adds `objects`, everything as published.
 
     Args:
         class_ids: category ids by label.

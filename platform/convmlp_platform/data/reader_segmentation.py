@@ -14,7 +14,7 @@ from convmlp_platform.data.reader_classification import FixedDraft
 from convmlp_platform.data.reader_task import Draft, RowsDraft, TaskReading
 from convmlp_platform.data.split import Payload
 from data_prep.errors import RejectedSample
-from data_prep.masks import read_mask
+from data_prep.masks import check_values, read_mask
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,5 @@ def _label_map(payload: Payload, num_classes: int) -> NDArray[np.uint8]:
         raise RejectedSample(
             f"the mask has {values.shape[1]} x {values.shape[0]} pixels, the image {payload.width} x {payload.height}"
         )
-    if (largest := int(values.max())) > num_classes:
-        row, column = np.argwhere(values == largest)[0].tolist()
-        raise RejectedSample(
-            f"the mask has value {largest} at row {row}, column {column}: it is none of 0 (ignore) and the dataset's "
-            f"{num_classes} classes"
-        )
+    check_values(values, num_classes)
     return values - np.uint8(1)  # 0 wraps around to 255

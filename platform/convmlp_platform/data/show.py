@@ -16,6 +16,7 @@ from convmlp_platform.pictures.class_histogram import class_histogram, save_figu
 from convmlp_platform.pictures.contact_sheet import contact_sheet
 from convmlp_platform.pictures.style import FAINT, Color
 from data_prep.manifest import DatasetManifest
+from data_prep.object_report import ODD_OBJECTS_NAME, describe, objects_of
 
 _COLUMNS = {"classification": 6, "detection": 3, "segmentation": 3}
 _COUNT = {"classification": 36, "detection": 12, "segmentation": 12}
@@ -146,6 +147,10 @@ def _lines(view: SplitView, found: ClassCounts) -> list[str]:
             + (f"; {empty:,} classes don't occur" if empty > 1 else "")
         )
     lines.append(f"  sizes     {_sizes(view)}")
+    if objects := objects_of(manifest):
+        lines.append(
+            f"  objects   {describe(objects)}" + (f", see {ODD_OBJECTS_NAME}" if objects.has_odd else "")
+        )
     if rejected:
         lines.append(f"  rejected  {rejected:,} images of the source, see rejected.jsonl")
     return lines

@@ -13,12 +13,12 @@ from convmlp_platform.data.block_cache import CacheOptions
 from convmlp_platform.data.columns import Columns, read_columns
 from convmlp_platform.data.open_storage import open_storage
 from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp_platform.data.truth import areas_of, objects_of
 from convmlp_platform.pictures.annotate import draw_classes, draw_objects, resized
 from convmlp_platform.pictures.contact_sheet import Cell, fit
 from convmlp_platform.pictures.style import Color, class_color
 from data_prep.annotations import Detection, parse_detection
 from data_prep.manifest import DatasetManifest
-from data_prep.masks import read_mask
 
 ROOM = {"classification": (168, 168), "detection": (440, 360), "segmentation": (440, 360)}
 """Width and height of a sample's picture, pixels."""
@@ -85,7 +85,7 @@ class SplitView:
         annotation = self.split.annotation(sample)
         if self.task == "detection":
             return parse_detection(annotation, self.manifest.class_ids).labels
-        return self._present(_classes_of(annotation))
+        return self._present(areas_of(annotation))
 
     def cell(self, sample: int) -> tuple[Cell, set[int]]:
         """The sample as a picture of at most `ROOM`, and the labels that are seen in it."""
@@ -96,7 +96,7 @@ class SplitView:
             return Cell(resized(image, scale), names[label], key), {label}
         annotation = self.split.annotation(sample)
         if self.task == "segmentation":
-            classes = _classes_of(annotation)
+            classes = areas_of(annotation)
             present = self._present(classes).tolist()
             ignored = float((classes < 0).mean())
             caption = f"{len(present)} classes" + (f", {ignored:.0%} ignored" if ignored >= 0.005 else "")
@@ -104,13 +104,10 @@ class SplitView:
             return Cell(picture, caption, key), set(present)
         found = parse_detection(annotation, self.manifest.class_ids)
         labels = found.labels.tolist()
+        objects = objects_of(found)
+        colors = [self.colors[label] for label in labels]
         picture = draw_objects(
-            image,
-            _corners(found),
-            _captions(found, names),
-            [self.colors[label] for label in labels],
-            [found.mask(position) for position in range(len(labels))],
-            scale=scale,
+            image, objects.boxes, _captions(found, names), colors, objects.masks, scale=scale
         )
         return Cell(picture, _listed([names[label] for label in labels]), key), set(labels)
 
@@ -131,18 +128,6 @@ class SplitView:
     def _present(self, classes: NDArray[np.integer]) -> NDArray[np.int64]:
         labels = np.unique(classes).astype(np.int64)
         return labels[(labels >= 0) & (labels < self.manifest.num_classes)]
-
-
-def _classes_of(mask: bytes) -> NDArray[np.int16]:
-    """Classes by pixel, shape (height, width): 0..n-1, -1 is ignored."""
-    return read_mask(mask).astype(np.int16) - 1
-
-
-def _corners(found: Detection) -> NDArray[np.float64]:
-    """Left, top, right, bottom, shape (n, 4)."""
-    boxes = found.boxes.copy()
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
 
 
 def _captions(found: Detection, names: list[str]) -> list[str]:

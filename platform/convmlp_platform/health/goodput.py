@@ -16,13 +16,12 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
+from convmlp_platform.config.task import best_score
 from convmlp_platform.health.events import read_events
 from convmlp_platform.health.goodput_history import History, Start, history_of
 from convmlp_platform.health.goodput_interruptions import Interruption, interruptions_of
 from convmlp_platform.health.goodput_log import GoodputFile, read_logs
 from convmlp_platform.health.goodput_slices import Slice, TimeClass, slices_of, surviving_stops
-
-ACCURACY = "eval/top1"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Goodput:
     """The account of a run; seconds are those of workers, except for `wall_s` and `down_s`.
 
     `unrecorded_s`: seconds of which nobody wrote down what they were (a log is missing); they are classified by what
-    the other ranks did then, or else as lost work.
+    the other ranks did then, or else as lost work. `accuracy`: the best of all evaluations, per cent, of the metric
+    by which the task's models are compared (`accuracy_metric`: top1, box_ap, mask_ap, miou).
     """
 
     history: History
@@ -52,6 +52,7 @@ class Goodput:
     unrecorded_s: float
     accuracy: float | None
     price: Price | None
+    accuracy_metric: str | None = None
 
     @cached_property
     def seconds(self) -> dict[TimeClass, float]:
@@ -111,7 +112,7 @@ class Goodput:
 
     @property
     def cost_per_point(self) -> float | None:
-        """Cost of a point (per cent) of the best top-1 accuracy; None without a price or an evaluation."""
+        """Cost of a point (per cent) of the best accuracy; None without a price or an evaluation."""
         return None if self.price is None or not self.accuracy else self.price.of(self.paid_s) / self.accuracy
 
     def metrics(self) -> dict[str, float]:
@@ -141,6 +142,7 @@ class Goodput:
             ],
             "interruptions": [asdict(one) for one in self.interruptions],
             "accuracy": self.accuracy,
+            "accuracy_metric": self.accuracy_metric,
             "money": None if self.price is None else self._money(self.price),
         }
 
@@ -164,6 +166,7 @@ def account(
     lengths = [(s.end or s.begin) - s.begin for s in history.sessions]
     whole = (history.sessions[-1].end or 0.0) - history.sessions[0].begin if lengths else 0.0
     wall = fsum(lengths)
+    metric, accuracy = _best_accuracy(files)
     return Goodput(
         history,
         slices,
@@ -171,8 +174,9 @@ def account(
         wall,
         max(0.0, whole - wall),
         fsum((piece.end - piece.begin) * len(piece.workers) for piece in slices if not piece.recorded),
-        _best_accuracy(files),
+        accuracy,
         price or _price(files),
+        metric,
     )
 
 
@@ -197,9 +201,11 @@ def _sums(slices: Iterable[Slice]) -> dict[TimeClass, float]:
     return {kind: fsum(seconds) for kind, seconds in found.items()}
 
 
-def _best_accuracy(files: Sequence[GoodputFile]) -> float | None:
-    found = [line.metrics[ACCURACY] for file in files for line in file.lines if ACCURACY in line.metrics]
-    return max(found, default=None)
+def _best_accuracy(files: Sequence[GoodputFile]) -> tuple[str | None, float | None]:
+    """The metric and its best value."""
+    scores = (best_score(line.metrics) for file in files for line in file.lines)
+    found = [score for score in scores if score is not None]
+    return max(found, key=lambda score: score[1]) if found else (None, None)
 
 
 def _price(files: Sequence[GoodputFile]) -> Price | None:

@@ -145,7 +145,7 @@ def _money(found: Goodput) -> list[str]:
         lines.append(f"  the last failure cost {_amount(last)} {price.currency}")
     if point is not None:
         lines.append(
-            f"  a point of top-1 accuracy ({found.accuracy:.2f} %) {_amount(point)} {price.currency}"
+            f"  a point of {found.accuracy_metric} ({found.accuracy:.2f} %) {_amount(point)} {price.currency}"
         )
     return lines
 

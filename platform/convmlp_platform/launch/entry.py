@@ -7,8 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.load import resolve_paths
 from convmlp_platform.config.schema import PrepareJob, TrainJob
+from convmlp_platform.config.sweep import SweepJob
 from convmlp_platform.errors import ConfigError, DataError, LaunchError
 from convmlp_platform.launch import messages
 from data_prep.errors import DataPrepError
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from convmlp_platform.launch.capacity import Node
 
 
-def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
+def launch(job: PrepareJob | TrainJob | EvaluateJob | SweepJob, *, use_ray: bool) -> int:
     """Run `job` to its end and print what came of it; returns the exit code (0, or 128 + the signal that
     ended it).
 
@@ -28,6 +30,16 @@ def launch(job: PrepareJob | TrainJob, *, use_ray: bool) -> int:
     job = resolve_paths(job)
     if isinstance(job, PrepareJob):
         return _prepare(job, use_ray)
+    if isinstance(job, EvaluateJob):
+        from convmlp_platform.launch.evaluation import evaluate
+
+        return evaluate(job, use_ray=use_ray)
+    if isinstance(job, SweepJob):
+        if not use_ray:
+            raise LaunchError("--no-ray: a sweep needs Ray, which starts its trials")
+        from convmlp_platform.launch.sweep import launch_sweep
+
+        return launch_sweep(job)
     return _train_on_ray(job) if use_ray else _train_here(job)
 
 

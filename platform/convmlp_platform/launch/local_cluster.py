@@ -128,7 +128,8 @@ class LocalCluster:
             f"--dashboard-port={dashboard_port}",
         ]
         self._nodes.append(self._spawn_node(0, [*head, f"--ray-client-server-port={client_port}"]))
-        self._wait(lambda: _answers("127.0.0.2", port), "its control service")
+        # A node that joins gives up after 10 s without the head's own node, which a busy machine brings up later.
+        self._wait(lambda: self._started(0), "its head")
         for node in range(1, self.num_nodes):
             self._nodes.append(self._spawn_node(node, self._join_arguments))
         self._wait(lambda: all(map(self._started, range(self.num_nodes))), "all nodes")

@@ -14,6 +14,7 @@ from convmlp_platform.errors import PlatformError
 from convmlp_platform.tracking.preparation import Preparation, PreparationTracker
 from data_prep.folder import REJECTED_NAME
 from data_prep.manifest import DatasetManifest
+from data_prep.object_report import ODD_OBJECTS_NAME
 
 PICTURES = "pictures"
 """Folder in the dataset's own."""
@@ -31,7 +32,8 @@ def record(
         say: gets a line for each thing the user should know.
     """
     folder = job.output.path
-    artifacts = ((folder / REJECTED_NAME, ""), (folder / PICTURES, PICTURES))
+    listed = (REJECTED_NAME, ODD_OBJECTS_NAME)
+    artifacts = (*((folder / name, "") for name in listed), (folder / PICTURES, PICTURES))
     preparation = Preparation(job.name, flatten(job), folder, manifest, seconds, artifacts)
     tracker = PreparationTracker(job.tracking, preparation)
     try:

@@ -28,6 +28,7 @@ from convmlp_platform.launch.signals import Interrupted, StopSignals
 from convmlp_platform.launch.warm_modules import modules_for
 from convmlp_platform.launch.worker_group import Member, WorkerGroup
 from convmlp_platform.training.incidents import open_incident
+from convmlp_platform.training.initial_weights import keep_weights
 from convmlp_platform.training.run_folder import RunFolder, run_path
 
 # Before a run goes on with fewer workers: Ray takes a moment to give back the room of those that were lost.
@@ -40,8 +41,10 @@ _REPLACE_S, _HURRY_S = 30.0, 45.0
 _LONGEST_PAUSE_S = 30.0
 
 
-def train(job: TrainJob, *, use_gpu: bool) -> dict[str, Any]:
+def train(job: TrainJob, *, use_gpu: bool, signals: StopSignals | None = None) -> dict[str, Any]:
     """Run `job` on the connected cluster to its end, through whatever happens on the way.
+
+    `signals` takes the place of the process's own, where this isn't its main thread.
 
     Returns the summary of `launch.summary.summary_of`, with `restarts` (cause → how many).
 
@@ -52,8 +55,9 @@ def train(job: TrainJob, *, use_gpu: bool) -> dict[str, Any]:
     """
     settled = job.model_copy(update={"launch": job.launch.model_copy(update={"use_gpu": use_gpu})})
     folder = RunFolder(run_path(job), "")
-    signals = StopSignals()
+    signals = signals or StopSignals()
     with signals.listening(), quiet_deaths(), lease(folder.path) as lost:
+        keep_weights(job)  # here, as workers may not reach what the driver does
         return Supervisor(settled, use_gpu, folder, signals, lost).run()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from convmlp_platform.pictures.style import Color, font, ink_on
+from convmlp_platform.pictures.style import PAPER, Color, font, ink_on
 
 _TEXT = 12
 _PADDING = 3
@@ -19,6 +19,10 @@ _MASK_OPACITY = 0.35
 _AREA_OPACITY = 0.6
 _SMALLEST_NAMED_AREA = 0.02
 """Share of the picture below which a class's area isn't named inside the picture."""
+_SMALL_BOX = 2.0
+"""A box of less than so many times a name's area would disappear under one: names stay off it."""
+_DASH = 6
+_EDGE: Color = (20, 22, 26)
 
 Rectangle = tuple[float, float, float, float]
 
@@ -30,30 +34,41 @@ def draw_objects(
     colors: Sequence[Color],
     masks: Sequence[NDArray[np.integer] | NDArray[np.bool_] | None] = (),
     *,
+    dashed: Sequence[bool] = (),
     scale: float = 1.0,
 ) -> Image.Image:
     """Boxes with names, and masks with their outlines, over an image that is first enlarged by `scale`.
 
+    Boxes without a name are allowed: an empty text draws none.
+
     Args:
         image: RGB.
         boxes: shape (n, 4), pixels of `image`: left, top, right, bottom (torchvision's xyxy).
-        names: n texts; a name that would lie on another one is left out, its box's colour remains.
+        names: n texts; a name that would lie on another one or hide a small box is left out, its box's colour
+            remains.
         colors: n colours.
         masks: none, or n arrays of shape (height, width), true or 1 on the object; None where an object has no mask.
+        dashed: none, or n values: broken lines, and no mask.
         scale: drawing after enlarging keeps lines and letters sharp.
     """
     picture = resized(image, scale)
+    broken = [*dashed, *[False] * (len(names) - len(dashed))]
     order = np.argsort([-(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], kind="stable").tolist()
     for i in order:
-        if i < len(masks) and (mask := masks[i]) is not None:
+        if i < len(masks) and (mask := masks[i]) is not None and not broken[i]:
             _blend_mask(picture, mask, colors[i])
     draw = ImageDraw.Draw(picture)
     corners = {i: _inside(picture, boxes[i] * scale) for i in order}
     for i in order:
-        draw.rectangle(corners[i], outline=colors[i], width=2)
+        _outline(draw, corners[i], colors[i], broken[i])
     taken: list[Rectangle] = []
     for i in order:
-        place = _place(corners[i], names[i], picture.size, taken)
+        if not names[i]:
+            continue
+        small = [
+            box for box in corners.values() if _area(box) < _SMALL_BOX * _area((0, 0, *_tag_size(names[i])))
+        ]
+        place = _place(corners[i], names[i], picture.size, [*taken, *small])
         if place is not None:
             taken.append(place)
             _tag(draw, place, names[i], colors[i])
@@ -74,7 +89,7 @@ def draw_classes(
     Args:
         image: RGB.
         labels: shape (height, width); 0..n-1, anything else is left as it is (ignored pixels).
-        names: n class names.
+        names: n class names; an empty one is not written.
         colors: n colours.
         scale: the image is enlarged by it first.
         opacity: of the colours, 0..1.
@@ -92,6 +107,8 @@ def draw_classes(
     for label in np.argsort(-counts, kind="stable").tolist():
         if counts[label] < _SMALLEST_NAMED_AREA * shown.size:
             break
+        if not names[label]:
+            continue
         x, y = _middle(shown == label)
         width, height = _tag_size(names[label])
         place = _shifted((x - width / 2, y - height / 2, x + width / 2, y + height / 2), picture.size)
@@ -143,18 +160,51 @@ def _inside(picture: Image.Image, box: NDArray[np.floating]) -> Rectangle:
     return x0, y0, max(min(x1, right), x0), max(min(y1, bottom), y0)
 
 
+def _outline(draw: ImageDraw.ImageDraw, box: Rectangle, color: Color, broken: bool) -> None:
+    """Two pixels of colour: with a dark edge, but for tiny boxes, so that it is seen on any ground; or in turn with
+    white."""
+    x0, y0, x1, y1 = box
+    if not broken:
+        if min(x1 - x0, y1 - y0) >= _TEXT:
+            draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_EDGE)
+        draw.rectangle(box, outline=color, width=2)
+        return
+    for start, end in (
+        ((x0, y0), (x1, y0)),
+        ((x1, y0), (x1, y1)),
+        ((x1, y1), (x0, y1)),
+        ((x0, y1), (x0, y0)),
+    ):
+        draw.line((*start, *end), fill=PAPER, width=2)
+        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+        steps = [min(1.0, at / max(length, 1.0)) for at in np.arange(0, length + _DASH, _DASH)]
+        for first, last in zip(steps[::2], steps[1::2], strict=False):
+            ends = [
+                (start[axis] + share * (end[axis] - start[axis]))
+                for share in (first, last)
+                for axis in (0, 1)
+            ]
+            draw.line(ends, fill=color, width=2)
+
+
+def _area(box: Rectangle) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
 def _tag_size(text: str) -> tuple[float, float]:
     return font(_TEXT).getlength(text) + 2 * _PADDING, _TEXT + 2 * _PADDING
 
 
 def _place(box: Rectangle, text: str, size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle | None:
-    """Where a box's name goes: above it, inside at its top, below it, inside at its bottom; the first that's free."""
+    """Where a box's name goes: above it, inside at its top, below it, inside at its bottom, beside it; the first that
+    is free."""
     width, height = _tag_size(text)
-    x0, y0, _, y1 = box
-    for top in (y0 - height, y0, y1, y1 - height):
+    x0, y0, x1, y1 = box
+    above_or_in = [(x0, y0 - height), (x0, y0), (x0, y1 + 1), (x0, y1 - height)]
+    for left, top in [*above_or_in, (x1 + 1, y0), (x0 - width - 1, y0)]:
         if top < 0 or top + height > size[1]:
             continue
-        place = _shifted((x0, top, x0 + width, top + height), size)
+        place = _shifted((left, top, left + width, top + height), size)
         if not any(_overlap(place, other) for other in taken):
             return place
     return None

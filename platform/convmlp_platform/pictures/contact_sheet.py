@@ -17,11 +17,15 @@ _TITLE, _SUBTITLE, _CAPTION, _NOTE = 22, 13, 13, 11
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture, at most as large as the sheet's cells; its caption (the label); a smaller note below."""
+    """One picture, at most as large as the sheet's cells; its caption (the label); smaller lines below: a detail, a
+    note; and the colours of its caption and its frame."""
 
     picture: Image.Image
     caption: str
     note: str = ""
+    detail: str = ""
+    ink: Color = INK
+    frame: Color = FRAME
 
 
 def fit(size: tuple[int, int], room: tuple[int, int]) -> float:
@@ -53,7 +57,8 @@ def contact_sheet(
     columns = max(1, min(columns, len(cells)))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.picture.height for cell in row) for row in rows]
-    text_height = 6 + _CAPTION + 4 + (_NOTE + 4 if any(cell.note for cell in cells) else 0)
+    lines = any(cell.note for cell in cells) + any(cell.detail for cell in cells)
+    text_height = 6 + _CAPTION + 4 + lines * (_NOTE + 4)
     top = _MARGIN + _TITLE + 8 + (_SUBTITLE + 8 if subtitle else 0) + 10
     headline = max(font(_TITLE, True).getlength(title), font(_SUBTITLE).getlength(subtitle))
     width = max(2 * _MARGIN + columns * room[0] + (columns - 1) * _GAP, math.ceil(headline) + 2 * _MARGIN)
@@ -78,10 +83,18 @@ def _paste_cell(page: Image.Image, cell: Cell, at: tuple[int, int], room: tuple[
     left, top = x + (room[0] - cell.picture.width) // 2, y + (room[1] - cell.picture.height) // 2
     page.paste(cell.picture, (left, top))
     frame = (left - 1, top - 1, left + cell.picture.width, top + cell.picture.height)
-    ImageDraw.Draw(page).rectangle(frame, outline=FRAME)
+    ImageDraw.Draw(page).rectangle(frame, outline=cell.frame)
+    if cell.frame != FRAME:
+        ImageDraw.Draw(page).rectangle(
+            (left - 3, top - 3, frame[2] + 2, frame[3] + 2), outline=cell.frame, width=3
+        )
     line = y + room[1] + 6
-    _centred(page, cell.caption, x, line, room[0], _CAPTION, INK)
-    _centred(page, cell.note, x, line + _CAPTION + 4, room[0], _NOTE, FAINT, keep_end=True)
+    _centred(page, cell.caption, x, line, room[0], _CAPTION, cell.ink)
+    line += _CAPTION + 4
+    if cell.detail:
+        _centred(page, cell.detail, x, line, room[0], _NOTE, INK)
+        line += _NOTE + 4
+    _centred(page, cell.note, x, line, room[0], _NOTE, FAINT, keep_end=True)
 
 
 def _centred(

@@ -14,6 +14,8 @@ INK: Color = (28, 30, 34)
 FAINT: Color = (120, 124, 132)
 FRAME: Color = (226, 228, 232)
 ACCENT: Color = (46, 104, 178)
+WRONG: Color = (196, 78, 0)
+"""What is wrong: never told by this colour alone (vermilion stays apart from blue and grey for colour-blind eyes)."""
 
 # Ten colours that are told apart at a glance, also by most colour-blind eyes (Tableau 10, 2016); then generated.
 _FIRST: tuple[Color, ...] = (

@@ -1,7 +1,7 @@
 """The portable model: a folder with `model.safetensors` and `bundle.json`, all that a prediction needs.
 
-The JSON holds the model's name and options, the classes and how images are prepared, so nothing of the job
-that trained it is needed to use it, and loading it runs no code from the folder.
+The JSON holds the model's name and options, its task, the classes and how images are prepared, so nothing of the
+job that trained it is needed to use it, and loading it runs no code from the folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.task_spec import ClassificationSpec, DetectionSpec, TaskSpec
 
 WEIGHTS_NAME, SPEC_NAME = "model.safetensors", "bundle.json"
 
@@ -27,17 +28,23 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = Field(2, description="1 knew classification only")
+    task: TaskSpec = ClassificationSpec()
     model: str = Field(description="a name for convmlp.create_model")
     options: dict[str, Any] = Field(default_factory=dict, description="its further arguments")
     num_classes: int = Field(gt=0)
     classes: tuple[str, ...] = Field(description="names, in the order of the logits")
-    image_size: int = Field(gt=0, description="pixels, height and width")
+    image_size: int = Field(
+        gt=0,
+        description="pixels: height and width in classification, else the shorter side (see task.max_side)",
+    )
     channels: Literal[3] = 3
     mean: tuple[float, float, float] = Field(description="of pixels in [0, 1]")
     std: tuple[float, float, float]
-    crop_pct: float = Field(0.875, gt=0, le=1, description="share of the resized short side that is kept")
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_pct: float = Field(
+        0.875, gt=0, le=1, description="classification: share of the resized short side that is kept"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="classification")
     provenance: dict[str, Any] = Field(
         default_factory=dict, description="run name, dataset digest, step, metrics... of the training"
     )
@@ -46,6 +53,10 @@ class BundleSpec(BaseModel):
     def _one_name_a_class(self) -> BundleSpec:
         if len(self.classes) != self.num_classes:
             raise ValueError(f"{len(self.classes)} class names for num_classes (={self.num_classes})")
+        if isinstance(self.task, DetectionSpec) and len(self.task.class_ids) != self.num_classes:
+            raise ValueError(f"{len(self.task.class_ids)} class_ids for num_classes (={self.num_classes})")
+        if self.schema_version == 1 and self.task.name != "classification":
+            raise ValueError(f"task {self.task.name} needs schema_version 2")
         return self
 
 
@@ -84,15 +95,31 @@ def load_bundle(folder: Path) -> tuple[nn.Module, BundleSpec]:
     Raises:
         TrackingError: `folder` is no bundle, or weights and spec don't fit together.
     """
-    import convmlp
-
     spec = read_spec(folder)
     try:
         with torch.random.fork_rng(devices=[]):
-            model = convmlp.create_model(
-                spec.model, num_classes=spec.num_classes, image_size=spec.image_size, **spec.options
-            )
+            model = _fresh(spec)
         model.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrackingError(f"{folder}: {WEIGHTS_NAME} and {SPEC_NAME} make no model: {error}") from error
     return model.eval(), spec
+
+
+def _fresh(spec: BundleSpec) -> nn.Module:
+    if isinstance(spec.task, ClassificationSpec):
+        from convmlp import create_model
+
+        return create_model(
+            spec.model, num_classes=spec.num_classes, image_size=spec.image_size, **spec.options
+        )
+    from convmlp.tasks.create import create_dense_model
+
+    anchor_scale = spec.task.anchor_scale if isinstance(spec.task, DetectionSpec) else None
+    return create_dense_model(
+        spec.task.name,
+        spec.model,
+        spec.num_classes,
+        pyramid_channels=spec.task.pyramid_channels,
+        anchor_scale=anchor_scale,
+        **spec.options,
+    )

@@ -16,7 +16,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from convmlp_platform.tracking.journal import Artifact, Dataset, Metrics, Params, Record, Status, Tags
+from convmlp_platform.tracking.journal import (
+    Artifact,
+    Dataset,
+    Metrics,
+    Params,
+    Record,
+    Status,
+    Tags,
+    VersionTags,
+)
 from convmlp_platform.tracking.state import Target
 from convmlp_platform.tracking.store import ensure_experiment
 
@@ -98,6 +107,9 @@ class Delivery:
                 self._guarded(partial(self._send_dataset, record), f"dataset {record.name}")
             elif isinstance(record, Status):
                 self._guarded(partial(self._send_status, record), f"status {record.status}")
+            elif isinstance(record, VersionTags):
+                what = f"tags of models:/{record.model}/{record.version}"
+                self._guarded(partial(self._send_version_tags, record), what)
 
     def send_artifact(self, artifact: Artifact) -> None:
         """Upload one file or folder; one that is gone is dropped.
@@ -159,6 +171,10 @@ class Delivery:
             self.client.update_run(self.run_id, status="RUNNING")
         else:
             self.client.set_terminated(self.run_id, record.status, end_time=record.time)
+
+    def _send_version_tags(self, record: VersionTags) -> None:
+        for key, value in (record.values | {record.run_tag: self.run_id}).items():
+            self.client.set_model_version_tag(record.model, record.version, _valid_key(key), value)
 
     def _in_batches(self, items: Iterator[object], size: int, argument: str) -> None:
         """Send by `log_batch`; a refused batch goes item by item, so that one bad item costs only itself."""

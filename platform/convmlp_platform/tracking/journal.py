@@ -81,7 +81,17 @@ class Status(_Record):
     status: RunStatus
 
 
-Record = Params | Metrics | Tags | Artifact | Dataset | Status
+class VersionTags(_Record):
+    """Tags of a version of a registered model that this run says something about; `run_tag` gets the run's id."""
+
+    kind: Literal["version_tags"] = "version_tags"
+    model: str
+    version: str
+    run_tag: str
+    values: dict[str, str]
+
+
+Record = Params | Metrics | Tags | Artifact | Dataset | Status | VersionTags
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 
@@ -199,6 +209,13 @@ def tag_history(path: Path) -> dict[str, set[str]]:
             for name, value in record.values.items():
                 found.setdefault(name, set()).add(value)
     return found
+
+
+def datasets_of(path: Path) -> list[Dataset]:
+    """The datasets on record, in their order."""
+    return [
+        record for record in read_chunk(path, max_bytes=sys.maxsize).records if isinstance(record, Dataset)
+    ]
 
 
 def artifact_folders(path: Path) -> set[str]:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from convmlp_platform.tracking.bundle import read_spec
+from convmlp_platform.tracking.prediction import MIN_SCORE
 from convmlp_platform.tracking.store import fluent_at
+from convmlp_platform.tracking.table import COLUMNS
+from convmlp_platform.tracking.task_spec import TaskSpec
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 _PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "pydantic", "pandas", "numpy", "mlflow")
+_DENSE_PACKAGES = ("pycocotools", "torchmetrics")
 
 
 def log_bundle(
@@ -20,21 +29,10 @@ def log_bundle(
     """
     import mlflow
     import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
 
     import convmlp
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(DataType.string, "top5"),
-            ]
-        ),
-    )
+    task = read_spec(bundle).task
     platform_package = Path(__file__).resolve().parents[1]
     with fluent_at(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
@@ -42,18 +40,32 @@ def log_bundle(
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"bundle": str(bundle.absolute())},
             code_paths=[str(Path(convmlp.__file__).resolve().parent), str(platform_package)],
-            signature=signature,
+            signature=_signature(task),
             input_example=pd.DataFrame({"image": [example_image]}),
-            pip_requirements=_requirements(),
+            pip_requirements=_requirements(task),
         )
         registered = mlflow.register_model(info.model_uri, name, await_registration_for=60, tags=tags)
     return str(registered.version)
 
 
-def _requirements() -> list[str]:
+def _signature(task: TaskSpec) -> ModelSignature:
+    """Image files go in, the task's columns come out; detectors take the least score as a parameter."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    columns = COLUMNS[task.dataset].items()
+    params = [ParamSpec("min_score", DataType.double, MIN_SCORE)] if task.dataset == "detection" else []
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(DataType[kind], name) for name, kind in columns]),
+        params=ParamSchema(params) if params else None,
+    )
+
+
+def _requirements(task: TaskSpec) -> list[str]:
     """What the shipped code needs from PyPI; given to MLflow, which otherwise runs the model to find out."""
     pinned = []
-    for package in _PACKAGES:
+    for package in _PACKAGES if task.name == "classification" else (*_PACKAGES, *_DENSE_PACKAGES):
         try:
             pinned.append(f"{package}=={version(package).partition('+')[0]}")
         except PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""A finished data preparation as an MLflow run: written into a journal in the dataset's folder, then sent.
+"""A finished data preparation as an MLflow run.
 
-The journal's id is made of the job and the dataset's digest, so the run of a preparation is found again by its tag
+Its journal's id is made of the job and the dataset's digest, so the run of a preparation is found again by its tag
 and logged once, however often the job is started over its finished dataset.
 """
 
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from convmlp_platform.config.sections import TrackingTarget
-from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.environment import environment_tags
-from convmlp_platform.tracking.feeder import Feeder
+from convmlp_platform.tracking.finished_work import FinishedWork
 from convmlp_platform.tracking.journal import (
     Artifact,
     Dataset,
@@ -28,22 +26,8 @@ from convmlp_platform.tracking.journal import (
     Tags,
     now_ms,
 )
-from convmlp_platform.tracking.state import (
-    Target,
-    journal_path,
-    load_feed,
-    load_target,
-    save_target,
-    tracking_folder,
-    without_secrets,
-)
 from convmlp_platform.tracking.tracker import flatten
-from convmlp_platform.tracking.uri import silence, tracking_uri
-from data_prep.files import write_atomically
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest
-
-SEND_SECONDS = 60.0
-"""Given to a server that answers; one that fails is given up after 10 s (`replayer.GIVE_UP_SECONDS`)."""
 
 
 @dataclass(frozen=True)
@@ -69,73 +53,17 @@ class Preparation:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class PreparationTracker:
+class PreparationTracker(FinishedWork):
     """Records one preparation in its dataset's folder and sends it to MLflow."""
 
     def __init__(self, section: TrackingTarget, preparation: Preparation) -> None:
-        self._section = section
-        self._folder = preparation.folder
-        self._uri = tracking_uri(section)
-        self._target = Target(
-            uri=without_secrets(self._uri),
-            experiment=section.experiment,
-            run_name=preparation.job,
-            journal_id=preparation.identity,
+        super().__init__(
+            section, preparation.folder, preparation.job, preparation.identity, what="this preparation"
         )
-
-    def logged_run(self) -> str | None:
-        """The id of the run that has all of this preparation; None while there is anything to do."""
-        state = load_feed(self._folder)
-        if not self.is_recorded or load_target(self._folder) != self._target:
-            return None
-        size = journal_path(self._folder).stat().st_size
-        sent = state.address == self._target.address and min(state.values, state.artifacts) >= size
-        return state.run_id if sent else None
 
     def record(self, preparation: Preparation) -> None:
-        """Write the journal, unless this preparation's stands there already.
-
-        Raises:
-            TrackingError: the folder can't be written.
-        """
-        try:
-            if not self.is_recorded:
-                shutil.rmtree(tracking_folder(self._folder), ignore_errors=True)
-                tracking_folder(self._folder).mkdir()
-                lines = [record.model_dump_json() + "\n" for record in _records(preparation, self._section)]
-                write_atomically(journal_path(self._folder), "".join(lines).encode())
-            save_target(self._folder, self._target)
-        except OSError as error:
-            raise TrackingError(
-                f"the preparation can't be recorded in {tracking_folder(self._folder)}: {error.strerror or error}"
-            ) from None
-
-    def send(self, timeout: float = SEND_SECONDS) -> str:
-        """Send what was recorded; the run's id.
-
-        Raises:
-            TrackingError: MLflow doesn't take it now; nothing is lost, and the message says how to send it later.
-        """
-        reason = silence(self._uri)
-        if reason is None:
-            feeder = Feeder(self._folder, self._uri)
-            feeder.ensure_alive()
-            if feeder.close(timeout) and (run_id := load_feed(self._folder).run_id):
-                return run_id
-            reason = "it didn't take everything"
-        raise TrackingError(
-            f"MLflow at {without_secrets(self._uri)} doesn't have this preparation yet ({reason}); "
-            f"`convmlp replay-tracking {self._folder}` sends it"
-        )
-
-    @property
-    def is_recorded(self) -> bool:
-        """A journal of just this preparation is there; the target is written after it, so it is whole."""
-        try:
-            known = load_target(self._folder)
-        except TrackingError:
-            return False
-        return known.journal_id == self._target.journal_id and journal_path(self._folder).is_file()
+        """As `write_journal`."""
+        self.write_journal(_records(preparation, self._section))
 
 
 def _records(preparation: Preparation, section: TrackingTarget) -> Iterable[Record]:
@@ -162,6 +90,8 @@ def _metrics(preparation: Preparation) -> dict[str, float]:
     metrics: dict[str, float] = {"samples": sum(samples.values()), "rejected": rejected}
     metrics |= {f"samples/{name}": count for name, count in samples.items()}
     metrics["classes"] = manifest.num_classes
+    for name, count in manifest.preprocessing.get("objects", {}).items():
+        metrics[f"objects/{name}"] = count
     for name in manifest.formats:
         shards = [shard for split in manifest.splits.values() for shard in split.formats[name]]
         metrics[f"shards/{name}"] = len(shards)

@@ -1,15 +1,14 @@
 """The registered model as MLflow sees it: a script it copies and runs ("models from code", no pickle).
 
 It and the packages `convmlp` and `convmlp_platform` travel with the model, so a version is loaded by the
-code that made it. Input: a column `image` of encoded image files, as bytes or base64 text. Output: columns
-`label`, `probability`, and `top5` (a JSON list of {"label", "probability"}, best first).
+code that made it. Input: a column `image` of encoded image files, as bytes or base64 text. Output: the columns of
+the model's task (`table.COLUMNS`).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import mlflow.pyfunc
 import pandas as pd
 
 from convmlp_platform.errors import DataError
-from convmlp_platform.tracking.classifier import Classifier
+from convmlp_platform.tracking.prediction import MIN_SCORE, Detections
+from convmlp_platform.tracking.predictor import Predictor
+from convmlp_platform.tracking.table import columns_of
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):
@@ -26,22 +27,23 @@ class BundleModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the bundle."""
-        self.classifier = Classifier.from_folder(Path(context.artifacts["bundle"]))
+        self.predictor = Predictor.from_folder(Path(context.artifacts["bundle"]))
 
     # Hints MLflow doesn't know make it warn or turn inputs away; a DataFrame's it only notes.
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row of `label`, `probability`, `top5` for each image. Raises DataError on an unreadable one."""
+        """One row for each image. Raises DataError on an unreadable one.
+
+        `params`: of detectors `min_score`; objects of a lower score are left out.
+        """
         images = [_image_bytes(cell, row) for row, cell in enumerate(_cells(model_input))]
-        top = self.classifier.predict(images, top_k=5)
-        return pd.DataFrame(
-            {
-                "label": [ranked[0][0] for ranked in top],
-                "probability": [ranked[0][1] for ranked in top],
-                "top5": [json.dumps([{"label": k, "probability": p} for k, p in ranked]) for ranked in top],
-            }
-        )
+        min_score = float((params or {}).get("min_score", MIN_SCORE))
+        found = [
+            one.above(min_score) if isinstance(one, Detections) else one
+            for one in self.predictor.predict(images)
+        ]
+        return pd.DataFrame(columns_of(found, self.predictor.spec.task.dataset))
 
 
 def _cells(model_input: Any) -> list[Any]:

@@ -1,8 +1,8 @@
 """Registered models: a bundle goes in under a name and is found by `models:/NAME@ALIAS` or `models:/NAME/3`.
 
 A version carries its lineage as tags: what the caller gives (dataset digest, git commit, run, checkpoint),
-the metrics as `metric.NAME`, and the hash of its weights, by which registering the same result twice is
-noticed.
+its task, the metrics as `metric.NAME` and which of them decides, and the hash of its weights, by which registering
+the same result twice is noticed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.config.sections import TrackingSection, TrackingTarget
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.bundle import WEIGHTS_NAME, read_spec
 from convmlp_platform.tracking.delivery import run_exists
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DATASET_DIGEST_TAG = "dataset.digest"
-GATE_METRIC = "top1"
+TASK_TAG, GATE_TAG = "task", "gate.metric"
+_FIRST_GATE = "top1"  # of versions from when the registry held classifiers only, which have no such tag
 _WEIGHTS_TAG = "weights.sha256"
 
 
@@ -69,13 +70,14 @@ def register_bundle(
     """Log `bundle` as the run's pyfunc model, register it by `section.register_as`, maybe move the alias.
 
     The alias moves where nobody holds it, or where its holder was measured on the same dataset (tag
-    "dataset.digest", taken from the bundle's provenance `dataset_digest` where `tags` lacks it) and had no
-    better "top1". Weights that are a version of the name already make no second one.
+    "dataset.digest", taken from the bundle's provenance `dataset_digest` where `tags` lacks it) and had no better
+    value of the task's metric: top1, box_ap, mask_ap or miou (tag "gate.metric"). Weights that are a version of the
+    name already make no second one.
 
     Args:
         run_id: the MLflow run it came from; a run of its own is made where that is None or gone.
         example_image: an encoded image file for the model's input example.
-        metrics: of the evaluation; "top1" decides about the alias.
+        metrics: of the evaluation; the task's own decides about the alias.
 
     Raises:
         TrackingError: `register_as` isn't set, `bundle` is none, or MLflow can't take it (`bundle` stays).
@@ -91,6 +93,7 @@ def register_bundle(
         f"metric.{k}": repr(float(v)) for k, v in metrics.items()
     }
     all_tags |= {DATASET_DIGEST_TAG: digest, _WEIGHTS_TAG: sha256_file(bundle / WEIGHTS_NAME)}
+    all_tags |= {TASK_TAG: spec.task.name, GATE_TAG: spec.task.best_metric}
     uri = tracking_uri(section)
     with _as_tracking_error(uri, f"model {name!r} is not registered; its bundle stays in {bundle}"):
         client = open_client(uri)
@@ -112,7 +115,7 @@ def register_bundle(
     return RegisteredVersion(name, version, alias if moves else None, target, reason)
 
 
-def resolve(uri: str, *, section: TrackingSection | None = None, into: Path | None = None) -> ResolvedModel:
+def resolve(uri: str, *, section: TrackingTarget | None = None, into: Path | None = None) -> ResolvedModel:
     """The bundle behind `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a local bundle folder.
 
     Args:
@@ -158,19 +161,22 @@ def _gate(
 
 def alias_verdict(holder: str, held: Mapping[str, str], candidate: Mapping[str, str]) -> tuple[bool, str]:
     """Whether a version tagged `candidate` may take the alias from `holder`, tagged `held`; and why (not)."""
-    key = f"metric.{GATE_METRIC}"
+    metric, other_metric = candidate.get(GATE_TAG, _FIRST_GATE), held.get(GATE_TAG, _FIRST_GATE)
+    key = f"metric.{metric}"
     digest, other = candidate.get(DATASET_DIGEST_TAG), held.get(DATASET_DIGEST_TAG)
     if not digest or digest != other:
         return (
             False,
             f"{holder} was measured on another dataset ({other or 'not recorded'}, not {digest or 'any'})",
         )
+    if metric != other_metric:
+        return False, f"{holder} is of another task: judged by {other_metric}, not {metric}"
     if key not in candidate or key not in held:
-        return False, f"no {GATE_METRIC} to compare it with {holder} by"
+        return False, f"no {metric} to compare it with {holder} by"
     new, old = float(candidate[key]), float(held[key])
     if new >= old:
-        return True, f"{GATE_METRIC} {new:.4f} is not below {old:.4f} of {holder}"
-    return False, f"{GATE_METRIC} {new:.4f} is below {old:.4f} of {holder}"
+        return True, f"{metric} {new:.4f} is not below {old:.4f} of {holder}"
+    return False, f"{metric} {new:.4f} is below {old:.4f} of {holder}"
 
 
 def _existing_version(client: MlflowClient, name: str, weights: str) -> str | None:

@@ -21,7 +21,7 @@ from convmlp_platform.engine.create import create_engine
 from convmlp_platform.engine.types import EngineOptions
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.build_task import build_task as build_task
-from convmlp_platform.training.build_transforms import eval_transform_of, train_transform_of
+from convmlp_platform.training.build_transforms import eval_transform_of, normalisation_of, train_transform_of
 from convmlp_platform.training.remote_data import open_job_storage, read_ahead_of
 from convmlp_platform.training.run_folder import RunFolder
 from data_prep.manifest import DatasetManifest
@@ -39,13 +39,15 @@ def open_split(
 def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over all of the module's parameters."""
     section = job.optimizer
+    name = "momentum" if section.name == "sgd" and not section.nesterov else section.name
     options = {"betas": section.betas, "eps": section.eps, "momentum": section.momentum}
-    taken = {name: value for name, value in options.items() if name in OPTIMIZERS[section.name]}
+    taken = {option: value for option, value in options.items() if option in OPTIMIZERS[name]}
     return create_optimizer(
         module,
-        name=section.name,
+        name=name,
         lr=section.lr,
         weight_decay=section.weight_decay,
+        decay=section.decay,
         **taken,  # type: ignore[arg-type]
     )
 
@@ -58,7 +60,7 @@ def build_engine(job: TrainJob, task: nn.Module, manifest: DatasetManifest, worl
     """
     if job.engine.precision == "fp16" and world.device.type == "cpu":
         raise ConfigError("engine.precision: fp16 needs GPUs, and this worker has none: use bf16 or fp32")
-    training, engine = job.training, job.engine
+    training, engine, (mean, std) = job.training, job.engine, normalisation_of(job, manifest)
     options = EngineOptions(
         micro_batch_size=training.micro_batch_size,
         num_micro_batches=training.num_micro_batches,
@@ -70,8 +72,8 @@ def build_engine(job: TrainJob, task: nn.Module, manifest: DatasetManifest, worl
         channels_last=engine.channels_last,
         zero_stage=engine.zero_stage,
         deepspeed=engine.deepspeed,
-        mean=manifest.mean,
-        std=manifest.std,
+        mean=mean,
+        std=std,
     )
     return create_engine(engine.strategy, task, lambda module: build_optimizer(job, module), options, world)
 
@@ -103,7 +105,12 @@ def build_train_loader(
     """The training micro-batches of this rank."""
     split = open_split(job, manifest, job.data.train_split)
     order = SampleOrder(
-        len(split), job.num_streams, job.seed, job.data.shuffle_block, job.data.shuffle_window
+        len(split),
+        job.num_streams,
+        job.seed,
+        job.data.shuffle_block,
+        job.data.shuffle_window,
+        job.augment.repeats,
     )
     return TrainLoader(
         split,

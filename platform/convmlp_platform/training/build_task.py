@@ -10,17 +10,16 @@ from torch import nn
 from convmlp import create_model
 from convmlp.mixing import create_mixing
 from convmlp.tasks.task import Task
-from convmlp.weights import load_pretrained
-from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.permutation import derive_key
 from convmlp_platform.errors import ConfigError
+from convmlp_platform.training.initial_weights import load_initial
 from data_prep.manifest import DatasetManifest
 
 
 def build_model(job: TrainJob, num_classes: int) -> nn.Module:
-    """The network, with fresh weights that depend on `seed` alone, or those of `model.init_from` (of its backbone, for
-    detection and segmentation).
+    """The network, with fresh weights that depend on `seed` alone, or those of `model.init_from` (see
+    `training.initial_weights`).
 
     Raises:
         ConfigError: no such model, options it doesn't take, or weights that don't fit.
@@ -28,41 +27,43 @@ def build_model(job: TrainJob, num_classes: int) -> nn.Module:
     options = dict(job.model.options)
     if job.model.drop_path_rate is not None:
         options["drop_path_rate"] = job.model.drop_path_rate
-    weights = None if job.model.init_from is None else resolve(job.model.init_from, "model.init_from")
     torch.manual_seed(derive_key(job.seed, "init") & 0x7FFFFFFFFFFFFFFF)
     try:
         if job.task.name != "classification":
-            return with_pyramid(job, num_classes, weights, options)
-        model: nn.Module = create_model(
-            job.model.name, num_classes=num_classes, image_size=job.data.image_size, **options
-        )
+            model = with_pyramid(job, num_classes, options)
+        else:
+            model = create_model(
+                job.model.name, num_classes=num_classes, image_size=job.data.image_size, **options
+            )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model: {error}") from None
-    if weights is not None:
-        try:
-            load_pretrained(model, weights)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"model.init_from: {error}") from None
+    load_initial(model, job)
     return model
 
 
-def with_pyramid(job: TrainJob, num_classes: int, weights: Any, options: dict[str, Any]) -> nn.Module:
-    """The detector or segmenter over the job's network, its backbone's weights from a file or fresh."""
+def with_pyramid(job: TrainJob, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    """The detector or segmenter over the job's network, with fresh weights."""
+    from convmlp.tasks.create import create_dense_model
+
     section = job.task
-    options |= {"weights": weights, "pyramid_channels": section.pyramid_channels}
-    if section.name == "semantic_fpn":
-        from convmlp.tasks.semantic_fpn import create_semantic_fpn
+    return create_dense_model(
+        section.name,
+        job.model.name,
+        num_classes,
+        pyramid_channels=section.pyramid_channels,
+        anchor_scale=section.anchor_scale,
+        **options,
+    )
 
-        return create_semantic_fpn(job.model.name, num_classes, **options)
-    if section.anchor_scale is not None:
-        options["anchor_scale"] = section.anchor_scale
-    if section.name == "retinanet":
-        from convmlp.tasks.retinanet import create_retinanet
 
-        return create_retinanet(job.model.name, num_classes, **options)
-    from convmlp.tasks.mask_rcnn import create_mask_rcnn
-
-    return create_mask_rcnn(job.model.name, num_classes, **options)
+def task_mismatch(job: TrainJob, manifest: DatasetManifest) -> str | None:
+    """What is wrong if the dataset is not for the job's task; None: it is."""
+    if manifest.task == job.task.dataset:
+        return None
+    return (
+        f"task.name (={job.task.name}) needs a dataset of {job.task.dataset}, the one at data.path is for "
+        f"{manifest.task}"
+    )
 
 
 def build_task(job: TrainJob, manifest: DatasetManifest) -> Task:
@@ -71,11 +72,8 @@ def build_task(job: TrainJob, manifest: DatasetManifest) -> Task:
     Raises:
         ConfigError: the dataset is of another task, or has another number of classes than the head.
     """
-    if manifest.task != job.task.dataset:
-        raise ConfigError(
-            f"task.name (={job.task.name}) needs a dataset of {job.task.dataset}, the one at data.path is for "
-            f"{manifest.task}"
-        )
+    if (mismatch := task_mismatch(job, manifest)) is not None:
+        raise ConfigError(mismatch)
     model: Any = build_model(job, job.model.num_classes or manifest.num_classes)
     try:
         if job.task.dataset == "detection":

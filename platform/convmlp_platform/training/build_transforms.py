@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.sections import Channels
+from convmlp_platform.training.permuted import permuted_eval, permuted_train
 from data_prep.manifest import DatasetManifest
 
 _DETECTION_SIDES = 1333 / 800
@@ -14,20 +16,21 @@ _SEGMENTATION_SIDES = 4
 def train_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
     """The training transform of the job's task."""
     section, augment, size = job.task, job.augment, job.data.image_size
+    mean, std = normalisation_of(job, manifest)
     if section.dataset == "detection":
         from convmlp.detection_transforms import DetectionTrainTransform
 
         sides = section.short_sides or (size,)
         masks = section.name == "mask_rcnn"
-        return DetectionTrainTransform(sides, _max_side(job), masks=masks, hflip=augment.hflip)
+        return DetectionTrainTransform(sides, max_side_of(job), masks=masks, hflip=augment.hflip)
     if section.dataset == "segmentation":
         from convmlp.segmentation_transforms import SegmentationTrainTransform
 
         return SegmentationTrainTransform(
             size,
-            mean=manifest.mean,
+            mean=mean,
             short_side=size,
-            max_side=_max_side(job),
+            max_side=max_side_of(job),
             scale=section.scale,
             max_share=section.max_class_share,
             hflip=augment.hflip,
@@ -35,10 +38,10 @@ def train_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
         )
     from convmlp.transforms import train_transform
 
-    return train_transform(
+    transform = train_transform(
         size,
-        mean=manifest.mean,
-        std=manifest.std,
+        mean=mean,
+        std=std,
         scale=augment.scale,
         ratio=augment.ratio,
         interpolation=augment.interpolation,
@@ -49,30 +52,38 @@ def train_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
         crop=augment.crop,
         pad=augment.pad,
     )
+    return permuted_train(augment, transform)
 
 
 def eval_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
     """The evaluation transform of the job's task."""
-    size = job.data.image_size
+    size, (mean, std) = job.data.image_size, normalisation_of(job, manifest)
     if job.task.dataset == "detection":
         from convmlp.detection_transforms import DetectionTransform
 
-        return DetectionTransform((size,), _max_side(job), masks=job.task.name == "mask_rcnn")
+        return DetectionTransform((size,), max_side_of(job), masks=job.task.name == "mask_rcnn")
     if job.task.dataset == "segmentation":
         from convmlp.segmentation_transforms import SegmentationEvalTransform
 
-        return SegmentationEvalTransform(size, _max_side(job))
+        return SegmentationEvalTransform(size, max_side_of(job))
     from convmlp.transforms import eval_transform
 
-    return eval_transform(
+    transform = eval_transform(
         size,
-        mean=manifest.mean,
-        std=manifest.std,
+        mean=mean,
+        std=std,
         crop_pct=job.eval.crop_pct,
         interpolation=job.eval.interpolation,
     )
+    return permuted_eval(job.augment, transform)
 
 
-def _max_side(job: TrainJob) -> int:
+def normalisation_of(job: TrainJob, manifest: DatasetManifest) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel, of pixels in 0..1: the job's, or else the dataset's own."""
+    return job.data.mean or manifest.mean, job.data.std or manifest.std
+
+
+def max_side_of(job: TrainJob) -> int:
+    """Limit of an image's longer side, in pixels, in detection and segmentation."""
     sides = _DETECTION_SIDES if job.task.dataset == "detection" else _SEGMENTATION_SIDES
     return job.task.max_side or round(max(job.data.image_size, *job.task.short_sides, 0) * sides)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from convmlp.tasks.task import Metrics
-from convmlp_platform.data.loader import EvalLoader
+from convmlp_platform.data.loader import EvalLoader, MicroBatch
 from convmlp_platform.distributed import sum_over_ranks
 from convmlp_platform.engine.base import Engine
 
@@ -17,9 +18,10 @@ def evaluate(
     loader: EvalLoader,
     metrics: Metrics,
     progress: Callable[[], None] = lambda: None,
+    watch: Callable[[MicroBatch, Any, Any], None] = lambda batch, outputs, targets: None,
 ) -> dict[str, float]:
     """`eval/loss` and the task's metrics in per cent, with the averaged weights where the run keeps some.
-    `progress` is called after each batch."""
+    `progress` is called after each batch; `watch` with each that counts, the task's outputs and the targets."""
     device = engine.world.device
     metrics = metrics.to(device)
     metrics.reset()
@@ -31,6 +33,7 @@ def evaluate(
             if batch.ghost:
                 continue
             metrics.update(outputs, targets)
+            watch(batch, outputs, targets)
             total += torch.stack(
                 [loss.double() * len(targets), torch.tensor(float(len(targets)), device=device)]
             )

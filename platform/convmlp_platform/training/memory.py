@@ -66,7 +66,7 @@ def build_on_meta(job: TrainJob, num_classes: int) -> nn.Module:
         return convmlp.create_model(job.model.name, num_classes, image_size=size, **options).to("meta")
     from convmlp_platform.training.build_task import with_pyramid
 
-    return with_pyramid(job, num_classes, None, options).to("meta")
+    return with_pyramid(job, num_classes, options).to("meta")
 
 
 def _state_bytes(job: TrainJob, parameters: int, buffers: int) -> int:

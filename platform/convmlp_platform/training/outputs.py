@@ -12,8 +12,10 @@ from convmlp_platform.tracking.journal import metric_history
 from convmlp_platform.tracking.state import journal_path
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.bad_steps import BadStep
+from convmlp_platform.training.bundle_spec import bundle_spec
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.incident_log import log_incident, log_new_incidents
+from convmlp_platform.training.initial_weights import lineage_tags
 from convmlp_platform.training.plots import plot_curves
 from convmlp_platform.training.run_folder import RunFolder
 from convmlp_platform.training.state import TrainState
@@ -94,20 +96,5 @@ class BestModel(Callback):
             "step": state.step,
             "samples_seen": state.samples_seen,
             "metrics": state.best,
+            **lineage_tags(self.folder.path),
         }
-
-
-def bundle_spec(job: TrainJob, manifest: DatasetManifest, provenance: dict[str, Any]) -> BundleSpec:
-    """The description of a model trained by `job` on `manifest`'s dataset."""
-    return BundleSpec(
-        model=job.model.name,
-        options=job.model.options,
-        num_classes=len(manifest.classes),
-        classes=tuple(manifest.classes),
-        image_size=job.data.image_size,
-        mean=manifest.mean,
-        std=manifest.std,
-        crop_pct=job.eval.crop_pct,
-        interpolation=job.eval.interpolation,
-        provenance=provenance,
-    )

@@ -19,14 +19,28 @@ class StepPlan:
     num_samples: int
 
     @property
+    def total_samples(self) -> int:
+        """Of the whole schedule, cool-down included; what is left of them after whole steps is not used."""
+        training, cooldown = self.job.training, self.job.schedule.cooldown_epochs
+        if training.steps is not None:
+            return training.steps * training.global_batch_size + int(cooldown * self.num_samples)
+        assert training.epochs is not None
+        return int((training.epochs + cooldown) * self.num_samples)
+
+    @property
     def total_steps(self) -> int:
         """Steps of the whole schedule; the last samples, fewer than a batch, are left out."""
-        return int(self.job.total_epochs * self.num_samples) // self.job.training.global_batch_size
+        return self.total_samples // self.job.training.global_batch_size
 
     @property
     def stop_step(self) -> int:
         """Where this run ends: `training.max_steps` may come first."""
         return min(self.total_steps, self.job.training.max_steps or self.total_steps)
+
+    @property
+    def total_epochs(self) -> float:
+        """The whole schedule, in epochs."""
+        return self.total_samples / self.num_samples
 
     @property
     def steps_per_epoch(self) -> float:
@@ -37,27 +51,47 @@ class StepPlan:
         return step * self.job.training.global_batch_size // self.num_samples
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step, from the samples seen before it."""
+        """Learning rate of a step, from the samples seen before it.
+
+        Raises:
+            ValueError: warm-up and cool-down don't fit into the run.
+        """
         schedule, batch = self.job.schedule, self.job.training.global_batch_size
-        # The last samples, fewer than a batch, are no step: a warm-up over the whole run must fit all the same.
-        total = self.total_steps * batch
-        cooldown = min(int(schedule.cooldown_epochs * self.num_samples), total)
+        by_epoch = schedule.moves == "epoch"
+        # By step, the last samples, fewer than a batch, are no step: the decay ends with the last whole one.
+        total = self.total_samples if by_epoch else self.total_steps * batch
+        cooldown = min(self._samples(schedule.cooldown_epochs), total)
+        # A warm-up over all epochs must fit all the same.
+        warmup = min(self._samples(schedule.warmup_epochs), total - cooldown)
         return lr_at(
             step * batch,
             base_lr=self.job.optimizer.lr,
             total_samples=total,
-            warmup_samples=min(int(schedule.warmup_epochs * self.num_samples), total - cooldown),
+            warmup_samples=schedule.warmup_steps * batch or warmup,
             warmup_lr=schedule.warmup_lr,
             min_lr=schedule.min_lr,
             cooldown_samples=cooldown,
             name=schedule.name,
+            decay_from=schedule.decay_from,
+            power=schedule.power,
+            milestones=[self._samples(epochs) for epochs in schedule.milestones],
+            gamma=schedule.gamma,
+            moves_every=self.num_samples if by_epoch else 1,
+            delay_samples=self._samples(schedule.delay_epochs),
         )
 
+    def _samples(self, epochs: float) -> int:
+        return int(epochs * self.num_samples)
+
     def evaluates_after(self, step: int) -> bool:
-        """At the end of every `eval.every_epochs`-th epoch, and at the end of the run."""
+        """Every `eval.every_steps`, or at the end of every `eval.every_epochs`-th epoch; and at the run's end."""
+        if step == self.stop_step:
+            return True
+        if (every := self.job.eval.every_steps) is not None:
+            return step > 0 and step % every == 0
         epoch = self.epochs_after(step)
         ended = epoch > self.epochs_after(step - 1)
-        return step == self.stop_step or (ended and epoch % self.job.eval.every_epochs == 0)
+        return ended and epoch % (self.job.eval.every_epochs or 1) == 0
 
     def saves_after(self, step: int) -> bool:
         """After evaluations, and every `checkpoint.every_steps`."""

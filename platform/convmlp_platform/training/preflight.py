@@ -13,8 +13,12 @@ from pathlib import Path
 
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import PlatformError
+from convmlp_platform.training.build_task import task_mismatch
+from convmlp_platform.training.image_size import sides_refused, single_value, size_refused
+from convmlp_platform.training.init_record import read_record
+from convmlp_platform.training.initial_weights import counted_weights, start_line
 from convmlp_platform.training.plan import StepPlan
-from convmlp_platform.training.run_folder import check_owner
+from convmlp_platform.training.run_folder import check_owner, run_path, stored_identity
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
 from data_prep.urls import is_url, local_path
@@ -52,14 +56,19 @@ def _train_checks(job: TrainJob, report: PreflightReport) -> Iterator[Callable[[
 
     yield dataset
     yield lambda: _check_model(job, manifest, report)
+    yield lambda: _check_start(job, manifest, report)
     yield lambda: _check_augment(job, report)
-    yield lambda: _check_writable(job.checkpoint.path, "checkpoint.path", report)
+    yield lambda: check_writable(job.checkpoint.path, "checkpoint.path", report)
     if manifest is not None and not is_url(job.checkpoint.path):
-        yield lambda: check_owner(job, manifest.digest)
+        yield lambda: check_owner(job, manifest.digest, counted_weights(job))
     yield lambda: _check_tracking(job, report)
 
 
 def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
+    if (mismatch := task_mismatch(job, manifest)) is not None:
+        report.problems.append(mismatch)
+    elif (problem := sides_refused(job, manifest)) is not None:
+        report.problems.append(problem)
     for name, split in (("data.train_split", job.data.train_split), ("data.eval_split", job.data.eval_split)):
         if split not in manifest.splits:
             splits = ", ".join(sorted(manifest.splits))
@@ -98,7 +107,7 @@ def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightRepor
         )
     if not plan.total_steps:
         report.problems.append(
-            f"training.epochs (={job.training.epochs:g}): {count:,} images don't fill one step of "
+            f"{job.training.length}: {count:,} images don't fill one step of "
             f"training.global_batch_size (={batch})"
         )
     else:
@@ -110,7 +119,7 @@ def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightRepor
         f"data     {manifest.name}: {count:,} {data.train_split}{also} images, "
         f"{manifest.num_classes:,} classes, {data.format}, {manifest.digest[:19]}…",
         f"steps    {plan.stop_step:,} of {batch:,} images each; an epoch is {plan.steps_per_epoch:,.1f} "
-        f"steps, the schedule {job.total_epochs:g} epochs{cut}",
+        f"steps, the schedule {plan.total_epochs:g} epochs{cut}",
     ]
 
 
@@ -119,10 +128,15 @@ def _check_schedule(plan: StepPlan, report: PreflightReport) -> None:
     try:
         plan.lr(0)
     except ValueError:
+        given = {
+            "warmup_epochs": schedule.warmup_epochs,
+            "warmup_steps": schedule.warmup_steps,
+            "cooldown_epochs": schedule.cooldown_epochs,
+        }
+        parts = [f"schedule.{name} (={value:g})" for name, value in given.items() if value]
         report.problems.append(
-            f"schedule.warmup_epochs (={schedule.warmup_epochs:g}) and schedule.cooldown_epochs "
-            f"(={schedule.cooldown_epochs:g}) take more than the run's {plan.total_steps:,} whole steps: "
-            "lower them, or raise training.epochs"
+            f"{' and '.join(parts)} {'take' if parts[1:] else 'takes'} more than the run's {plan.total_steps:,} whole "
+            f"steps: lower {'them' if parts[1:] else 'it'}, or raise {plan.job.training.length}"
         )
 
 
@@ -135,18 +149,15 @@ def _check_model(job: TrainJob, manifest: DatasetManifest | None, report: Prefli
             f"model.num_classes (={given}): the dataset at {job.data.path} has {manifest.num_classes} "
             "classes; leave model.num_classes out to use the dataset's"
         )
-    if (
-        job.model.init_from is not None
-        and not is_url(job.model.init_from)
-        and not Path(job.model.init_from).is_file()
-    ):
-        report.problems.append(f"model.init_from: no file {job.model.init_from}")
     known = given or (manifest.num_classes if manifest else None)
     try:
         memory = estimate_memory(job, known or 1000)
     except (ValueError, RuntimeError, AssertionError) as error:
-        report.problems.append(f"model.name (={job.model.name}): {' '.join(str(error).split())}")
+        told = f"model.name (={job.model.name}): {' '.join(str(error).split())}"
+        report.problems.append(size_refused(job, known or 1000) or told)
         return
+    if (problem := single_value(job, known or 1000)) is not None:
+        report.problems.append(problem)
     workers = job.launch.num_workers
     each = "the worker" if workers == 1 else f"each of {workers} workers"
     report.summary += [
@@ -156,6 +167,27 @@ def _check_model(job: TrainJob, manifest: DatasetManifest | None, report: Prefli
         f"{_size(memory.states)} for weights, gradients and optimizer (exact), "
         f"{_size(memory.activations)} for activations (estimated)",
     ]
+
+
+def _check_start(job: TrainJob, manifest: DatasetManifest | None, report: PreflightReport) -> None:
+    """Whether the weights to start from are there and fit; a run that has begun doesn't need them any more."""
+    from convmlp_platform.training.memory import build_on_meta
+
+    # Of many ranks under torchrun, one asks the registry.
+    if job.model.init_from is None or is_url(job.checkpoint.path) or os.environ.get("RANK", "0") != "0":
+        return
+    if stored_identity(run_path(job)) is not None:
+        record = read_record(run_path(job))
+        if record is not None:
+            report.summary.append(
+                f"start    weights of {record.pinned}, kept in the run's folder when it began"
+            )
+        return
+    try:
+        model = build_on_meta(job, job.model.num_classes or (manifest.num_classes if manifest else 1000))
+    except (ValueError, RuntimeError, AssertionError):
+        return  # told above
+    report.summary.append(f"start    {start_line(job, model)}")
 
 
 def _check_augment(job: TrainJob, report: PreflightReport) -> None:
@@ -186,7 +218,7 @@ def _prepare_checks(job: PrepareJob, report: PreflightReport) -> Iterator[Callab
         report.summary.append(f"source   {job.source.kind} {getattr(job.source, 'path', '')}".rstrip())
 
     def output() -> None:
-        _check_writable(str(job.output.path), "output.path", report)
+        check_writable(str(job.output.path), "output.path", report)
         report.summary.append(f"output   {job.output.path}: {' and '.join(job.output.formats)}")
         if (job.output.path / MANIFEST_NAME).exists():
             finished = load_manifest(job.output.path)
@@ -211,7 +243,7 @@ def _check_preparation_tracking(job: PrepareJob, report: PreflightReport) -> Non
     )
 
 
-def _check_writable(path: str, name: str, report: PreflightReport) -> None:
+def check_writable(path: str, name: str, report: PreflightReport) -> None:
     """Whether files can be made in `path`, tried with a nameless one in its nearest existing parent."""
     if is_url(path):
         report.problems.append(f"{name} (={path}) must be a folder: mount the bucket on every node")

@@ -15,6 +15,7 @@ from convmlp_platform.tracking.environment import environment_tags
 from convmlp_platform.tracking.registry import register_bundle
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.exactness import computing_tags
+from convmlp_platform.training.initial_weights import lineage_tags
 from convmlp_platform.training.run_folder import RunFolder, checkpoints_of
 from convmlp_platform.training.state import TrainState
 from data_prep.files import write_atomically
@@ -33,9 +34,11 @@ def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, en
         {
             "identity": folder.identity,
             "dataset.digest": manifest.digest,
+            "dataset.classes": str(manifest.num_classes),
             "world_size": str(engine.world.size),
             "device": engine.world.device.type,
             **computing_tags(),
+            **lineage_tags(folder.path),
             "model.parameters": str(sum(p.numel() for p in engine.model.parameters())),
         }
     )
@@ -68,6 +71,7 @@ def register_best(
             metrics={name.removeprefix("eval/"): value for name, value in state.best.items()},
             tags={
                 **environment_tags(),
+                **lineage_tags(folder.path),
                 "run": job.name,
                 "identity": folder.identity,
                 "checkpoints": str(checkpoints_of(job)),

@@ -36,7 +36,9 @@ def read_ahead_of(job: TrainJob, storage: Storage, order: SampleOrder, world: Wo
         return None
     training, ranks = job.training, _ranks_on_this_node(world)
     if world.local_rank == 0:
-        streams = -(-order.num_streams * ranks // world.size)
+        # A repeated sample's uses stand in neighbouring streams.
+        own = -(-order.num_streams * ranks // world.size)
+        streams = min(order.num_streams, own + order.repeats - 1)
         warn_if_too_small(_cache(job), storage.shards, streams, order.window, job.data.read_ahead)
     if not job.data.read_ahead:
         return None

@@ -28,6 +28,7 @@ from convmlp_platform.training import build
 from convmlp_platform.training.agreement import Agreement, agree
 from convmlp_platform.training.blame import Findings, look_into
 from convmlp_platform.training.exactness import inexact_machine, inexact_weights, threads_of
+from convmlp_platform.training.initial_weights import replayed_job
 from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.replay_record import StepRecord, read_step
 from convmlp_platform.training.replay_start import Start, find_start, load_start
@@ -121,7 +122,7 @@ def replay(
 
 def _job_here(record: StepRecord, start: Start, device: str) -> TrainJob:
     """The run's job, to be computed by one process; what is left out changes no step."""
-    job, header = record.job, record.attempts[record.attempt].header
+    job, header = replayed_job(record.job, record.run), record.attempts[record.attempt].header
     fp16_on_cpu = job.engine.precision == "fp16" and device == "cpu"
     changes = {
         "engine": {"strategy": "ddp", "compile": False} | ({"precision": "fp32"} if fp16_on_cpu else {}),

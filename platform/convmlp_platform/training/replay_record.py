@@ -22,6 +22,7 @@ from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.tracking.journal import metric_history
 from convmlp_platform.tracking.state import journal_path
 from convmlp_platform.training.incidents import Incident, read_incidents
+from convmlp_platform.training.initial_weights import replayed_weights
 from convmlp_platform.training.run_folder import stored_identity_fields, stored_job
 from data_prep.manifest import DatasetManifest
 
@@ -123,7 +124,8 @@ def read_step(
     attempts = read_attempts(run / "ledger")
     header = attempts[max(attempts)].header
     manifest = open_manifest(resolve(job.data.path, "data.path"), header.digest)
-    changed = differences(stored_identity_fields(run), identity_fields(job, manifest.digest))
+    fields = identity_fields(job, manifest.digest, replayed_weights(job, run))
+    changed = differences(stored_identity_fields(run), fields)
     if changed:
         raise ConfigError(
             "a replay computes what the run did, but these settings decide the result and are not the run's:\n"

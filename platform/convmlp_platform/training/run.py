@@ -15,10 +15,12 @@ from convmlp_platform.training import build, run_folder
 from convmlp_platform.training.callbacks import Callback, Console
 from convmlp_platform.training.goodput import GoodputLog
 from convmlp_platform.training.goodput_report import GoodputReport
+from convmlp_platform.training.initial_weights import counted_weights, keep_weights, start_line, starting_job
 from convmlp_platform.training.interruption import StopRequest
 from convmlp_platform.training.outputs import BestModel, Telemetry
 from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.record import open_tracker, register_best
+from convmlp_platform.training.sample_pictures import SamplePictures
 from convmlp_platform.training.trainer import Trainer
 
 # Seconds for MLflow when told to stop: who asks may kill soon, and the next start delivers the rest.
@@ -62,10 +64,12 @@ def run(
     clock = clock or PhaseClock()
     with joined_world(use_gpu=job.launch.use_gpu is not False) as world:
         manifest = open_manifest(resolve(job.data.path, "data.path"), job.data.digest)
-        folder = on_main(world, lambda: run_folder.claim(job, manifest.digest))
+        folder, starting = on_main(world, lambda: begin(job, manifest.digest))
         train_loader = build.build_train_loader(job, manifest, folder, world)
         plan = StepPlan(job, len(train_loader.split))
-        task = build.build_task(job, manifest)
+        task = build.build_task(starting, manifest)
+        if world.is_main and (line := start_line(starting, task.model)):
+            print(f"model: {line}", flush=True)
         engine = build.build_engine(job, task, manifest, world)
         tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
         watchers: list[Callback] = [goodput := GoodputLog(clock, folder, world, job.launch)]
@@ -75,14 +79,15 @@ def run(
                 Telemetry(tracker, folder),
                 GoodputReport(tracker, folder),
             ]
-        if job.task.name == "classification":
-            watchers.append(BestModel(job, manifest, engine, folder))
+        watchers.append(BestModel(job, manifest, engine, folder))
+        eval_loader = build.build_eval_loader(job, manifest, folder, world)
+        watchers.append(pictures := SamplePictures(job.name, eval_loader.split, folder, tracker))
         trainer = Trainer(
             plan,
             engine,
             train_loader,
-            build.build_eval_loader(job, manifest, folder, world),
-            task.metrics(),
+            eval_loader,
+            pictures.watching(task.metrics()),
             Checkpointer(run_folder.checkpoints_of(job), job.checkpoint.keep),
             build.build_ledger(job, folder, train_loader, manifest),
             folder,
@@ -119,3 +124,10 @@ def run(
             complete,
             trainer.stopped,
         )
+
+
+def begin(job: TrainJob, dataset_digest: str) -> tuple[run_folder.RunFolder, TrainJob]:
+    """Take the run's folder, with the weights to start from in it; and the job as this start of it needs it."""
+    keep_weights(job)
+    folder = run_folder.claim(job, dataset_digest, counted_weights(job))
+    return folder, starting_job(job)

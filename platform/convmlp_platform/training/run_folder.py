@@ -3,6 +3,7 @@
 RUNS/NAME/run.json        the run's identity and the settings it comes from
           job.json        the whole job as it was last started, without secrets
           checkpoints/    see checkpoints.layout
+          init/           the weights it began with, see training.init_record
           best/           the best model so far, ready to be loaded or registered
           ledger/         which samples each rank used, see data.ledger
           quarantine.jsonl  samples found damaged, see data.quarantine
@@ -20,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.config.identity import differences, identity_fields, identity_of
+from convmlp_platform.config.identity import INIT_FROM, differences, identity_fields, identity_of
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import CheckpointError, ConfigError
+from convmlp_platform.training.init_record import read_record
 from data_prep.files import write_atomically
-from data_prep.urls import is_url, scrubbed
+from data_prep.urls import is_url, scrubbed, shown
 
 _JOB = "job.json"
 
@@ -92,17 +94,25 @@ def checkpoints_of(job: TrainJob) -> str | Path:
     return f"{resolve(job.checkpoint.store, 'checkpoint.store').rstrip('/')}/{job.name}/checkpoints"
 
 
-def check_owner(job: TrainJob, dataset_digest: str) -> None:
+def check_owner(job: TrainJob, dataset_digest: str, weights: str | None = None) -> None:
     """Refuse a job whose name another recipe has taken.
+
+    Args:
+        weights: the hash of those it starts from, as `identity_fields` takes it.
 
     Raises:
         ConfigError: naming every setting that differs.
     """
-    taken = _read(run_path(job) / "run.json")
+    taken = stored_identity(run_path(job))
     if taken is None:
         return
-    changed = differences(taken, identity_fields(job, dataset_digest))
+    changed = differences(taken, identity_fields(job, dataset_digest, weights))
     if changed:
+        if weights is not None and taken.get(INIT_FROM) != weights:
+            changed = [
+                _changed_source(job, weights),
+                *(line for line in changed if not line.startswith(INIT_FROM)),
+            ]
         raise ConfigError(
             f"name: run {job.name!r} in {run_path(job)} was started with another recipe:\n"
             + "\n".join(f"  {line}" for line in changed)
@@ -110,18 +120,27 @@ def check_owner(job: TrainJob, dataset_digest: str) -> None:
         )
 
 
-def claim(job: TrainJob, dataset_digest: str) -> RunFolder:
-    """Take the run's folder, new or to go on with.
+def _changed_source(job: TrainJob, weights: str) -> str:
+    """Of weights, hashes differ: the names say more."""
+    record = read_record(run_path(job))
+    was = "fresh weights" if record is None else f"{record.pinned} ({record.weights[:19]}…)"
+    return f"{INIT_FROM}: {was} → {shown(str(job.model.init_from))} ({weights[:19]}…)"
+
+
+def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> RunFolder:
+    """Take the run's folder, new or to go on with: its identity is the one that it was begun with.
 
     Raises:
         ConfigError: another recipe has the name.
         CheckpointError: the folder can't be written.
     """
-    check_owner(job, dataset_digest)
-    path, fields = run_path(job), identity_fields(job, dataset_digest)
+    check_owner(job, dataset_digest, weights)
+    path = run_path(job)
+    fields = stored_identity(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / "run.json").exists():
+        if fields is None:
+            fields = identity_fields(job, dataset_digest, weights)
             write_atomically(path / "run.json", json.dumps({"identity_fields": fields}, indent=2).encode())
         write_atomically(
             path / _JOB, json.dumps(_without_secrets(job.model_dump(mode="json")), indent=2).encode()
@@ -158,7 +177,7 @@ def stored_identity_fields(run: Path) -> dict[str, Any]:
         ConfigError: it is no run's folder.
         CheckpointError: `run.json` can't be read.
     """
-    fields = _read(run / "run.json")
+    fields = stored_identity(run)
     if fields is None:
         raise ConfigError(f"{run} holds no run.json: it is no run's folder (CHECKPOINT.PATH/NAME)")
     return fields
@@ -172,7 +191,13 @@ def _without_secrets(value: Any) -> Any:
     return scrubbed(value) if isinstance(value, str) else value
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def stored_identity(run: Path) -> dict[str, Any] | None:
+    """The `identity_fields` that the run in this folder was begun with, None where none was.
+
+    Raises:
+        CheckpointError: `run.json` can't be read.
+    """
+    file = run / "run.json"
     try:
         fields: dict[str, Any] = json.loads(file.read_text())["identity_fields"]
     except (FileNotFoundError, NotADirectoryError):

@@ -143,14 +143,17 @@ class Trainer:
         if self.plan.evaluates_after(state.step):
             with self.clock.during(Phase.EVALUATE):
                 state.metrics = evaluate(self.engine, self.eval_loader, self.metrics, self.clock.progress)
-                best = f"eval/{self.engine.task.best_metric}"
-                if not state.best or state.metrics[best] > state.best[best]:
+                if not state.best or self._merit(state.metrics) > self._merit(state.best):
                     state.best = state.metrics
                 with self.clock.during(Phase.CHECKPOINT):  # rank 0 writes the best weights to a storage
                     self._tell("on_evaluation", state.metrics, state)
         if self.saver.owed or self.plan.saves_after(state.step):
             self.saver.save(state, wait=state.step == self.plan.stop_step)
         self.saver.poll()
+
+    def _merit(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """Of two evaluations the better one's is greater; a detector's precision is long 0, while its loss falls."""
+        return metrics[f"eval/{self.engine.task.best_metric}"], -metrics["eval/loss"]
 
     def _go_back(self, bad: BadStep) -> TrainState:
         """Put the run where it stood before the first of the bad steps, as a restart would (collective).

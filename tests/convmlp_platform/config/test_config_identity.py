@@ -39,9 +39,12 @@ DECIDES = {
     "data.train_split": "a",
     "data.eval_split": "b",
     "data.image_size": 64,
+    "data.mean": [0.5, 0.5, 0.5],
+    "data.std": [0.5, 0.5, 0.5],
     "data.num_streams": 8,
     "data.shuffle_block": 1,
     "data.shuffle_window": 1,
+    "augment.repeats": 3,
     "augment.crop": "pad",
     "augment.scale": [0.5, 1.0],
     "augment.ratio": [1.0, 1.0],
@@ -55,19 +58,32 @@ DECIDES = {
     "augment.cutmix": 0.1,
     "augment.mix_prob": 0.1,
     "augment.mix_switch_prob": 0.1,
+    "augment.permute": "pixels",
+    "augment.permute_patch": 8,
+    "augment.permute_seed": 1,
     "loss.label_smoothing": 0.1,
     "optimizer.name": "sgd",
     "optimizer.lr": 0.0005,
     "optimizer.weight_decay": 0.0,
+    "optimizer.decay": "all",
     "optimizer.betas": [0.8, 0.9],
     "optimizer.eps": 1e-6,
     "optimizer.momentum": 0.5,
+    "optimizer.nesterov": False,
     "schedule.name": "linear",
+    "schedule.moves": "epoch",
+    "schedule.decay_from": "start",
+    "schedule.power": 0.9,
+    "schedule.milestones": [8, 11],
+    "schedule.gamma": 0.5,
+    "schedule.delay_epochs": 1,
     "schedule.warmup_epochs": 1,
+    "schedule.warmup_steps": 1,
     "schedule.warmup_lr": 1e-6,
     "schedule.min_lr": 1e-6,
     "schedule.cooldown_epochs": 1,
     "training.epochs": 6,
+    "training.steps": 100,
     "training.global_batch_size": 128,
     "training.micro_batch_size": 32,
     "training.clip_grad_norm": 1.0,
@@ -87,6 +103,7 @@ DOES_NOT_DECIDE = {
     "data.cache_bytes": 1 << 30,
     "data.read_ahead": 0,
     "eval.every_epochs": 2,
+    "eval.every_steps": 2,
     "eval.batch_size": 1,
     "eval.crop_pct": 1.0,
     "eval.interpolation": "bilinear",
@@ -134,6 +151,13 @@ DOES_NOT_DECIDE = {
 }
 
 
+# What an option can't be given without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "schedule.milestones": {"schedule.name": "step"},
+    "training.steps": {"training.epochs": None},
+}
+
+
 def job_with(name: str = "name", value: object = "x") -> TrainJob:
     values = {key: dict(section) if isinstance(section, dict) else section for key, section in BASE.items()}
     holder, *rest = name.split(".")
@@ -141,6 +165,9 @@ def job_with(name: str = "name", value: object = "x") -> TrainJob:
         values[holder] = value
     elif len(rest) == 1:
         values.setdefault(holder, {})[rest[0]] = value
+        for other, needed_value in NEEDED.get(name, {}).items():
+            section, key = other.split(".")
+            values.setdefault(section, {})[key] = needed_value
     else:
         needed = {"name": "n"} if rest[0] == "register_as" else {}
         values.setdefault(holder, {})[rest[0]] = needed | {rest[1]: value}

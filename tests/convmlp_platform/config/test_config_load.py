@@ -133,7 +133,7 @@ def test_every_problem_is_listed_at_once() -> None:
         "x.yaml: optimizer.lr: required, but missing (peak learning rate for the global batch; "
         "never rescaled behind your back)",
         "x.yaml: optimizer.rl: unknown key; did you mean optimizer.lr?",
-        "x.yaml: training.epochs: required, but missing",
+        "x.yaml: training.epochs or training.steps must say how long the run is: give one of them",
         "x.yaml: foo: unknown key; a job has kind, name, seed, task, model, data, augment, eval, loss, optimizer, "
         "schedule, training, engine, guard, checkpoint, tracking, launch",
     }
@@ -157,6 +157,39 @@ def test_every_problem_is_listed_at_once() -> None:
             "schedule.warmup_epochs (=6) is longer than training.epochs (=5)",
         ),
         (
+            ["training.steps=7"],
+            "training.epochs (=5) and training.steps (=7) are both given: leave one out (training.max_steps ends a "
+            "run early)",
+        ),
+        (
+            ["training.steps=7", "training.epochs=null", "schedule.warmup_steps=8"],
+            "schedule.warmup_steps (=8) is longer than training.steps (=7)",
+        ),
+        (
+            ["eval.every_steps=7", "eval.every_epochs=1"],
+            "eval.every_epochs (=1) and eval.every_steps (=7) are both given: leave one out",
+        ),
+        (
+            ["schedule.warmup_steps=7", "schedule.warmup_epochs=1"],
+            "schedule.warmup_epochs (=1) and schedule.warmup_steps (=7) are both given: leave one out",
+        ),
+        (
+            ["schedule.name=step"],
+            "schedule.milestones must be given where schedule.name is step, e.g. [8, 11]",
+        ),
+        (
+            ["schedule.milestones=[8]"],
+            "schedule.milestones (=[8.0]) is for schedule.name: step, but name is cosine",
+        ),
+        (
+            ["schedule.name=step", "schedule.milestones=[8, 8]"],
+            "schedule.milestones (=[8.0, 8.0]) must rise",
+        ),
+        (
+            ["schedule.name=step", "schedule.milestones=[3]", "schedule.cooldown_epochs=1"],
+            "schedule.cooldown_epochs (=1): schedule.name: step has no end to cool down from; raise training.epochs",
+        ),
+        (
             ["engine.precision=fp16", "launch.use_gpu=false"],
             "engine.precision: fp16 needs GPUs, but launch.use_gpu is false: use bf16 or fp32",
         ),
@@ -170,8 +203,11 @@ def test_message_of_an_impossible_combination(added: list[str], message: str) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: trian\n", "x.yaml: kind: must be prepare or train (got 'trian'); did you mean train?"),
-        ("name: x\n", "x.yaml: kind: required, but missing; one of prepare, train"),
+        (
+            "kind: trian\n",
+            "x.yaml: kind: must be prepare, train, evaluate or sweep (got 'trian'); did you mean train?",
+        ),
+        ("name: x\n", "x.yaml: kind: required, but missing; one of prepare, train, evaluate, sweep"),
         ("", "x.yaml: a job file is a mapping that begins with `kind: train` or `kind: prepare`"),
         (TRAIN + "name: y\n", "x.yaml:7: key 'name' is given twice (first on line 2)"),
         (TRAIN + "loss: {a: 1, a: 2}\n", "x.yaml:7: key 'a' is given twice (first on line 7)"),

@@ -200,6 +200,17 @@ def test_the_count_does_not_rely_on_the_order_function(run: Path, monkeypatch: p
     assert report.findings.shown["losses"][0] == "epoch 0: 1 samples never used, e.g. 5"
 
 
+def test_repeated_samples_are_proven_use_by_use(tmp_path: Path) -> None:
+    """20 steps of 16 are 3.3 epochs of 97: the three that went on at once are complete."""
+    order = SampleOrder(97, num_streams=4, seed=7, block=4, window=16, repeats=3)
+    run = MadeUpRun(tmp_path / "repeated", order).with_restarts()
+    report = check_ledger(run.path)
+    assert report.ok and report.complete_epochs == 3
+    assert report.lines()[-1].startswith("proven up to step 20: each sample exactly 3 times in 3 epochs")
+    reforge(file(run.path, 1, 0), swap_samples)
+    assert "samples out of order" in problems(run.path)
+
+
 def test_problems_are_named_by_step_micro_batch_rank_and_file(run: Path) -> None:
     reforge(file(run, 1, 0), swap_samples)
     reforge(file(run, 2, 1), drop_frame)

@@ -1,10 +1,13 @@
 """The laws of the sample order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convmlp_platform.data.ledger_walk import complete_epochs
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.data.permutation import KeyedPermutation, derive_key
 
@@ -46,6 +49,9 @@ orders = st.builds(
     block=st.integers(1, 80),
     window=st.integers(1, 300),
 )
+repeated = st.builds(
+    lambda order, repeats: replace(order, repeats=repeats), order=orders, repeats=st.integers(2, 5)
+)
 
 
 @given(order=orders, epoch=st.integers(0, 5))
@@ -71,7 +77,7 @@ def test_a_window_needs_whole_blocks_of_the_storage(order: SampleOrder, epoch: i
             assert len(np.unique(window // order.block)) <= len(window) // order.block + 3
 
 
-@given(order=orders, per_stream=st.integers(1, 9), steps=st.integers(1, 40))
+@given(order=orders | repeated, per_stream=st.integers(1, 9), steps=st.integers(1, 40))
 def test_steps_use_each_sample_at_most_once_an_epoch(order: SampleOrder, per_stream: int, steps: int) -> None:
     batch = per_stream * order.num_streams
     pairs: set[tuple[int, int]] = set()
@@ -81,7 +87,7 @@ def test_steps_use_each_sample_at_most_once_an_epoch(order: SampleOrder, per_str
     assert len(pairs) == steps * batch
 
 
-@given(order=orders, per_stream=st.integers(1, 9), step=st.integers(0, 10**6), data=st.data())
+@given(order=orders | repeated, per_stream=st.integers(1, 9), step=st.integers(0, 10**6), data=st.data())
 def test_a_part_of_a_batch_is_that_part_of_the_whole(
     order: SampleOrder, per_stream: int, step: int, data: st.DataObject
 ) -> None:
@@ -91,6 +97,57 @@ def test_a_part_of_a_batch_is_that_part_of_the_whole(
     whole, part = order.step_samples(step, batch), order.step_samples(step, batch, first, count)
     assert np.array_equal(whole[0][first : first + count], part[0])
     assert np.array_equal(whole[1][first : first + count], part[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=repeated, round_=st.integers(0, 3))
+def test_repeated_epochs_hold_every_sample_once_and_end_together(order: SampleOrder, round_: int) -> None:
+    """In the places of one round of all streams, each sample stands once in each of `repeats` epochs."""
+    longest = max(past - first for first, past in map(order.stream_bounds, range(order.num_streams)))
+    seen: set[tuple[int, int]] = set()
+    for stream in range(order.num_streams):
+        epochs, samples = order.stream_samples(stream, 0, (round_ + 1) * longest * order.repeats)
+        found = list(zip(epochs.tolist(), samples.tolist(), strict=True))
+        assert not seen & set(found)
+        seen |= set(found)
+    complete = complete_epochs(order, order.num_streams, (round_ + 1) * longest * order.repeats)
+    assert complete == (round_ + 1) * order.repeats
+    wanted = {(epoch, sample) for epoch in range(complete) for sample in range(order.num_samples)}
+    assert wanted <= seen
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=repeated, step=st.integers(0, 1000))
+def test_a_samples_uses_lie_in_one_step_in_different_streams(order: SampleOrder, step: int) -> None:
+    batch = 6 * order.repeats * order.num_streams
+    epochs, samples = order.step_samples(step, batch)
+    uses: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for at, (epoch, sample) in enumerate(zip(epochs.tolist(), samples.tolist(), strict=True)):
+        key = (epoch // order.repeats, sample)
+        uses.setdefault(key, []).append((epoch % order.repeats, at // (batch // order.num_streams)))
+    for found in uses.values():
+        assert sorted(use for use, _ in found) == list(range(order.repeats))
+        assert len({stream for _, stream in found}) == min(order.repeats, order.num_streams)
+
+
+@settings(max_examples=20, deadline=None)
+@given(order=repeated)
+def test_first_uses_are_the_order_without_repeats(order: SampleOrder) -> None:
+    plain, count = replace(order, repeats=1), 50
+    for stream in range(order.num_streams):
+        epochs, samples = order.samples_at(stream, np.arange(count) * order.repeats)
+        wanted_epochs, wanted = plain.stream_samples(stream, 0, count)
+        assert np.array_equal(samples, wanted)
+        assert np.array_equal(epochs, wanted_epochs * order.repeats)
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_window_of_one_keeps_a_block_in_the_order_of_storage(streams: int) -> None:
+    order = SampleOrder(300, streams, seed=7, block=300, window=1)
+    for stream in range(streams):
+        first, past = order.stream_bounds(stream)
+        _, samples = order.stream_samples(stream, 0, 2 * (past - first))
+        assert samples.tolist() == [*range(first, past)] * 2
 
 
 def test_the_order_is_pinned() -> None:

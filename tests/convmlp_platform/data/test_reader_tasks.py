@@ -176,7 +176,7 @@ def test_masks_with_unknown_values_are_one_clear_error() -> None:
     split = split_of(stripes())
     split.manifest = split.manifest.model_copy(update={"classes": ["only", "two"]})
     with pytest.raises(
-        DataError, match=r"mask has value 3 at row \d+, column \d+: it is none of 0 .ignore. and the "
+        DataError, match=r"mask has value 3 at row \d+, column \d+: it is none of 0 .ignored. and the "
     ):
         training(split, SEGMENTATION)
 

@@ -16,7 +16,7 @@ from convmlp_platform.data.permutation import derive_key
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.base import Engine
 from convmlp_platform.engine.create import create_engine
-from convmlp_platform.engine.types import EngineOptions, EngineState
+from convmlp_platform.engine.types import EngineOptions, EngineState, OptimizerFactory
 
 STRATEGIES = [("ddp", 1), ("fsdp", 1), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
 NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, CLASSES = 4, 4, 5
@@ -61,7 +61,18 @@ def micro_batch(step: int, number: int, ghost: bool) -> Micro:
     return Micro(images, torch.randint(0, CLASSES, (MICRO_BATCH_SIZE,), generator=draw), number, ghost)
 
 
-def build(strategy: str, zero_stage: int, precision: str) -> Engine:
+def two_groups(module: nn.Module) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only, as most recipes do."""
+    decayed = [p for p in module.parameters() if p.ndim > 1]
+    plain = [p for p in module.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    )
+
+
+def build(
+    strategy: str, zero_stage: int, precision: str, make_optimizer: OptimizerFactory = two_groups
+) -> Engine:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -77,16 +88,7 @@ def build(strategy: str, zero_stage: int, precision: str) -> Engine:
         zero_stage=zero_stage,
     )
     with joined_world(use_gpu=False) as world:
-        return create_engine(strategy, task, two_groups, options, world)
-
-
-def two_groups(module: nn.Module) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only, as real recipes do."""
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    plain = [p for p in module.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    )
+        return create_engine(strategy, task, make_optimizer, options, world)
 
 
 def train(engine: Engine, start: int, stop: int) -> list[tuple[float, float]]:
@@ -103,9 +105,11 @@ def train(engine: Engine, start: int, stop: int) -> list[tuple[float, float]]:
     return curve
 
 
-def undisturbed(strategy: str, zero_stage: int, precision: str) -> tuple[list[Any], EngineState, EngineState]:
+def undisturbed(
+    strategy: str, zero_stage: int, precision: str, make_optimizer: OptimizerFactory = two_groups
+) -> tuple[list[Any], EngineState, EngineState]:
     """The whole curve, and the state at RESUME_AT and at the end."""
-    engine = build(strategy, zero_stage, precision)
+    engine = build(strategy, zero_stage, precision, make_optimizer)
     curve = train(engine, 0, RESUME_AT)
     middle = engine.state()
     curve += train(engine, RESUME_AT, STEPS)
@@ -113,9 +117,9 @@ def undisturbed(strategy: str, zero_stage: int, precision: str) -> tuple[list[An
 
 
 def resumed(
-    strategy: str, zero_stage: int, middle: EngineState
+    strategy: str, zero_stage: int, middle: EngineState, make_optimizer: OptimizerFactory = two_groups
 ) -> tuple[list[Any], EngineState, EngineState]:
-    engine = build(strategy, zero_stage, "fp32")
+    engine = build(strategy, zero_stage, "fp32", make_optimizer)
     train(engine, 90, 91)  # what a resume must wipe out
     engine.load_state(middle)
     loaded = engine.state()
@@ -173,3 +177,36 @@ def test_bf16_stays_close_to_fp32(reference: Any) -> None:
         losses = np.array(found_curve)[:, 0]
         np.testing.assert_allclose(losses, np.array(curve)[:, 0], rtol=0.02)
         assert not np.array_equal(losses, np.array(curve)[:, 0]), "bf16 computed exactly what fp32 does"
+
+
+def one_group(module: nn.Module) -> torch.optim.Optimizer:
+    """Decay of all parameters, as mmdetection's recipes have it."""
+    return torch.optim.AdamW(module.parameters(), weight_decay=0.05)
+
+
+def momentum(module: nn.Module) -> torch.optim.Optimizer:
+    """A state of one slot, which counts no steps."""
+    return torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+
+
+def with_optimizer(make: OptimizerFactory, strategies: list[tuple[str, int]]) -> list[Any]:
+    """The run of each strategy, and the same resumed."""
+    found = []
+    for strategy, stage in strategies:
+        curve, middle, end = undisturbed(strategy, stage, "fp32", make)
+        found.append((curve, end, *resumed(strategy, stage, middle, make)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [one_group, momentum])
+def test_one_parameter_group_is_enough(make: OptimizerFactory) -> None:
+    """For ZeRO, too, whose stages 1 and 2 keep a list of groups."""
+    ((curve, end, *_),) = run_ranks(with_optimizer, 1, make, STRATEGIES[:1])[0]
+    for found_curve, found_end, resumed_curve, _, resumed_end in run_ranks(
+        with_optimizer, 2, make, STRATEGIES
+    )[0]:
+        np.testing.assert_allclose(found_curve, curve, rtol=2e-5)
+        np.testing.assert_allclose(resumed_curve, curve[RESUME_AT:], rtol=2e-5)
+        assert_same(found_end, end, rtol=1e-3, atol=2e-5)
+        assert_same(resumed_end, end, rtol=1e-3, atol=2e-5)

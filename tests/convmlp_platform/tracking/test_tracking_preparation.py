@@ -123,5 +123,5 @@ def test_a_server_that_never_answers_is_asked_for_seconds_only(preparation: Prep
 
 def test_a_folder_that_cannot_be_written_is_said(preparation: Preparation, store: TrackingSection) -> None:
     (preparation.folder / "tracking").write_text("a file")
-    with pytest.raises(TrackingError, match="the preparation can't be recorded in"):
+    with pytest.raises(TrackingError, match="this preparation can't be recorded in"):
         PreparationTracker(target(store, "no"), preparation).record(preparation)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import convmlp
+from convmlp_platform.cli import main
 from convmlp_platform.config.sections import RegisterSection, TrackingSection
-from convmlp_platform.errors import DataError, TrackingError
+from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.bundle import BundleSpec, load_bundle, write_bundle
 from convmlp_platform.tracking.classifier import Classifier
-from convmlp_platform.tracking.predict import predict
 from convmlp_platform.tracking.registry import alias_verdict, register_bundle, resolve
 
 SPEC = BundleSpec(
@@ -58,8 +58,8 @@ def test_a_bundle_gives_back_the_model(bundle: Path, png: bytes, tmp_path: Path)
     assert torch.equal(model(images), original(images))
     (tmp_path / "a.png").write_bytes(png)
     (from_bytes, from_path) = Classifier(model, spec).predict([png, tmp_path / "a.png"])
-    assert from_bytes == from_path and len(from_bytes) == 3
-    assert sum(p for _, p in from_bytes) == pytest.approx(1, abs=1e-5)
+    assert from_bytes.top(3) == from_path.top(3) and from_bytes.classes == SPEC.classes
+    assert sum(p for _, p in from_bytes.top(3)) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path, bundle: Path) -> None:
@@ -78,6 +78,24 @@ def test_the_alias_moves_only_to_what_is_no_worse_on_the_same_data() -> None:
     assert not alias_verdict("models:/m/1", {"dataset.digest": "sha256:one"}, held)[0]
 
 
+@pytest.mark.parametrize("metric", ["box_ap", "mask_ap", "miou"])
+def test_every_task_is_judged_by_its_own_metric(metric: str) -> None:
+    held = {
+        "dataset.digest": "sha256:one",
+        "gate.metric": metric,
+        f"metric.{metric}": "40.0",
+        "metric.top1": "9",
+    }
+    better = held | {f"metric.{metric}": "40.5", "metric.top1": "1"}
+    assert alias_verdict("models:/m/1", held, better) == (
+        True, f"{metric} 40.5000 is not below 40.0000 of models:/m/1"
+    )  # fmt: skip
+    assert not alias_verdict("models:/m/1", better, held)[0]
+    classifier = {"dataset.digest": "sha256:one", "metric.top1": "90.0"}
+    moves, reason = alias_verdict("models:/m/1", classifier, held)
+    assert not moves and reason == f"models:/m/1 is of another task: judged by top1, not {metric}"
+
+
 def test_a_worse_model_is_registered_without_the_alias(
     registered: TrackingSection, tmp_path: Path, png: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +107,7 @@ def test_a_worse_model_is_registered_without_the_alias(
     assert "80.0000 is below 90.0000" in version.reason and version.reason in caplog.text
     found = resolve("models:/toy@champion", section=registered)
     assert found.version == "1" and found.tags["run"] == "r1" and found.tags["metric.top1"] == "90.0"
+    assert (found.tags["task"], found.tags["gate.metric"]) == ("classification", "top1")
 
 
 def test_registering_the_same_weights_again_makes_no_version(
@@ -146,7 +165,7 @@ def test_plain_mlflow_loads_and_predicts_elsewhere_without_our_packages(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    expected = Classifier.from_folder(bundle).predict([png])[0]
+    expected = Classifier(*load_bundle(bundle)).predict([png])[0].top(5)
     for row in json.loads(done.stdout.splitlines()[-1]):
         assert row["label"] == expected[0][0]
         assert row["probability"] == pytest.approx(expected[0][1], abs=1e-5)
@@ -154,16 +173,23 @@ def test_plain_mlflow_loads_and_predicts_elsewhere_without_our_packages(
 
 
 def test_predict_names_the_bad_image(
-    registered: TrackingSection, bundle: Path, png: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registered: TrackingSection,
+    bundle: Path,
+    png: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     good.write_bytes(png)
     bad.write_bytes(png[:100])
-    (one,) = predict(str(bundle), [good])
-    assert one.image == good and one.labels[0] == (one.label, one.probability)
+    assert main(["predict", str(bundle), str(good)]) == 0
+    from_folder = capsys.readouterr().out
+    assert from_folder.startswith(f"{good}: ") and "%" in from_folder
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.uri or "")
-    assert predict("models:/toy@champion", [good]) == [one]
-    with pytest.raises(DataError, match=r"bad\.png: not a readable image"):
-        predict(str(bundle), [good, bad])
-    with pytest.raises(DataError, match=r"none\.png: no such image file"):
-        predict(str(bundle), [tmp_path / "none.png"])
+    assert main(["predict", "models:/toy@champion", str(good)]) == 0
+    assert capsys.readouterr().out == from_folder
+    assert main(["predict", str(bundle), str(good), str(bad)]) == 2
+    assert "bad.png: not a readable image" in capsys.readouterr().err
+    assert main(["predict", str(bundle), str(tmp_path / "none.png")]) == 2
+    assert "none.png: no such image file" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 import torch
 from prepared import digits
 from test_run import job
+from tiny_dense import tiny_job
 from torch import Tensor, nn
 
 from convmlp import create_model
@@ -121,3 +122,27 @@ def test_of_a_finite_step_the_largest_losses_come_first(tmp_path: Path) -> None:
     assert {sample.sample for sample in found.samples} == {
         sample for micro in micros for sample in micro.sample_ids.tolist()
     }
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "semantic_fpn"])
+def test_the_one_bad_image_of_other_tasks_is_found(tmp_path: Path, kind: str) -> None:
+    """Detection's images are a list, of different sizes; its targets too."""
+    values = tiny_job(kind, tmp_path)
+    manifest = open_manifest(values.data.path)
+    with joined_world(use_gpu=False) as world:
+        loader = build.build_train_loader(values, manifest, RunFolder(tmp_path, ""), world)
+        engine = build.build_engine(values, build.build_task(values, manifest), manifest, world)
+        micros = [replace(micro, images=engine.to_device(micro)[0]) for micro in next(loader.steps(0, 1))]
+        images = micros[1].images
+        assert isinstance(images, list) == (kind == "retinanet")
+        images[2][0, 3, 4] = math.nan
+        losses, finite = computed(engine, micros)
+        before = engine.full_model_state()
+        found = look_into(engine, STEP, micros, losses, finite)
+        after = engine.full_model_state()
+    (blame,) = found.blames
+    assert found.failing == [1] and blame.search.rest_is_fine
+    assert [culprit.sample for culprit in blame.culprits] == [int(micros[1].sample_ids[2])]
+    assert blame.fault is not None and blame.fault.rows == [2]
+    assert all(math.isfinite(one.loss) == (one is not blame.culprits[0]) for one in found.samples)
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -12,7 +12,7 @@ from convmlp_platform.distributed import joined_world
 from convmlp_platform.health.phases import Phase, PhaseClock
 from convmlp_platform.training.callbacks import Console
 from convmlp_platform.training.meter import Meter
-from convmlp_platform.training.plots import plot_curves
+from convmlp_platform.training.plots import plot_curves, scores_in
 from convmlp_platform.training.state import TrainState
 
 
@@ -70,3 +70,17 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 400
+
+
+@pytest.mark.parametrize(
+    ("metrics", "drawn"),
+    [
+        ({"eval/loss": 1.0, "eval/top1": 2.0, "eval/top5": 3.0}, ("eval/top1", "eval/top5")),
+        ({"eval/box_ap": 1.0, "eval/box_ar10": 1.0, "eval/mask_ap": 1.0}, ("eval/box_ap", "eval/mask_ap")),
+        ({"eval/pixel_accuracy": 1.0, "eval/miou": 1.0}, ("eval/miou", "eval/pixel_accuracy")),
+        ({"eval/pck": 1.0, "eval/loss": 1.0}, ("eval/pck",)),
+        ({"train/loss": 1.0}, ()),
+    ],
+)
+def test_the_scores_of_the_task_are_drawn(metrics: dict[str, float], drawn: tuple[str, ...]) -> None:
+    assert scores_in([{}, metrics]) == drawn

@@ -85,6 +85,7 @@ def test_a_run_ends_and_starting_it_again_changes_nothing(tmp_path: Path) -> Non
     assert (again.steps, again.already_complete, again.checkpoint) == (4, True, first.checkpoint)
     assert losses == {}
     assert first.metrics.keys() == {"eval/loss", "eval/top1", "eval/top5"}
+    assert (tmp_path / "runs" / "tiny" / "plots" / "predictions.png").is_file()
 
 
 @pytest.mark.parametrize("world_sizes", [(1, 1, 1), (2, 1, 1)])

@@ -6,33 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotated import rectangles, stripes
+from annotated import stripes
 from pydantic import ValidationError
 from ranks import run_ranks
+from tiny_dense import DATASETS, tiny_job
 
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.run import run
 
-DATASETS = {"retinanet": rectangles, "mask_rcnn": rectangles, "semantic_fpn": stripes}
-
 
 def job(folder: Path, kind: str, **sections: Any) -> TrainJob:
-    values: dict[str, Any] = {
-        "kind": "train",
-        "name": kind.replace("_", "-"),
-        "task": {"name": kind, "pyramid_channels": 16},
-        "model": {"name": "convmlp_tiny"},
-        "data": {"path": str(DATASETS[kind]()), "eval_split": "train", "image_size": 64, "num_workers": 0},
-        "optimizer": {"lr": 1e-3},
-        "training": {"epochs": 2, "global_batch_size": 6, "micro_batch_size": 3, "log_every_steps": 1},
-        "checkpoint": {"path": str(folder / "runs")},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
-        "launch": {"use_gpu": False},
-    }
-    return TrainJob.model_validate(
-        values | {name: values.get(name, {}) | given for name, given in sections.items()}
-    )
+    """Of two epochs."""
+    training = {"epochs": 2} | sections.pop("training", {})
+    return tiny_job(kind, folder, training=training, **sections)
 
 
 def metrics_of(folder: Path, task: str, strategy: str, data_format: str = "webdataset") -> dict[str, float]:
@@ -82,13 +69,6 @@ def test_heads_of_another_size_are_refused(tmp_path: Path) -> None:
 def test_networks_without_feature_maps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="choose a hierarchical network"):
         run(job(tmp_path, "semantic_fpn", model={"name": "vit_tiny_patch16_224"}))
-
-
-def test_what_the_registry_cannot_serve_is_not_promised() -> None:
-    with pytest.raises(
-        ValidationError, match=r"only classifiers can be registered, and task.name is retinanet"
-    ):
-        job(Path("unused"), "retinanet", tracking={"register_as": {"name": "detector"}})
 
 
 def test_sections_are_checked() -> None:

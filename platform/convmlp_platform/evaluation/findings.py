@@ -1,0 +1,132 @@
+"""What is found out beside a task's metrics while images go by: scores of each class, and what is taken for what."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convmlp.joint_view import IGNORED
+from convmlp.tasks.coco_metrics import CocoMetrics
+from convmlp_platform.data.loader import MicroBatch
+from convmlp_platform.evaluation.result import ClassScore
+
+Counts = NDArray[np.int64]
+"""Shape (classes, classes): row the true class, column the one that was said."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """After all images: `metrics` in per cent that the task's own lack; `confusion` where there is such a thing."""
+
+    per_class: list[ClassScore] = field(default_factory=list)
+    confusion: Counts | None = None
+    unit: str = "images"
+
+
+class Watch(ABC):
+    """Looks at each batch of an evaluation."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = list(classes)
+
+    @abstractmethod
+    def update(self, batch: MicroBatch, outputs: Any, targets: Any) -> None:
+        """Take in a batch: the task's outputs and targets."""
+
+    @abstractmethod
+    def findings(self) -> Findings:
+        """Of all batches, after the metrics were computed."""
+
+
+class ClassificationWatch(Watch):
+    """Keeps every image's true and first class: 16 bytes an image."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__(classes)
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, batch: MicroBatch, outputs: Tensor, targets: Tensor) -> None:
+        self._batches.append((batch.sample_ids.clone(), targets.cpu(), outputs.argmax(1).cpu()))
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Sample ids, true and predicted classes, each of shape (images,)."""
+        samples, truth, said = (torch.cat(column).numpy() for column in zip(*self._batches, strict=True))
+        return samples, truth, said
+
+    def findings(self) -> Findings:
+        _, truth, said = self.arrays()
+        counts = count_pairs(truth, said, len(self.classes))
+        found = [
+            ClassScore(name=name, count=n, scores={"accuracy": score})
+            for name, n, score in _recalls(self, counts)
+        ]
+        return Findings(found, counts, "images")
+
+
+class SegmentationWatch(Watch):
+    """Counts pixels by true and predicted class."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__(classes)
+        self._counts = np.zeros((len(classes), len(classes)), np.int64)
+
+    def update(self, batch: MicroBatch, outputs: list[Tensor], targets: Sequence[Tensor]) -> None:
+        for said, truth in zip(outputs, targets, strict=True):
+            labelled = truth != IGNORED
+            self._counts += count_pairs(
+                truth[labelled].cpu().numpy(), said[labelled].cpu().numpy(), len(self.classes)
+            )
+
+    def findings(self) -> Findings:
+        counts = self._counts
+        both = np.diag(counts)
+        either = counts.sum(0) + counts.sum(1) - both
+        found = []
+        for place, (name, number, recall) in enumerate(_recalls(self, counts)):
+            iou = 100.0 * float(both[place] / either[place]) if either[place] else None
+            found.append(ClassScore(name=name, count=number, scores={"iou": iou, "accuracy": recall}))
+        return Findings(found, counts, "pixels")
+
+
+class DetectionWatch(Watch):
+    """Counts objects; AP of the classes is what pycocotools found."""
+
+    def __init__(self, classes: Sequence[str], metrics: CocoMetrics) -> None:
+        super().__init__(classes)
+        self._metrics = metrics
+        self._objects: dict[int, int] = dict.fromkeys(metrics.class_ids, 0)
+
+    def update(self, batch: MicroBatch, outputs: Any, targets: list[dict[str, Any]]) -> None:
+        for target in targets:
+            for item in target["objects"]:
+                self._objects[item["category_id"]] += not item.get("iscrowd", 0)
+
+    def findings(self) -> Findings:
+        found = []
+        for number, name in zip(self._metrics.class_ids, self.classes, strict=True):
+            aps = {f"{kind}_ap": by_class.get(number) for kind, by_class in self._metrics.class_ap.items()}
+            scores = {kind: None if ap is None else 100.0 * ap for kind, ap in aps.items()}
+            found.append(ClassScore(name=name, count=self._objects[number], scores=scores))
+        return Findings(found, None, "objects")
+
+
+def count_pairs(truth: NDArray[np.integer], said: NDArray[np.integer], num_classes: int) -> Counts:
+    """How often each class was said of each true class."""
+    pairs = truth.astype(np.int64) * num_classes + said.astype(np.int64)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+
+
+def _recalls(watch: Watch, counts: Counts) -> list[tuple[str, int, float | None]]:
+    """Name, count and share that was recognised, in per cent, of each class."""
+    right, total = np.diag(counts).tolist(), counts.sum(1).tolist()
+    return [
+        (name, n, 100.0 * hits / n if n else None)
+        for name, hits, n in zip(watch.classes, right, total, strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""A finished evaluation into MLflow. Nothing here may cost the result: what goes wrong is said in a line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from convmlp_platform.config.evaluate import EvaluateJob
+from convmlp_platform.config.load import flatten
+from convmlp_platform.errors import PlatformError
+from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult
+from convmlp_platform.tracking.evaluation import EvaluationTracker, FinishedEvaluation
+from data_prep.urls import shown
+
+
+def record(job: EvaluateJob, result: EvaluationResult, say: Callable[[str], None]) -> str | None:
+    """Log the result in the job's folder; the run's id, None where MLflow doesn't have it yet.
+
+    Args:
+        say: gets a line for each thing the user should know.
+    """
+    folder = Path(job.output.path) / job.name
+    tracker = EvaluationTracker(job.tracking, _finished(job, result, folder))
+    try:
+        tracker.record()
+        run_id = tracker.send()
+    except PlatformError as error:
+        say(f"  tracking  {error}")
+        return None
+    say(f"  tracking  MLflow run {run_id} in experiment {job.tracking.experiment}")
+    return run_id
+
+
+def _finished(job: EvaluateJob, result: EvaluationResult, folder: Path) -> FinishedEvaluation:
+    model = result.model
+    tags = {
+        "task": result.task,
+        "model": model.given,
+        "model.pinned": model.pinned,
+        "model.name": model.name,
+        "model.parameters": str(model.parameters),
+        "model.image_size": str(model.image_size),
+        "device": result.hardware.device,
+        "hardware": result.hardware.name,
+        "split": result.dataset.split,
+        **model.lineage,
+    }
+    if model.macs is not None:
+        tags["model.macs"] = str(model.macs)
+    return FinishedEvaluation(
+        name=job.name,
+        identity=hashlib.sha256((folder / RESULT_NAME).read_bytes()).hexdigest()[:32],
+        folder=folder,
+        params=flatten(job),
+        tags=tags,
+        metrics=dict(_metrics(result)),
+        version_metrics={name: value for name, value in result.metrics.items() if name != "loss"},
+        pinned=model.pinned,
+        dataset=result.dataset.name,
+        split=result.dataset.split,
+        digest=result.dataset.digest,
+        source=shown(result.dataset.path),
+        seconds=result.seconds,
+        artifacts=tuple(result.artifacts),
+    )
+
+
+def _metrics(result: EvaluationResult) -> Iterator[tuple[str, float]]:
+    """Under the names that training runs use: `eval/top1`."""
+    for name, value in result.metrics.items():
+        yield f"eval/{name}", value
+    yield "images_per_second", result.dataset.images / result.seconds
+    if result.permutation is not None:
+        for permuted in result.permutation.rows:
+            for name, value in permuted.metrics.items():
+                yield f"permuted/{permuted.kind}/{name}", value
+    if result.throughput is not None:
+        for row in result.throughput.rows:
+            yield f"throughput/batch_{row.batch_size}", row.images_per_second

@@ -1,0 +1,94 @@
+"""What a sweep leaves behind besides its trials' runs: a table, a picture, and a run of its own in MLflow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from convmlp_platform.config.load import flat_values
+from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.evaluation.compare import COUNTED
+from convmlp_platform.evaluation.compare_table import markdown_table, text_table
+from convmlp_platform.launch import messages
+from convmlp_platform.launch.sweep_plan import SweepPlan
+from convmlp_platform.launch.sweep_table import SweepRow, picture, rows_of, table
+from convmlp_platform.tracking.tracker import Tracker
+from data_prep.files import write_atomically
+
+TABLE, RESULT, PICTURE = "table.md", "result.json", "trade_off.png"
+_PARENT_TAG = "mlflow.parentRunId"
+# Trials don't wait longer than this for the parent's id; without it they are found by their tag `sweep`.
+_WAIT_S, _GOODBYE_S, _SHORT_GOODBYE_S = 30.0, 60.0, 3.0
+
+
+class SweepParent:
+    """The sweep's own run: opened before the first trial starts, so that MLflow shows the trials below it."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self.plan = plan
+        job = plan.trials[0].trial.job
+        own = {name: value for name, value in job.tracking.tags.items() if name not in ("sweep", "trial")}
+        section = TrackingSection(
+            uri=job.tracking.uri, experiment=job.tracking.experiment, tags=own | {"kind": "sweep"}
+        )
+        self.tracker = Tracker.open(section, run_dir=plan.folder, run_name=plan.sweep.name)
+        self.tracker.log_params(flat_values(plan.sweep.model_dump(mode="json", exclude_none=True)))
+
+    @property
+    def child_tags(self) -> dict[str, str]:
+        """For the trials' runs."""
+        parent = self.tracker.wait_for_run_id(_WAIT_S)
+        return {} if parent is None else {_PARENT_TAG: parent}
+
+    def close(self, status: Literal["FAILED", "KILLED"]) -> None:
+        """The sweep has ended before its end."""
+        self.tracker.finish(status, timeout=_SHORT_GOODBYE_S)
+
+    def finish(self) -> int:
+        """Write the table, the result and the picture, and print the table; the exit code."""
+        rows = rows_of(self.plan)
+        files = self._write(rows)
+        metric = self.plan.metric
+        self.tracker.log_metrics(
+            {f"{row.name}/{metric}": row.score for row in rows if row.score is not None}, step=0
+        )
+        for file in files:
+            self.tracker.log_artifact(file)
+        failed = [row for row in rows if row.status == "failed"]
+        self.tracker.set_tags(
+            {"trials": str(len(rows)), "trials.failed": str(len(failed)), "best": rows[0].name}
+        )
+        self.tracker.finish("FINISHED", timeout=_GOODBYE_S)
+        counted = [COUNTED] if any(row.line and row.line.counted for row in rows) else []
+        where = f"  table       {self.plan.folder / TABLE}"
+        for line in ["", *text_table(table(rows, self.plan)), *counted, "", where]:
+            messages.say(line)
+        for row in failed:
+            print(f"error: trial {row.name}: {row.reason}", file=sys.stderr)
+        return 1 if failed else 0
+
+    def _write(self, rows: list[SweepRow]) -> list[Path]:
+        folder, sweep = self.plan.folder, self.plan.sweep
+        result: dict[str, Any] = {
+            "schema_version": 1,
+            "sweep": sweep.name,
+            "metric": self.plan.metric,
+            "mode": sweep.mode,
+            "trials": [row.to_dict() for row in rows],
+        }
+        write_atomically(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        heading = [
+            f"# {sweep.name}",
+            "",
+            f"Sorted by {self.plan.metric} of each trial's best evaluation.",
+            "",
+        ]
+        notes = [f"- {row.name} failed: {row.reason.partition(chr(10))[0]}" for row in rows if row.reason]
+        if any(row.line and row.line.counted for row in rows):
+            notes.append(f"\\{COUNTED}")
+        lines = [*heading, *markdown_table(table(rows, self.plan)), *([""] if notes else []), *notes]
+        write_atomically(folder / TABLE, ("\n".join(lines) + "\n").encode())
+        drawn = picture(rows, self.plan, folder / PICTURE)
+        return [folder / TABLE, folder / RESULT, *([drawn] if drawn else [])]

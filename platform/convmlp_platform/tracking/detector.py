@@ -1,0 +1,50 @@
+"""Objects with boxes, and masks where the model has them, by a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from convmlp_platform.tracking.bundle import BundleSpec
+from convmlp_platform.tracking.images import ImageLike
+from convmlp_platform.tracking.prediction import Detections
+from convmlp_platform.tracking.predictor import Predictor
+from convmlp_platform.tracking.task_spec import DetectionSpec
+from convmlp_platform.tracking.whole_images import WholeImages
+
+
+class Detector(Predictor):
+    """RetinaNet or Mask R-CNN. One image a forward pass: what is found in it doesn't depend on its company."""
+
+    def __init__(self, model: nn.Module, spec: BundleSpec) -> None:
+        from convmlp.detection_transforms import DetectionTransform
+        from convmlp.tasks.detection import DetectionTask
+
+        super().__init__(model, spec)
+        if not isinstance(spec.task, DetectionSpec):
+            raise ValueError(f"a bundle of task {spec.task.name} is no detector's")
+        self._class_ids = spec.task.class_ids
+        self._task = DetectionTask(self.model, spec.task.class_ids).eval()  # type: ignore[arg-type]
+        transform = DetectionTransform((spec.image_size,), spec.task.max_side)
+        self._images = WholeImages(transform, spec, self.device)
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[ImageLike]) -> list[Detections]:
+        """The objects of each image. Raises as `Predictor.predict`."""
+        return [self._of(image, position) for position, image in enumerate(images)]
+
+    def _of(self, image: ImageLike, position: int) -> Detections:
+        prepared, size = self._images.prepared(image, position)
+        (found,) = self._task.detect([prepared], [size])
+        cpu = {name: value.cpu() for name, value in found.items()}
+        return Detections(
+            self.spec.classes,
+            self._class_ids,
+            size,
+            cpu["boxes"],
+            cpu["scores"],
+            cpu["labels"],
+            cpu.get("masks"),
+        )

@@ -1,0 +1,58 @@
+"""From images to what a bundle's model says of them, whatever its task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from convmlp_platform.tracking.bundle import BundleSpec, load_bundle
+from convmlp_platform.tracking.images import ImageLike
+from convmlp_platform.tracking.prediction import Prediction
+from convmlp_platform.tracking.task_spec import DetectionSpec, SegmentationSpec
+
+
+class Predictor(ABC):
+    """A model and its image preparation, which is that of the task's evaluation. Computes on the GPU where there is
+    one.
+
+    Args:
+        model: as `load_bundle` returns it.
+        spec: of the same bundle.
+    """
+
+    def __init__(self, model: nn.Module, spec: BundleSpec) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device).eval()
+        self.spec = spec
+
+    @abstractmethod
+    def predict(self, images: Sequence[ImageLike]) -> Sequence[Prediction]:
+        """What the model says of each image: `Labels`, `Detections` or a `LabelMap`.
+
+        Raises:
+            DataError: an image is missing or unreadable; the message names it.
+        """
+
+    @staticmethod
+    def from_folder(folder: Path) -> Predictor:
+        """The predictor of a bundle folder. Raises as `load_bundle`."""
+        return predictor_of(*load_bundle(folder))
+
+
+def predictor_of(model: nn.Module, spec: BundleSpec) -> Predictor:
+    """The predictor of a bundle's model, by the task of its spec."""
+    if isinstance(spec.task, DetectionSpec):
+        from convmlp_platform.tracking.detector import Detector
+
+        return Detector(model, spec)
+    if isinstance(spec.task, SegmentationSpec):
+        from convmlp_platform.tracking.segmenter import Segmenter
+
+        return Segmenter(model, spec)
+    from convmlp_platform.tracking.classifier import Classifier
+
+    return Classifier(model, spec)

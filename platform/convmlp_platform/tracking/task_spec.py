@@ -1,0 +1,71 @@
+"""What a bundle says of its model's task: all that rebuilding the network and reading its answers takes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from convmlp_platform.config.task import BEST_METRICS, DATASETS
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str
+
+    @property
+    def dataset(self) -> str:
+        """The kind of task: classification, detection or segmentation."""
+        return DATASETS[self.name]
+
+    @property
+    def best_metric(self) -> str:
+        """By what models of this task are compared: `top1`, `box_ap`, `mask_ap` or `miou`."""
+        return BEST_METRICS[self.name]
+
+
+class PermutationSpec(BaseModel):
+    """The order of pixels that the model was trained with (`convmlp.permutation.pixel_order`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["patches", "pixels"]
+    patch_size: int = Field(gt=0, description="side, in pixels")
+    seed: int = Field(ge=0)
+
+
+class ClassificationSpec(_Spec):
+    """Class names with probabilities."""
+
+    name: Literal["classification"] = "classification"
+    permutation: PermutationSpec | None = Field(
+        None, description="what is done to pixels before the model sees them"
+    )
+
+
+class _PyramidSpec(_Spec):
+    pyramid_channels: int = Field(gt=0, description="of the feature pyramid")
+    max_side: int = Field(ge=32, description="limit of an image's longer side, in pixels")
+
+
+class DetectionSpec(_PyramidSpec):
+    """Boxes, and with Mask R-CNN masks."""
+
+    name: Literal["retinanet", "mask_rcnn"]
+    anchor_scale: float = Field(gt=0, description="side of a level's smallest anchor, in strides")
+    class_ids: tuple[int, ...] = Field(description="the dataset's category ids, in the order of `classes`")
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model finds masks, too."""
+        return self.name == "mask_rcnn"
+
+
+class SegmentationSpec(_PyramidSpec):
+    """A class for each pixel."""
+
+    name: Literal["semantic_fpn"] = "semantic_fpn"
+
+
+TaskSpec = Annotated[ClassificationSpec | DetectionSpec | SegmentationSpec, Field(discriminator="name")]

@@ -1,0 +1,126 @@
+"""A run's own copy of the weights it starts from: `RUN/init/`, written once, when the run begins.
+
+From then on the run needs neither the registry nor the file they came from: an alias that moves, a file that is
+replaced, a server that is down change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from convmlp_platform.errors import CheckpointError, ConfigError
+from data_prep.files import sha256_file, sync_folder, write_atomically
+
+FOLDER, WEIGHTS, RECORD = "init", "model.safetensors", "init.json"
+_STAGING = ".init-"
+
+
+@dataclass(frozen=True)
+class InitRecord:
+    """Where the weights in `RUN/init/` came from.
+
+    Args:
+        text: `model.init_from` as the job gave it, local paths from CONVMLP_ROOT on, URLs without secrets.
+        kind, pinned, lineage: as in `model_source.FoundModel`.
+        weights: "sha256:" and the hash of the source's weights; counts in the run's identity.
+        sha256: of the copy.
+    """
+
+    text: str
+    kind: str
+    pinned: str
+    weights: str
+    sha256: str
+    lineage: dict[str, str]
+
+
+def read_record(run: Path) -> InitRecord | None:
+    """What the run in this folder starts from; None where it has no copy of weights.
+
+    Raises:
+        CheckpointError: the record can't be read.
+    """
+    file = run / FOLDER / RECORD
+    try:
+        fields: dict[str, Any] = json.loads(file.read_bytes())
+        return InitRecord(**{name: fields[name] for name in InitRecord.__dataclass_fields__})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} can't be read: {error!r}") from None
+
+
+def write_copy(
+    run: Path, tensors: Mapping[str, Tensor], *, text: str, kind: str, pinned: str, lineage: dict[str, str]
+) -> InitRecord:
+    """Make `RUN/init/` appear whole, or find the one that another driver of the run was quicker to make.
+
+    Raises:
+        CheckpointError: the folder can't be written.
+    """
+    staging = run / f"{_STAGING}{secrets.token_hex(4)}"
+    try:
+        staging.mkdir(parents=True)
+        write_atomically(staging / WEIGHTS, save(dict(tensors), {"format": "pt"}))
+        record = InitRecord(
+            text,
+            kind,
+            pinned,
+            f"sha256:{lineage['init.weights_sha256']}",
+            sha256_file(staging / WEIGHTS),
+            lineage,
+        )
+        write_atomically(staging / RECORD, json.dumps(asdict(record), indent=2).encode())
+        try:
+            staging.rename(run / FOLDER)
+        except OSError:
+            if (found := read_record(run)) is None:
+                raise
+            record = found
+        sync_folder(run)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint.path: can't write to {run}: {error.strerror}") from None
+    finally:
+        for left in run.glob(f"{_STAGING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    return record
+
+
+def remove_copy(run: Path) -> None:
+    """Forget the weights of a run that never began."""
+    aside = run / f"{_STAGING}{secrets.token_hex(4)}"
+    try:
+        (run / FOLDER).rename(aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_copy(run: Path, record: InitRecord) -> Path:
+    """The file of the run's first weights, compared with its record.
+
+    Raises:
+        ConfigError: it is gone or damaged.
+    """
+    file = run / FOLDER / WEIGHTS
+    try:
+        whole = sha256_file(file) == record.sha256
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: the weights that the run starts from can't be read: {error.strerror}"
+        ) from None
+    if not whole:
+        raise ConfigError(
+            f"{file}: the weights that the run starts from are not what was written there: remove {run} to start "
+            "anew"
+        )
+    return file
