@@ -25,8 +25,6 @@ def count_task_macs(model: nn.Module, image_size: int | tuple[int, int]) -> int:
     Raises:
         ValueError: the model doesn't take such images.
     """
-    if isinstance(model, RetinaNet):
-        return count_macs(_Dense(model.backbone, model.head), image_size)
     if isinstance(model, MaskRCNN):
         heads = model.roi_heads
         regions = _Regions(nn.Sequential(heads.box_head, heads.box_predictor), 7, model.backbone.out_channels)
@@ -35,11 +33,21 @@ def count_task_macs(model: nn.Module, image_size: int | tuple[int, int]) -> int:
         )
         # One region is an "image" of a few channels: the counter makes it of the right shape.
         return (
-            count_macs(_Dense(model.backbone, model.rpn.head), image_size)
+            count_macs(dense_part(model), image_size)
             + PROPOSALS * count_macs(regions, 7)
             + MASKED * count_macs(masks, 14)
         )
-    return count_macs(model, image_size)
+    return count_macs(dense_part(model), image_size)
+
+
+def dense_part(model: nn.Module) -> nn.Module:
+    """What is computed of every image alike: of a detector backbone, pyramid and the head on each of their cells; else the
+    model itself."""
+    if isinstance(model, RetinaNet):
+        return _Dense(model.backbone, model.head)
+    if isinstance(model, MaskRCNN):
+        return _Dense(model.backbone, model.rpn.head)
+    return model
 
 
 class _Dense(nn.Module):

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import convmlp
+from convmlp.tasks.cost import dense_part
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.training.build_transforms import max_side_of
 
 FLOAT = 4
 # State tensors of a parameter's shape that each optimizer keeps (timm's create_optimizer_v2).
@@ -22,7 +24,8 @@ class MemoryEstimate:
     """Bytes on one worker's device.
 
     `states` (weights, buffers, gradients, optimizer, moving average) follows from the strategy; `activations`
-    is what autograd keeps for one micro-batch: an estimate, as kernels also need work space.
+    is what autograd keeps for one micro-batch: an estimate, as kernels also need work space, and Mask R-CNN's heads
+    keep more for every region.
     """
 
     num_parameters: int
@@ -44,9 +47,7 @@ def estimate_memory(job: TrainJob, num_classes: int) -> MemoryEstimate:
     model = build_on_meta(job, num_classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     buffers = sum(buffer.numel() for buffer in model.buffers())
-    # Of detectors: the backbone and its pyramid; what the heads keep depends on the images.
-    body: Any = model.backbone if job.task.dataset == "detection" else model
-    activations = _saved_bytes_per_image(body, job.data.image_size) * job.training.micro_batch_size
+    activations = _saved_bytes_per_image(dense_part(model), _image_size(job)) * job.training.micro_batch_size
     # Convolutions and linear layers, whose inputs are most of it, keep 16-bit copies under autocast.
     share = 1.0 if job.engine.precision == "fp32" else 0.5
     return MemoryEstimate(parameters, _state_bytes(job, parameters, buffers), int(activations * share))
@@ -84,7 +85,13 @@ def _state_bytes(job: TrainJob, parameters: int, buffers: int) -> int:
     return int(FLOAT * (weights + buffers + parameters / divisor["gradients"] + optimizer + average))
 
 
-def _saved_bytes_per_image(model: nn.Module, image_size: int) -> int:
+def _image_size(job: TrainJob) -> tuple[int, int]:
+    """Height and width of a training image; of a detector's, which keep their shape, a wide one's as COCO has them."""
+    side = max(job.data.image_size, *job.task.short_sides, 0)
+    return (side, min(max_side_of(job), side * 8 // 5)) if job.task.dataset == "detection" else (side, side)
+
+
+def _saved_bytes_per_image(model: nn.Module, image_size: tuple[int, int]) -> int:
     """fp32 bytes that autograd keeps for one image, weights aside: each storage that forward saves, once."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, Any] = {}
@@ -98,6 +105,6 @@ def _saved_bytes_per_image(model: nn.Module, image_size: int) -> int:
     batch = 2  # BatchNorm at 1x1 refuses a single image in training mode
     model.train()
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(torch.empty(batch, 3, image_size, image_size, device="meta"))
+        output = model(torch.empty(batch, 3, *image_size, device="meta"))
     del output
     return sum(int(storage.nbytes()) for storage in saved.values()) // batch

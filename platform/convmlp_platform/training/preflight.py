@@ -160,12 +160,13 @@ def _check_model(job: TrainJob, manifest: DatasetManifest | None, report: Prefli
         report.problems.append(problem)
     workers = job.launch.num_workers
     each = "the worker" if workers == 1 else f"each of {workers} workers"
+    beside = ", without those of regions" if job.task.name == "mask_rcnn" else ""
     report.summary += [
         f"model    {job.model.name}: {memory.num_parameters:,} parameters"
         + ("" if known else " if there are 1,000 classes (the dataset would tell)"),
         f"memory   about {_size(memory.total)} on {each}: "
         f"{_size(memory.states)} for weights, gradients and optimizer (exact), "
-        f"{_size(memory.activations)} for activations (estimated)",
+        f"{_size(memory.activations)} for activations (estimated{beside})",
     ]
 
 

@@ -71,3 +71,18 @@ def test_activations_grow_with_micro_batch_and_image() -> None:
 def test_a_wrong_model_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="convmlp_s"):
         estimate(model={"name": "convmlp_ss"})
+
+
+def test_a_detector_keeps_the_maps_of_its_head_and_of_a_wide_image() -> None:
+    model = {"name": "convmlp_tiny"}
+    data = {"path": "d", "image_size": 64}
+    square = estimate(
+        task={"name": "retinanet", "pyramid_channels": 32, "max_side": 64}, model=model, data=data
+    )
+    wide = estimate(
+        task={"name": "retinanet", "pyramid_channels": 32, "max_side": 128}, model=model, data=data
+    )
+    backbone = estimate(model=model, data=data)
+    assert square.activations > backbone.activations
+    # 64 x 102 pixels; maps of a few cells are rounded up
+    assert 1.4 < wide.activations / square.activations < 1.8
