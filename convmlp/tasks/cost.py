@@ -41,7 +41,7 @@ def count_task_macs(model: nn.Module, image_size: int | tuple[int, int]) -> int:
 
 
 def dense_part(model: nn.Module) -> nn.Module:
-    """What is computed of every image alike: of a detector backbone, pyramid and the head on each of their cells; else the
+    """What is computed of every image alike: of a detector backbone, pyramid and the head on all their cells; else the
     model itself."""
     if isinstance(model, RetinaNet):
         return _Dense(model.backbone, model.head)
