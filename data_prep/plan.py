@@ -83,7 +83,7 @@ def recorded_settings(config: PrepareConfig) -> dict[str, Any]:
         "samples_per_shard": output.samples_per_shard,
         "resize": output.resize.model_dump() if output.resize else None,
         "shuffle_seed": config.shuffle_seed,
-        "keep": config.model_dump(mode="json")["keep"] or None,
+        "keep": config.model_dump(mode="json", include={"keep"})["keep"] or None,
         "validate_images": config.validate_images,
         "statistics_images": config.statistics_images,
     }

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 DATASET_DIGEST_TAG = "dataset.digest"
 TASK_TAG, GATE_TAG = "task", "gate.metric"
 _FIRST_GATE = "top1"  # of versions from when the registry held classifiers only, which have no such tag
-_WEIGHTS_TAG = "weights.sha256"
+WEIGHTS_TAG = "weights.sha256"
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def register_bundle(
     all_tags = {k: str(v) for k, v in tags.items()} | {
         f"metric.{k}": repr(float(v)) for k, v in metrics.items()
     }
-    all_tags |= {DATASET_DIGEST_TAG: digest, _WEIGHTS_TAG: sha256_file(bundle / WEIGHTS_NAME)}
+    all_tags |= {DATASET_DIGEST_TAG: digest, WEIGHTS_TAG: sha256_file(bundle / WEIGHTS_NAME)}
     all_tags |= {TASK_TAG: spec.task.name, GATE_TAG: spec.task.best_metric}
     uri = tracking_uri(section)
     with _as_tracking_error(uri, f"model {name!r} is not registered; its bundle stays in {bundle}"):
         client = open_client(uri)
-        version = _existing_version(client, name, all_tags[_WEIGHTS_TAG])
+        version = _existing_version(client, name, all_tags[WEIGHTS_TAG])
         if version is None:
             if run_id is None or not run_exists(client, run_id):
                 run = client.create_run(
@@ -181,7 +181,7 @@ def alias_verdict(holder: str, held: Mapping[str, str], candidate: Mapping[str, 
 
 def _existing_version(client: MlflowClient, name: str, weights: str) -> str | None:
     found = client.search_model_versions(
-        f"name='{name}' and tags.`{_WEIGHTS_TAG}` = '{weights}'", max_results=1
+        f"name='{name}' and tags.`{WEIGHTS_TAG}` = '{weights}'", max_results=1
     )
     return str(found[0].version) if found else None
 

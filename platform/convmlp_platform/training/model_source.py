@@ -38,7 +38,6 @@ from data_prep.files import sha256_file
 from data_prep.urls import is_url, local_path, shown
 
 Kind = Literal["registry", "run", "checkpoint", "bundle", "file"]
-_WEIGHTS_TAG = "weights.sha256"
 _FORMS = (
     "give models:/NAME@ALIAS, models:/NAME/VERSION, a run's folder, one of its checkpoints, a model bundle, "
     "or a .pth, .npz or .safetensors file"
@@ -127,14 +126,14 @@ def _find(text: str, tracking: TrackingTarget | None, into: Path | None) -> Foun
 
 
 def _registered(text: str, tracking: TrackingTarget | None, into: Path | None) -> FoundModel:
-    from convmlp_platform.tracking.registry import DATASET_DIGEST_TAG, resolve
+    from convmlp_platform.tracking.registry import DATASET_DIGEST_TAG, WEIGHTS_TAG, resolve
 
     found = resolve(text, section=tracking, into=into)
     spec, weights = read_spec(found.bundle), sha256_file(found.bundle / WEIGHTS_NAME)
-    if found.tags.get(_WEIGHTS_TAG, weights) != weights:
+    if found.tags.get(WEIGHTS_TAG, weights) != weights:
         raise ConfigError(
             f"its weights ({found.bundle / WEIGHTS_NAME}) are not those that were registered: their SHA-256 is "
-            f"{weights}, not {found.tags[_WEIGHTS_TAG]}"
+            f"{weights}, not {found.tags[WEIGHTS_TAG]}"
         )
     pinned = f"{REGISTRY_SCHEME}{found.name}/{found.version}"
     lineage = _lineage(text, pinned, weights, spec) | {"init.version": str(found.version)}
