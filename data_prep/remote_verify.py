@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data_prep.errors import DataPrepError
+from data_prep.errors import DataPrepError, Unreachable
 from data_prep.index import ShardIndex
 from data_prep.manifest import MANIFEST_NAME, ShardInfo, parse_manifest
 from data_prep.places import Remote
-from data_prep.retry import Unreachable
 from data_prep.verify import VerifyReport, verify_shard, verify_whole
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from data_prep.errors import DataPrepError
+from data_prep.errors import DataPrepError, Unreachable
 from data_prep.urls import scrubbed, shown
 
 T = TypeVar("T")
@@ -25,10 +25,6 @@ MANIFEST_SAYS = "the dataset's manifest says: copy the dataset to its place agai
 
 # A generator of its own: the global one belongs to the augmentation of the sample that is being read.
 _jitter = random.Random()
-
-
-class Unreachable(DataPrepError):
-    """The storage can't be asked now, or refuses: that says nothing about the files in it."""
 
 
 @dataclass(frozen=True)

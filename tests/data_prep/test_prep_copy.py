@@ -12,12 +12,11 @@ from s3_server import BUCKET, S3Proxy, s3_server
 
 from data_prep import copy as copy_module
 from data_prep.copy import copy_dataset
-from data_prep.errors import DataPrepError
+from data_prep.errors import DataPrepError, Unreachable
 from data_prep.manifest import MANIFEST_NAME, load_manifest, write_manifest
 from data_prep.places import Folder, Remote, place_of
 from data_prep.remote_files import open_filesystem
 from data_prep.remote_verify import verify_remote
-from data_prep.retry import Unreachable
 from data_prep.verify import verify
 
 

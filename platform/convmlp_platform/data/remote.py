@@ -18,11 +18,11 @@ from convmlp_platform.data.block_cache import KEPT_PREFIX, BlockCache, CachedPie
 from convmlp_platform.data.block_table import BlockTable
 from convmlp_platform.data.storage import StorageUnreachable
 from convmlp_platform.errors import DataError
-from data_prep.errors import DataPrepError
+from data_prep.errors import DataPrepError, Unreachable
 from data_prep.index import ShardIndex, read_index
 from data_prep.manifest import ShardInfo
 from data_prep.remote_files import read_file, read_range
-from data_prep.retry import Patience, Unreachable
+from data_prep.retry import Patience
 from data_prep.urls import join_url, shown
 
 P = ParamSpec("P")

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from convmlp_platform.errors import DataError
+from convmlp_platform.errors import StorageUnreachable
 from data_prep.index import ShardIndex
 
-
-class StorageUnreachable(DataError):
-    """The storage can't be asked now, or refuses access: not a sign of damage, so no sample is given up for it."""
+__all__ = ["Storage", "StorageUnreachable"]
 
 
 class Storage(Protocol):
     """The shards of one split in one format, by number. Forked reader processes may share one object.
 
-    Raises (all methods): DataError naming the file and what to do.
+    Raises (all methods): DataError naming the file and what to do; StorageUnreachable where the storage is away.
     """
 
     def index(self, number: int) -> ShardIndex:
