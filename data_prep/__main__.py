@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from data_prep.console import guarded
 from data_prep.errors import DataPrepError
 from data_prep.manifest import load_manifest
 from data_prep.repair import repair
@@ -61,4 +62,4 @@ def _repair(path: str, *, from_source: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

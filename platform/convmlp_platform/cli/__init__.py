@@ -6,7 +6,6 @@ What a user can fix ends with one line a problem on stderr and exit code 2; all 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from convmlp_platform.cli import (
 )
 from convmlp_platform.cli.words import fail
 from convmlp_platform.errors import DataError, PlatformError
+from data_prep.console import guarded
 
 _EXAMPLES = """\
 examples:
@@ -38,17 +38,12 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _main(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
+        return guarded(lambda: _main(words))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has left. stdout is flushed once more at exit: let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
 
 
 def _main(argv: list[str]) -> int:

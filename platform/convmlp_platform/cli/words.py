@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from data_prep.console import printable
+
 
 def fail(message: str, code: int) -> int:
     """Print each line of a message as an error; returns the exit code."""
-    for line in message.splitlines():
+    for line in printable(message).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code
 

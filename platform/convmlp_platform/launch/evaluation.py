@@ -12,6 +12,7 @@ from convmlp_platform.evaluation.record import record
 from convmlp_platform.evaluation.result import EvaluationResult
 from convmlp_platform.evaluation.table import console_lines
 from convmlp_platform.launch import messages
+from data_prep.console import adapt_streams
 
 
 def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
@@ -79,6 +80,7 @@ def _on_ray(job: EvaluateJob) -> EvaluationResult:
 
 def _in_worker(values: dict[str, Any]) -> dict[str, Any]:
     """In a Ray task: plain values in and out, so that no class of ours has to be the same on both sides."""
+    adapt_streams()
     job = parse_job(values, "job")
     assert isinstance(job, EvaluateJob)
     try:

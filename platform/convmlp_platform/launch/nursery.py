@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from convmlp_platform.launch.lineage import kill_family
+from data_prep.console import adapt_streams
 
 
 class Nursery:
@@ -102,6 +103,7 @@ def main(descriptor: int, folder: Path, modules: list[str]) -> None:
     The `modules` are imported as far as they can be; the last one must be there: its `main` is what a fork becomes.
     """
     channel = Connection(descriptor)
+    adapt_streams()  # of the training processes, which print
     # Python 3.12 warns of forks while there are threads. Those of OpenBLAS and jemalloc provide for it.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     try:
