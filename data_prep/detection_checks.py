@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 from data_prep.errors import RejectedSample
 
 _OUTSIDE = 1.0
 """Pixels that a box may reach over the image's edge: publishers round."""
+
+
+_LIMIT = 1 << 63
+_LARGEST = sys.float_info.max
+_MOST_RUN_BITS = 60
 
 
 def oddity(item: dict[str, Any], height: int, width: int) -> str | None:
@@ -43,10 +48,10 @@ def check_object(item: Any, height: int, width: int) -> None:
     Raises:
         RejectedSample: it doesn't; the message names it by its id.
     """
-    if not isinstance(item, dict) or type(item.get("id")) is not int:
+    if not isinstance(item, dict) or not is_integer(item.get("id")):
         raise RejectedSample("an object of the annotation has no number as its id")
     name = f"annotation {item['id']}"
-    if type(item.get("category_id")) is not int:
+    if not is_integer(item.get("category_id")):
         raise RejectedSample(f"{name} has no number as its category_id")
     box, area = item.get("bbox"), item.get("area")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
@@ -95,6 +100,8 @@ def _uncompressed(counts: str, name: str) -> list[int]:
             raise RejectedSample(f"{name}: {character!r} is no character of compressed run lengths")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > _MOST_RUN_BITS:
+            raise RejectedSample(f"{name}: a compressed run length has more than {_MOST_RUN_BITS} bits")
         if not bits & 32:
             if bits & 16:
                 value -= 1 << shift
@@ -105,5 +112,10 @@ def _uncompressed(counts: str, name: str) -> list[int]:
     return runs
 
 
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether it is a number without a fraction that 64 bits hold."""
+    return type(value) is int and -_LIMIT <= value < _LIMIT
+
+
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
+from data_prep.json_files import DamagedJson, parse_json
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 2
@@ -142,13 +143,11 @@ def parse_manifest(content: bytes, where: str | Path) -> DatasetManifest:
         DataPrepError: it is damaged or was edited, of another schema, or breaks the contract.
     """
     try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(content, dict[str, Any])
+    except DamagedJson as error:
         raise DataPrepError(
-            f"{where} is damaged: it is not valid JSON ({error}), so it was changed after preparation; {_REPAIR}"
+            f"{where} is damaged: {error}; it was changed after preparation: {_REPAIR}"
         ) from None
-    if not isinstance(fields, dict):
-        raise DataPrepError(f"{where} is not a dataset manifest: expected a JSON object")
     _expect_this_version(fields.get("schema_version"), where)
     if fields.get("checksum") != _checksum(fields) or content != _render(fields):
         raise DataPrepError(
@@ -166,7 +165,7 @@ _REPAIR = "restore it, or prepare the dataset again with output.overwrite: true"
 
 
 def _expect_this_version(version: object, where: str | Path) -> None:
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise DataPrepError(f"{where} is not a dataset manifest: it has no integer schema_version")
     if version > SCHEMA_VERSION:
         raise DataPrepError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.detection_checks import is_integer
 from data_prep.errors import DataPrepError
 from data_prep.sources.json_ranges import JsonPart, json_parts
 
@@ -93,7 +94,7 @@ def read_part(content: mmap.mmap, start: int, length: int, path: Path) -> dict[s
     """
     try:
         value = json.loads(content[start : start + length])
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise DataPrepError(f"{path} was changed while it was being prepared: start the job again")
@@ -135,8 +136,8 @@ def _expect_all_known(document: CocoDocument, example: dict[int, int]) -> None:
 
 
 def _number(part: JsonPart, key: str, path: Path) -> int:
-    value = part.value.get(key) if isinstance(part.value, dict) else None
-    if type(value) is not int:
+    value: Any = part.value.get(key) if isinstance(part.value, dict) else None
+    if not is_integer(value):
         raise DataPrepError(
             f"{path}: byte {part.start:,}: an entry of {part.name} has no number as its {key}"
         )
@@ -148,5 +149,5 @@ def _text(content: bytes, key: str) -> str:
     try:
         value = json.loads(content).get(key)
         return value if isinstance(value, str) and value.encode() else ""
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""

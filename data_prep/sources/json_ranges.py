@@ -11,7 +11,7 @@ import json
 import mmap
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from data_prep.errors import DataPrepError
 
@@ -42,7 +42,7 @@ def json_parts(content: mmap.mmap, lists: set[str], where: str) -> Iterator[Json
     if scanner.accept("}"):
         return
     while True:
-        name, *_ = scanner.value()
+        name = scanner.name()
         scanner.expect(":")
         if name in lists:
             yield from _elements(scanner, name)
@@ -88,6 +88,13 @@ class _Scanner:
         if not self.accept(character):
             self._fail(f"expected {character!r}")
 
+    def name(self) -> str:
+        """The next value, which must be text."""
+        value, *_ = self.value()
+        if not isinstance(value, str):
+            self._fail("expected a name")
+        return value
+
     def value(self) -> tuple[Any, int, int]:
         """The next value with its bytes' start and end in the file."""
         self._skip_space()
@@ -96,7 +103,7 @@ class _Scanner:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._position)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # not only JSON's: a number of 5,000 digits
                 if not self._more():
                     self._fail(str(error).split(":")[0])
             else:
@@ -124,6 +131,6 @@ class _Scanner:
         self._position = 0
         self._text = self._content[self._start : self._start + size].decode("latin-1")
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str) -> NoReturn:
         at = self._start + self._position
         raise DataPrepError(f"{self._where} is not the JSON it should be: byte {at:,}: {what}")

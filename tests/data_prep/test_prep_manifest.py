@@ -75,7 +75,9 @@ def test_missing_names_the_job_that_makes_it(tmp_path: Path) -> None:
     [
         ('{"schema_version": 1, "na', "not valid JSON"),
         ("\xff\xfe", "not valid JSON"),
-        ("[]", "expected a JSON object"),
+        ("[]", "is damaged: the whole: input should be an object"),
+        ('{"schema_version": 2, "mean": [1e999]}', "not valid JSON: a number is too large"),
+        ('{"schema_version": true}', "no integer schema_version"),
         ('{"name": "x"}', "no integer schema_version"),
         (json.dumps(content(schema_version=3)), "schema_version 3, this release reads 2: upgrade"),
         (json.dumps(content(schema_version=1)), "schema_version 1, .* prepare the dataset again"),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,6 +17,8 @@ from pydantic import BaseModel
 from convmlp_platform.config.load import flat_values
 from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.schema import TrainJob
+from data_prep.files import write_atomically
+from data_prep.json_files import DamagedJson, read_json
 
 # Sections that count whole, and the fields that count of the others. All else may change between two starts.
 _WHOLE_SECTIONS = ("task", "model", "augment", "loss", "optimizer", "schedule")
@@ -29,6 +32,15 @@ _FIELDS = {
 ORDER_VERSION = 2
 
 INIT_FROM = "model.init_from"
+IDENTITY_NAME = "run.json"
+"""In a run's folder: the `identity_fields` that it was begun with."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    identity_fields: dict[str, Any]
+    identity: str | None = None
+    """Of these fields: tells a damaged file from another recipe. Earlier releases wrote none."""
 
 
 def identity_fields(job: TrainJob, dataset_digest: str, weights: str | None = None) -> dict[str, Any]:
@@ -63,6 +75,30 @@ def identity_of(fields: dict[str, Any]) -> str:
     """The identity that stored `identity_fields` have."""
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def read_identity(run: Path) -> dict[str, Any]:
+    """The `identity_fields` that the run in this folder was begun with.
+
+    Raises:
+        OSError: there are none, or they can't be read.
+        DamagedJson: the file isn't what was written.
+    """
+    file = run / IDENTITY_NAME
+    stored = read_json(file, _Stored)
+    if stored.identity not in (None, identity_of(stored.identity_fields)):
+        raise DamagedJson(f"{file} is damaged: its fields don't have the identity that it says")
+    return stored.identity_fields
+
+
+def write_identity(run: Path, fields: dict[str, Any]) -> None:
+    """Store the `identity_fields` of a run that begins.
+
+    Raises:
+        OSError: the storage refuses.
+    """
+    stored = {"identity": identity_of(fields), "identity_fields": fields}
+    write_atomically(run / IDENTITY_NAME, json.dumps(stored, indent=2).encode())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.distributed import World, on_main
 from convmlp_platform.errors import DataError
 from data_prep.files import sync_folder, write_atomically
+from data_prep.json_files import parse_json
 
 MAGIC, SCHEMA = "convmlp-ledger", 1
 EPOCH_SHIFT, REPLACED_SHIFT = 40, 63
@@ -120,8 +121,7 @@ class LedgerHeader:
             raise ValueError("its header is damaged")
         if int(schema) != SCHEMA:
             raise ValueError(f"it has schema {schema}, this release reads {SCHEMA}")
-        fields = json.loads(text)
-        return LedgerHeader(**{**fields, "order": SampleOrder(**fields["order"])})
+        return parse_json(text.encode(), LedgerHeader)
 
     @property
     def seed(self) -> int:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from convmlp_platform.data.ledger import attempt_folder
 from convmlp_platform.data.ledger_reader import Attempt
 from convmlp_platform.data.ledger_report import LINE, Findings, Span
+from data_prep.json_files import Count, DamagedJson, read_json
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What is looked at of a checkpoint's state.json."""
+
+    step: Count
+    attempt: Count = 0
 
 
 def surviving_line(attempts: dict[int, Attempt], findings: Findings) -> list[Span]:
@@ -61,10 +70,10 @@ def check_checkpoints(run: Path, attempts: dict[int, Attempt], findings: Finding
     """A checkpoint is committed only after every rank's record of its steps is durable; so it must be there."""
     for path in sorted((run / "checkpoints").glob("step-*/state.json")):
         try:
-            facts = json.loads(path.read_text())
-            step, number = int(facts["step"]), int(facts.get("attempt", 0))
-        except (OSError, ValueError, KeyError, TypeError):
+            saved = read_json(path, _Saved, finite=False)
+        except (OSError, DamagedJson):
             continue  # damaged: the run passes it over too
+        step, number = saved.step, saved.attempt
         if number and number not in attempts:
             findings.add(
                 LINE, f"checkpoint {path.parent.name} was saved by attempt {number}, which has no record"

@@ -12,12 +12,17 @@ proves, one by one and none by means of another:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.config.identity import ORDER_VERSION, identity_of, stored_value
+from convmlp_platform.config.identity import (
+    IDENTITY_NAME,
+    ORDER_VERSION,
+    identity_of,
+    read_identity,
+    stored_value,
+)
 from convmlp_platform.data.epoch_counts import EpochCounts
 from convmlp_platform.data.ledger import LedgerHeader
 from convmlp_platform.data.ledger_line import check_attempts, check_checkpoints, surviving_line
@@ -26,6 +31,7 @@ from convmlp_platform.data.ledger_report import Findings, LedgerReport, Span
 from convmlp_platform.data.ledger_walk import Walk, complete_epochs
 from convmlp_platform.data.payload_checksums import PayloadChecksums
 from convmlp_platform.errors import DataError
+from data_prep.json_files import DamagedJson
 
 # Samples looked at together; they take about 100 bytes each.
 CHUNK_SAMPLES = 1 << 20
@@ -99,10 +105,10 @@ def _follow(
 def _check_belongs(run: Path, attempts: dict[int, Attempt]) -> None:
     """Every attempt must be of the run that run.json describes."""
     try:
-        fields: dict[str, Any] = json.loads((run / "run.json").read_text())["identity_fields"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        fields = read_identity(run)
+    except (OSError, DamagedJson) as error:
         raise DataError(
-            f"{run / 'run.json'} can't be read ({error}): is {run} the folder of a run?"
+            f"{run / IDENTITY_NAME} can't be read ({error}): is {run} the folder of a run?"
         ) from None
     if fields.get("data.order") != ORDER_VERSION:
         raise DataError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from convmlp_platform.config.paths import root
@@ -14,6 +14,7 @@ from convmlp_platform.evaluation.compared import Compared, is_lower_better, metr
 from convmlp_platform.evaluation.network import Network
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult, read_result
 from convmlp_platform.tracking.run_record import RUN_ID, read_run
+from data_prep.json_files import DamagedJson, read_json
 
 SWEEP_NAME = "sweep.json"
 COUNTED = "* on no record: counted by making the network again (convmlp.cost)"
@@ -21,6 +22,13 @@ _FORMS = (
     "give runs' folders, a sweep's or an evaluation's folder, ids of MLflow runs, models:/NAME@ALIAS, or a model "
     "bundle's folder"
 )
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What is read again of sweep.json: its trials' folders."""
+
+    trials: list[str]
 
 
 def find_compared(
@@ -143,10 +151,10 @@ def _model(text: str, tracking: TrackingTarget | None) -> Compared:
 
 def _sweep(folder: Path, metric: str | None) -> list[Compared]:
     try:
-        trials = json.loads((folder / SWEEP_NAME).read_bytes())["trials"]
-        runs = [folder / name for name in trials if (folder / name / "run.json").is_file()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        trials = read_json(folder / SWEEP_NAME, _Sweep).trials
+    except (OSError, DamagedJson) as error:
         raise ConfigError(f"{folder / SWEEP_NAME}: can't be read: {error}") from None
+    runs = [folder / name for name in trials if (folder / name / "run.json").is_file()]
     if not runs:
         raise ConfigError(f"{folder}: none of this sweep's trials has begun")
     return [compared_run(run, metric=metric) for run in runs]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convmlp_platform.errors import DataError
+from data_prep.json_files import DamagedJson, read_json
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 _KEY = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -26,17 +27,16 @@ def read_real_labels(path: Path) -> RealLabels:
         DataError: it is missing, unreadable or something else.
     """
     try:
-        labels = json.loads(path.read_bytes())
+        labels = read_json(path, list[Any])
     except FileNotFoundError:
         raise DataError(
             f"evaluate.real_labels: no file {path}: it is real.json of github.com/google-research/reassessed-imagenet"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, DamagedJson) as error:
         raise DataError(f"evaluate.real_labels: {path} can't be read: {error}") from None
-    if not isinstance(labels, list) or len(labels) != NUM_IMAGES:
-        size = f"a list of {len(labels):,}" if isinstance(labels, list) else f"a {type(labels).__name__}"
+    if len(labels) != NUM_IMAGES:
         raise DataError(
-            f"evaluate.real_labels: {path} must hold a list of {NUM_IMAGES:,} lists, it is {size}"
+            f"evaluate.real_labels: {path} must hold a list of {NUM_IMAGES:,} lists, it has {len(labels):,}"
         )
     for place, one in enumerate(labels):
         if not isinstance(one, list) or not all(_is_class(number) for number in one):

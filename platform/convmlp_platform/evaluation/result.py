@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from convmlp_platform.errors import DataError
+from data_prep.json_files import DamagedJson, read_json
 
 RESULT_NAME, TABLE_NAME = "result.json", "table.md"
 
@@ -126,8 +126,8 @@ def read_result(folder: Path) -> EvaluationResult:
     """
     path = folder / RESULT_NAME
     try:
-        return EvaluationResult.model_validate(json.loads(path.read_bytes()))
+        return read_json(path, EvaluationResult)
     except FileNotFoundError:
         raise DataError(f"{folder}: no evaluation's result is here (no {RESULT_NAME})") from None
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, DamagedJson) as error:
         raise DataError(f"{path}: can't be read: {error}") from error

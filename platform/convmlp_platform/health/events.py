@@ -6,7 +6,7 @@
     attempt_ended {start, cause, rank, host, phase, step, message, stalled_s, incident}
     driver_ended {exit_code}
 
-Every event has `time`, unix seconds by the driver's clock, and `kind`. The standard library is all this needs.
+Every event has `time`, unix seconds by the driver's clock, and `kind`. It needs no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from data_prep.json_files import Count, parse_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -52,23 +56,37 @@ def append_line(path: Path, text: str) -> None:
         os.close(descriptor)
 
 
+class _Event(BaseModel):
+    """The types of what is read again; an event may have more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    time: float
+    kind: str
+    start: Count | None = None
+    num_workers: Count | None = None
+    world_size: Count | None = None
+    seconds: dict[str, float] | None = None
+    stalled_s: float | None = None
+    cause: str | None = None
+    rank: int | None = None
+    host: str | None = None
+    phase: str | None = None
+    step: int | None = None
+    message: str | None = None
+    incident: str | None = None
+
+
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events in the order in which they were written; none where there is no file. Torn lines are left out."""
-    return [event for event in read_lines(path) if "kind" in event and "time" in event]
+    """All events in the order in which they were written; none where there is no file. Torn and damaged lines are
+    left out.
 
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; torn and damaged lines are left out."""
+    Raises:
+        OSError: it can't be read.
+    """
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [found for line in lines if (found := _object(line)) is not None]
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    events = parse_json_lines(content, _Event)
+    return [event.model_dump(exclude_unset=True) for event in events if event is not None]

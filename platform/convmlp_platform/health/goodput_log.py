@@ -9,7 +9,7 @@ and the end stay. Between them a tick every 10 s takes the place of the tick bef
 of checkpoints, not with the hours. Nothing is forced to the disk: a killed process loses what it did since its last
 line, at most 10 s; a power cut may lose more, which counts as lost work.
 
-The standard library is all this needs.
+It needs no torch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from convmlp_platform.health.events import read_lines
+from pydantic import Field, FiniteFloat
+
 from convmlp_platform.health.phases import PhaseClock
+from data_prep.json_files import Count, DamagedJson, parse_json, parse_json_lines
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 TICK_SECONDS = 10.0
 _LINE_BYTES = 320
+_Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,17 @@ class LogHeader:
     """
 
     identity: str
-    attempt: int
-    parent: int
-    start_step: int
-    rank: int
-    world_size: int
+    attempt: Count
+    parent: Count
+    start_step: Count
+    rank: Count
+    world_size: Count
     host: str
     device: str
-    pid: int
-    began: float
-    start: int | None = None
-    price_per_hour: float | None = None
+    pid: Count
+    began: FiniteFloat
+    start: Count | None = None
+    price_per_hour: _Seconds | None = None
     currency: str = "USD"
     schema: int = SCHEMA
 
@@ -69,10 +72,10 @@ class LogHeader:
 class LogLine:
     """Seconds of each phase (by its name) since the process began, at `time`, with `step` steps done."""
 
-    time: float
-    step: int
+    time: FiniteFloat
+    step: Count
     phase: str
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, _Seconds]
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of an evaluation, on rank 0."""
 
@@ -142,34 +145,20 @@ def read_logs(folder: Path, ranks: str = "*") -> list[GoodputFile]:
 
 
 def read_log(path: Path) -> GoodputFile | None:
-    """One file; None where its header is lost. Damaged lines are left out."""
-    objects = read_lines(path)
-    header = _header(objects[0]) if objects else None
-    if header is None:
+    """One file; None where its header is lost. Damaged lines are left out.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    first, _, rest = path.read_bytes().partition(b"\n")
+    try:
+        header = parse_json(first, LogHeader)
+    except DamagedJson:
+        return None
+    if header.schema != SCHEMA or header.rank >= header.world_size:
         return None
     lines: list[LogLine] = []
-    for found in objects[1:]:
-        line = _line(found)
+    for line in parse_json_lines(rest, LogLine, finite=False):  # metrics of a run that diverged
         if line is not None and (not lines or line.total >= lines[-1].total):
             lines.append(line)
     return GoodputFile(header, lines)
-
-
-def _header(found: dict[str, Any]) -> LogHeader | None:
-    names = {one.name for one in fields(LogHeader)}
-    try:
-        header = LogHeader(**{name: value for name, value in found.items() if name in names})
-        float(header.began)
-        return header if header.world_size > header.rank >= 0 and header.schema == SCHEMA else None
-    except (TypeError, ValueError):
-        return None
-
-
-def _line(found: dict[str, Any]) -> LogLine | None:
-    try:
-        seconds = {str(name): float(spent) for name, spent in found["seconds"].items()}
-        metrics = {str(name): float(value) for name, value in found.get("metrics", {}).items()}
-        line = LogLine(float(found["time"]), int(found["step"]), str(found["phase"]), seconds, metrics)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-    return line if all(spent >= 0.0 for spent in seconds.values()) else None

@@ -93,7 +93,7 @@ class Supervisor:
             self.events.append("driver_ended", exit_code=code)
 
     def _attempts(self) -> dict[str, Any]:
-        start = max((event.get("start", 0) for event in read_events(self.folder.events)), default=0)
+        start = max((event.get("start") or 0 for event in read_events(self.folder.events)), default=0)
         while True:
             members = self._assemble()
             self.recovery.placed, self._noticed = time.monotonic(), 0.0

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from convmlp_platform.config.sweep import SchedulerSection
 from data_prep.files import write_atomically
+from data_prep.json_files import Count, DamagedJson, read_json
 
 NAME = "trial.json"
 Status = Literal["finished", "stopped", "failed"]
@@ -28,7 +29,7 @@ class Ended(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     status: Status
-    steps: int
+    steps: Count
     reason: str = ""
     scheduler: SchedulerSection
 
@@ -43,8 +44,8 @@ class Ended(BaseModel):
 def read_end(run: Path) -> Ended | None:
     """How the trial whose run is in this folder has ended; None where it hasn't, or nothing readable says so."""
     try:
-        return Ended.model_validate_json((run / NAME).read_bytes())
-    except (OSError, ValidationError):
+        return read_json(run / NAME, Ended)
+    except (OSError, DamagedJson):
         return None
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from convmlp_platform.config.resilience import GuardSection
 from convmlp_platform.errors import CheckpointError
 from data_prep.files import write_atomically
+from data_prep.json_files import Count, DamagedJson, read_json
 
 
 class Action(StrEnum):
@@ -46,8 +47,8 @@ class Rollbacks:
     `in_row` of them went back from step `step` or one before, and none has got past it; `total` are the run's.
     """
 
-    total: int = 0
-    in_row: int = 0
+    total: Count = 0
+    in_row: Count = 0
     step: int = -1
 
     def write(self, path: Path) -> None:
@@ -69,10 +70,10 @@ class Rollbacks:
             CheckpointError: it can't be read.
         """
         try:
-            return Rollbacks(**json.loads(path.read_bytes()))
+            return read_json(path, Rollbacks)
         except FileNotFoundError:
             return Rollbacks()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, DamagedJson) as error:
             raise CheckpointError(
                 f"{path} can't be read: {error}; remove it to count rollbacks anew"
             ) from None

@@ -5,7 +5,7 @@ RUN/incidents/0003-non_finite-step-1200/
         weights.safetensors   of the first few bad steps: weights and buffers as they were before the step
         stacks-rank-00002.txt, ...   whatever files its writer adds
 
-Only the standard library is imported here, so that the supervisor, which has no torch, can write incidents too.
+No torch is imported here, so that the supervisor, which has none, can write incidents too.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypedDict
 
 from data_prep.files import sync_folder, write_atomically
+from data_prep.json_files import Count, DamagedJson, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +57,32 @@ class MicroBatchRecord(TypedDict):
     samples: list[int]
     epochs: list[int]
     replaced: list[int]
+
+
+_Number = float | Literal["nan", "inf", "-inf"] | None
+
+
+class _StoredMicroBatch(BaseModel):
+    number: Count
+    loss: _Number
+    samples: list[Count]
+    epochs: list[Count]
+    replaced: list[Count]
+
+
+class _Stored(BaseModel):
+    """The types of what is read again of incident.json; it has more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    attempt: Count | None = None
+    world_size: Count | None = None
+    loss: _Number = None
+    grad_norm: _Number = None
+    lr: _Number = None
+    action: str | None = None
+    message: str | None = None
+    micro_batches: list[_StoredMicroBatch] = []
 
 
 @dataclass(frozen=True)
@@ -207,9 +237,9 @@ def read_incidents(folder: Path) -> list[Incident]:
     for path in folder.glob("[0-9]*-step-*"):
         if match := _NAME.fullmatch(path.name):
             try:
-                facts = json.loads((path / RECORD).read_bytes())
-                found.append(Incident(path, int(match[1]), match[2], int(match[3]), dict(facts)))
-            except (OSError, ValueError, TypeError) as error:
+                facts = read_json(path / RECORD, _Stored).model_dump(exclude_unset=True)
+                found.append(Incident(path, int(match[1]), match[2], int(match[3]), facts))
+            except (OSError, DamagedJson) as error:
                 logger.warning("incident %s is left out: %s can't be read: %s", path, RECORD, error)
     return sorted(found, key=lambda incident: (incident.number, incident.path))
 

@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
 from convmlp_platform.errors import CheckpointError, ConfigError
 from data_prep.files import sha256_file, sync_folder, write_atomically
+from data_prep.json_files import DamagedJson, read_json
 
 FOLDER, WEIGHTS, RECORD = "init", "model.safetensors", "init.json"
 _STAGING = ".init-"
@@ -51,12 +51,13 @@ def read_record(run: Path) -> InitRecord | None:
     """
     file = run / FOLDER / RECORD
     try:
-        fields: dict[str, Any] = json.loads(file.read_bytes())
-        return InitRecord(**{name: fields[name] for name in InitRecord.__dataclass_fields__})
+        return read_json(file, InitRecord)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} can't be read: {error!r}") from None
+    except (OSError, DamagedJson) as error:
+        raise CheckpointError(
+            f"{file} can't be read: {error}; restore it, or remove {run} to start anew"
+        ) from None
 
 
 def write_copy(

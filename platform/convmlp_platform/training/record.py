@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from dataclasses import dataclass
 
 from convmlp_platform.config.load import flatten
 from convmlp_platform.config.schema import TrainJob
@@ -19,10 +20,18 @@ from convmlp_platform.training.initial_weights import lineage_tags
 from convmlp_platform.training.run_folder import RunFolder, checkpoints_of
 from convmlp_platform.training.state import TrainState
 from data_prep.files import write_atomically
+from data_prep.json_files import DamagedJson, read_json
 from data_prep.manifest import DatasetManifest
 from data_prep.urls import shown
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """What is read again of registered.json."""
+
+    uri: str
 
 
 def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, engine: Engine) -> Tracker:
@@ -60,8 +69,16 @@ def register_best(
     section = job.tracking.register_as
     if section is None or tracker is None:
         return None
-    if folder.registered.exists():
-        return str(json.loads(folder.registered.read_text())["uri"])
+    try:
+        if folder.registered.exists():
+            return read_json(folder.registered, _Registered).uri
+    except (OSError, DamagedJson) as error:
+        logger.warning(
+            "the best model was registered before, but as what can't be read: %s; remove the file to register it "
+            "again",
+            error,
+        )
+        return None
     try:
         version = register_bundle(
             job.tracking,

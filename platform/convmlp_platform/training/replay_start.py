@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from convmlp_platform.engine.types import EngineState
 from convmlp_platform.errors import CheckpointError
 from convmlp_platform.training.replay_record import StepRecord
 from data_prep.errors import DataPrepError
+from data_prep.json_files import Count, DamagedJson, parse_json
 
 MOST_FROM_START = 100
 """Without a checkpoint, so many steps are done again from the run's beginning without being asked to."""
@@ -36,6 +36,13 @@ class Start:
         if self.kind == "checkpoint":
             return f"of the checkpoint at step {self.step} ({self.location})"
         return "the run's first, made anew from its seed"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What is looked at of a checkpoint's state.json."""
+
+    attempt: Count = 0
 
 
 def find_start(record: StepRecord, *, from_start: bool = False) -> Start:
@@ -103,7 +110,12 @@ def _checkpoints(record: StepRecord) -> Checkpointer:
 
 def _on_line(record: StepRecord, checkpointer: Checkpointer, step: int) -> bool:
     """Whether one of the attempts that led to the step has saved it."""
-    attempt = json.loads(checkpointer.store.read(step, STATE)).get("attempt", 0)
+    try:
+        attempt = parse_json(checkpointer.store.read(step, STATE), _Saved, finite=False).attempt
+    except (OSError, DataPrepError, DamagedJson) as error:
+        raise CheckpointError(
+            f"{checkpointer.store.location(step)}: {STATE} can't be read: {error}"
+        ) from None
     return attempt == 0 or any(
         span.attempt == attempt and span.start <= step <= span.stop for span in record.line
     )

@@ -21,12 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.config.identity import INIT_FROM, differences, identity_fields, identity_of
+from convmlp_platform.config.identity import (
+    IDENTITY_NAME,
+    INIT_FROM,
+    differences,
+    identity_fields,
+    identity_of,
+    read_identity,
+    write_identity,
+)
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import CheckpointError, ConfigError
 from convmlp_platform.training.init_record import read_record
 from data_prep.files import write_atomically
+from data_prep.json_files import DamagedJson, read_json
 from data_prep.urls import is_url, scrubbed, shown
 
 _JOB = "job.json"
@@ -141,7 +150,7 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
         path.mkdir(parents=True, exist_ok=True)
         if fields is None:
             fields = identity_fields(job, dataset_digest, weights)
-            write_atomically(path / "run.json", json.dumps({"identity_fields": fields}, indent=2).encode())
+            write_identity(path, fields)
         write_atomically(
             path / _JOB, json.dumps(_without_secrets(job.model_dump(mode="json")), indent=2).encode()
         )
@@ -157,17 +166,16 @@ def stored_job(run: Path) -> dict[str, Any]:
         ConfigError: there is none that can be read.
     """
     try:
-        values: dict[str, Any] = json.loads((run / _JOB).read_bytes())
+        return read_json(run / _JOB, dict[str, Any])
     except FileNotFoundError:
         raise ConfigError(
             f"{run} holds no {_JOB}: it is no run's folder (CHECKPOINT.PATH/NAME), or its run was last started by "
             "a release before there was one: start it once more"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, DamagedJson) as error:
         raise ConfigError(
             f"{run / _JOB} can't be read: {error}; starting the run again writes it anew"
         ) from None
-    return values
 
 
 def stored_identity_fields(run: Path) -> dict[str, Any]:
@@ -197,13 +205,11 @@ def stored_identity(run: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: `run.json` can't be read.
     """
-    file = run / "run.json"
     try:
-        fields: dict[str, Any] = json.loads(file.read_text())["identity_fields"]
+        return read_identity(run)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, DamagedJson) as error:
         raise CheckpointError(
-            f"{file} can't be read: {error}; remove the run's folder to start anew"
+            f"{run / IDENTITY_NAME} can't be read: {error}; remove the run's folder to start anew"
         ) from None
-    return fields
