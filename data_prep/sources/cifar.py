@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009).
 
 Their published files are Python pickles, which can run any code when loaded: their MD5 sums are checked, and they
-are read by an unpickler that knows nothing but arrays.
+are read by a machine of our own that knows nothing but arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data_prep.errors import DataPrepError
 from data_prep.source_config import Cifar10Source, Cifar100Source
 from data_prep.sources.base import Listing, SampleRef, Source
 from data_prep.sources.image_folder import ImageFolder
-from data_prep.sources.plain_pickle import load_plain_pickle
+from data_prep.sources.plain_pickle import MAX_BYTES, load_plain_pickle
 from data_prep.sources.published import PublishedFile, expect_md5
 from data_prep.sources.unpacked import ensure_unpacked, locate, missing_unpacked
 
@@ -162,6 +162,7 @@ def _load_batch(
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)  # what is longer is refused
     except OSError as error:
         raise DataPrepError(f"can't read {path}: {error.strerror}") from None
