@@ -6,16 +6,16 @@ does not. `retried` goes on where they give up, so that a storage outage of a mi
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from data_prep.errors import DataPrepError, Unreachable
+from data_prep.errors import DataPrepError, PrepCause, Unreachable
 from data_prep.urls import scrubbed, shown
 
 T = TypeVar("T")
@@ -40,8 +40,9 @@ def retried(work: Callable[[], T], url: str, patience: Patience | None = None) -
     """`work()`, again and again while its errors are transient.
 
     Raises:
-        DataPrepError: there is no such file, or it ends before the range; the cause is the library's error.
-        Unreachable: all other errors, transient ones when they last longer than the patience.
+        DataPrepError: there is no such file, or it ends before the range; raised from the library's error.
+        Unreachable: all other errors: with the cause `storage` where they lasted longer than the patience, `job` where
+            access is refused, the request is wrong or the certificate isn't valid.
     """
     patience = patience or Patience()
     deadline, pause, tries = time.monotonic() + patience.total, patience.first_pause, 0
@@ -61,30 +62,45 @@ def retried(work: Callable[[], T], url: str, patience: Patience | None = None) -
         pause = min(2 * pause, patience.longest_pause)
 
 
-_TRANSIENT_STATUS = (408, 425, 429)
-_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError"}
-_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
-# Connection errors of the libraries that are no OSError.
-_NETWORK_ERRORS = {
-    ("aiohttp", "ClientError"),
-    ("botocore", "HTTPClientError"),
-    ("botocore", "IncompleteReadError"),
-    ("google", "TransportError"),
+# A server that has answered so will answer so again; 416: the file ends before the range.
+_LASTING_STATUS = frozenset({400, 401, 403, 404, 416})
+# S3 sends some of these with status 400.
+_PASSING_CODES = frozenset(
+    {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "InternalError"}
+)
+# Wrong names and rights, a certificate that isn't valid, and bugs.
+_LASTING = (
+    FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError,
+    TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError, AssertionError,
+    ArithmeticError, MemoryError,
+)  # fmt: skip
+# Raised before a request is sent: the client's set-up is incomplete.
+_SET_UP = {
+    ("botocore", "NoCredentialsError"),
+    ("botocore", "PartialCredentialsError"),
+    ("botocore", "ProfileNotFound"),
+    ("botocore", "NoRegionError"),
+    ("botocore", "ParamValidationError"),
+    ("botocore", "ValidationError"),
+    ("google", "DefaultCredentialsError"),
 }
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: time-outs, cut connections, throttling, server errors."""
-    for link in _chain(error):
-        status, code = _status(link), _code(link)
-        if code in _TRANSIENT_CODES:
-            return True
-        if status is not None:
-            return status in _TRANSIENT_STATUS or status >= 500
-    if isinstance(error, _PERMANENT):
+    """Whether the same request may succeed later: everything but an answer that lasts, and mistakes of this side."""
+    if any(_code(link) in _PASSING_CODES for link in _chain(error)):
+        return True
+    if isinstance(error, _LASTING) or _bad_certificate(error):
         return False
     names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
-    return isinstance(error, OSError | asyncio.TimeoutError | EOFError) or bool(names & _NETWORK_ERRORS)
+    return not names & _SET_UP and not {_status(link) for link in _chain(error)} & _LASTING_STATUS
+
+
+def _bad_certificate(error: BaseException) -> bool:
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, ssl.SSLCertVerificationError):
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return link is not None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -112,21 +128,28 @@ def _status(error: BaseException) -> int | None:
 def _explained(error: Exception, url: str, tries: int, patience: Patience) -> DataPrepError:
     statuses = {_status(link) for link in _chain(error)}
     kind: type[DataPrepError] = Unreachable
+    cause: PrepCause = "job"
     scheme = urlsplit(url).scheme
     credentials = _CREDENTIALS.get(scheme, "check the access rights")
     if isinstance(error, FileNotFoundError) or 404 in statuses:
-        kind = DataPrepError
+        kind, cause = DataPrepError, "data"
         advice = "there is no such file or bucket; check the URL"
         if scheme in ("s3", "s3a"):
             advice += " (and AWS_ENDPOINT_URL, if the storage is not Amazon's)"
     elif isinstance(error, PermissionError) or statuses & {401, 403}:
         advice = f"access is refused; {credentials}"
-    elif "Credential" in type(error).__name__:
+    elif "Credential" in type(error).__name__ and not is_transient(error):
         advice = f"no credentials are found; {credentials}"
     elif 416 in statuses:
-        kind = DataPrepError
+        kind, cause = DataPrepError, "data"
         advice = f"the file is shorter than {MANIFEST_SAYS}"
+    elif _bad_certificate(error):
+        advice = (
+            "its certificate isn't valid here; check the URL, and for a private authority set AWS_CA_BUNDLE (S3) or "
+            "SSL_CERT_FILE on every node"
+        )
     elif is_transient(error):
+        cause = "storage"
         advice = (
             f"gave up after {tries} tries in {patience.total:g} s; check the network, the URL and the storage's "
             "state, then start again: nothing is lost"
@@ -136,7 +159,7 @@ def _explained(error: Exception, url: str, tries: int, patience: Patience) -> Da
     reason = _reason(error)
     for secret in urlsplit(url).netloc.rpartition("@")[0], urlsplit(url).query:
         reason = reason.replace(secret, "…") if secret else reason
-    return kind(f"can't read or write {shown(url)}: {advice} [{reason}]")
+    return kind(f"can't read or write {shown(url)}: {advice} [{reason}]", cause=cause)
 
 
 _S3_CREDENTIALS = (

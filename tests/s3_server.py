@@ -41,7 +41,7 @@ def s3_server() -> Iterator[S3Proxy]:
     before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "AWS_ENDPOINT_URL", "AWS_PROFILE")}
     os.environ.pop("AWS_PROFILE", None)
     os.environ |= _ENVIRONMENT | {"AWS_ENDPOINT_URL": proxy.url}
-    _forget_filesystems()
+    forget_filesystems()
     try:
         import s3fs
 
@@ -53,12 +53,12 @@ def s3_server() -> Iterator[S3Proxy]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _forget_filesystems()
+        forget_filesystems()
         proxy.close()
         server.stop()
 
 
-def _forget_filesystems() -> None:
+def forget_filesystems() -> None:
     """Those made for another server."""
     import fsspec
 
