@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from data_prep.files import sha256_file
 from data_prep.images import Steps, store_image
 from data_prep.index import ENCODED, IndexRow, ShardIndex, read_index
 from data_prep.manifest import ShardInfo, Task
+from data_prep.sources.tar_members import TarMember, tar_members
 from data_prep.writers.ffcv import MODE_OF_ENCODING, read_beton
 from data_prep.writers.webdataset import ANNOTATION_SUFFIX
 
@@ -97,10 +97,16 @@ def index_rows(shard: StoredShard, facts: list[Facts] | None) -> list[IndexRow] 
 
     Returns:
         The rows; None where they can't be known.
+
+    Raises:
+        DataPrepError: the tar is none that data preparation has written.
     """
     path = shard.folder / shard.info.file
     if shard.format == "webdataset":
-        return _rows_of_tar(path, shard.task, facts)
+        try:
+            return _rows_of_tar(path, shard.task, facts)
+        except (KeyError, ValueError) as error:  # its checksum is right, so it was written so
+            raise DataPrepError(f"{path} is not the tar of a dataset: {error}") from None
     return None if facts is None else _rows_of_beton(path, shard.task, facts)
 
 
@@ -124,12 +130,12 @@ def _rows_of_tar(path: Path, task: Task, facts: list[Facts] | None) -> list[Inde
     known = {fact.key: fact for fact in facts or ()}
     ending = f".{ANNOTATION_SUFFIX.get(task, 'cls')}"
     rows = []
-    with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+    with path.open("rb") as file:
 
-        def read(member: tarfile.TarInfo) -> bytes:
-            return os.pread(file.fileno(), member.size, member.offset_data)
+        def read(member: TarMember) -> bytes:
+            return os.pread(file.fileno(), member.size, member.offset)
 
-        members = {member.name: member for member in tar}
+        members = {member.name: member for member in tar_members(file.fileno(), str(path))}
         for name, member in members.items():
             if name.endswith(ending):
                 continue
@@ -138,7 +144,7 @@ def _rows_of_tar(path: Path, task: Task, facts: list[Facts] | None) -> list[Inde
             annotation = b"" if task == "classification" else read(other)
             row = IndexRow(
                 key=key,
-                offset=member.offset_data,
+                offset=member.offset,
                 length=member.size,
                 label=int(read(other)) if task == "classification" else -1,
                 checksum=payload_checksum(content),
@@ -146,7 +152,7 @@ def _rows_of_tar(path: Path, task: Task, facts: list[Facts] | None) -> list[Inde
                 height=0,
                 width=0,
                 source_hash=bytes(16),
-                annotation_offset=other.offset_data if annotation else 0,
+                annotation_offset=other.offset if annotation else 0,
                 annotation_length=len(annotation),
                 annotation_checksum=payload_checksum(annotation) if annotation else 0,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from data_prep.files import sha256_file
 from data_prep.index import ShardIndex, read_index
 from data_prep.manifest import DatasetManifest, ShardInfo, Task, load_manifest, manifest_path
 from data_prep.readback import read_back
+from data_prep.sources.tar_members import tar_members
 from data_prep.writers.ffcv import MODE_OF_ENCODING, read_beton
 from data_prep.writers.webdataset import ANNOTATION_SUFFIX
 
@@ -120,17 +121,17 @@ def _verify_content(
     compare = _compare_tar if format_name == "webdataset" else _compare_beton
     try:
         yield from (f"{shard.file}: {problem}" for problem in compare(path, task, index))
-    except (DataPrepError, tarfile.TarError, ValueError, OverflowError) as error:
+    except (DataPrepError, ValueError, OverflowError) as error:
         yield f"{shard.file}: its structure is damaged: {error}"
 
 
 def _compare_tar(path: Path, task: Task, index: ShardIndex) -> Iterator[str]:
     """Do the tar's own headers and `.cls` files say what the index says?"""
     suffix = ANNOTATION_SUFFIX.get(task, "cls")
-    with tarfile.open(path, "r:") as tar:
-        members = {member.name: member for member in tar}
+    with path.open("rb") as file:
+        members = {member.name: member for member in tar_members(file.fileno(), "the tar")}
         images = {
-            member.offset_data: (name.rpartition(".")[0], member.size)
+            member.offset: (name.rpartition(".")[0], member.size)
             for name, member in members.items()
             if not name.endswith(f".{suffix}")
         }
@@ -141,12 +142,13 @@ def _compare_tar(path: Path, task: Task, index: ShardIndex) -> Iterator[str]:
                 yield f"the tar header of {row.key} disagrees with the index"
             other = members.get(f"{row.key}.{suffix}")
             if task != "classification":
-                place = (other.offset_data, other.size) if other else None
+                place = (other.offset, other.size) if other else None
                 if place != (row.annotation_offset, row.annotation_length):
                     yield f"the tar header of {row.key}'s annotation disagrees with the index"
                 continue
-            stored = tar.extractfile(other) if other else None
-            if stored is None or stored.read() != str(row.label).encode():
+            label = str(row.label).encode()
+            stored = os.pread(file.fileno(), len(label), other.offset) if other else None
+            if other is None or other.problem or other.size != len(label) or stored != label:
                 yield f"the label file of {row.key} disagrees with the index"
 
 

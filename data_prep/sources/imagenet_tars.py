@@ -6,8 +6,6 @@ Nothing is unpacked: the tars' headers are read once, images by their place in t
 from __future__ import annotations
 
 import re
-import tarfile
-import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,6 +18,7 @@ from data_prep.sources.imagenet import DEVKIT, TRAIN_TAR, VAL_TAR, ImageNetFile,
 from data_prep.sources.mat_file import read_mat
 from data_prep.sources.published import expect_md5
 from data_prep.sources.tar_members import PROBLEMS, TarMember, tar_members
+from data_prep.sources.tar_stream import open_tar
 
 _SCANNERS = 16
 """Tars scanned at once: on network storage a header's way takes a hundred times longer than its parsing."""
@@ -137,13 +136,13 @@ class PublishedTars:
             except OSError as error:
                 raise DataPrepError(f"can't read {folder / name}: {error.strerror}") from None
         try:
-            with tarfile.open(archive) as members:
-                for member in members:
-                    if PurePosixPath(member.name).as_posix().endswith(name) and member.isreg():
-                        content = members.extractfile(member)
-                        assert content is not None
-                        return content.read(_MAX_DEVKIT_FILE)
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            with open_tar(archive) as tar:
+                for member in tar.members():
+                    if PurePosixPath(member.name).as_posix().endswith(name) and not member.problem:
+                        if member.size > _MAX_DEVKIT_FILE:
+                            raise DataPrepError(f"{name} has {member.size:,} bytes")
+                        return b"".join(tar.chunks(member))
+        except (DataPrepError, OSError) as error:
             raise DataPrepError(f"{archive} is not an intact archive ({error}): download it again") from None
         raise DataPrepError(f"{archive} has no {name}: it is not ImageNet's devkit")
 

@@ -8,9 +8,7 @@ import http.client
 import os
 import shutil
 import socket
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from urllib.error import HTTPError
 
 from data_prep.errors import DataPrepError
 from data_prep.files import sync_folder
+from data_prep.sources.tar_stream import open_tar
 
 _TEMP_PREFIX = ".tmp-published-"
 _SILENCE_SECONDS = 60.0
@@ -120,18 +119,17 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str], str | None]) -> 
 def _unpack(archive: Path, target: Path, wanted: Callable[[str], str | None]) -> list[str]:
     names = []
     try:
-        with tarfile.open(archive, "r|*") as members:
-            for member in members:
-                name = wanted(member.name) if member.isreg() else None
-                content = members.extractfile(member) if name else None
-                if name is None or content is None:
+        with open_tar(archive) as tar:
+            for member in tar.members():
+                name = None if member.problem else wanted(member.name)
+                if name is None:
                     continue
                 with (target / Path(name).name).open("wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
+                    file.writelines(tar.chunks(member))
                 names.append(Path(name).name)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except DataPrepError as error:
         raise DataPrepError(f"source.path: {archive} is not an intact archive ({error})") from None
-    except OSError as error:  # a damaged gzip stream is one, too
+    except OSError as error:
         raise DataPrepError(f"source.path: can't unpack {archive}: {error}") from None
     return names
 

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_prep.errors import DataPrepError
@@ -24,7 +25,13 @@ PROBLEMS = {
 _BLOCK = 512
 _END = bytes(_BLOCK)
 _MAX_EXTENSION = 1 << 20
+_MAX_NAME = 4096
+"""Linux has no longer paths."""
+_MAX_TAIL = 64 << 20
+"""Zeros after the end mark: tar fills up its last record, of 10 KiB by default."""
 _TAIL_CHUNK = 1 << 20
+_MAX_DIGITS = 20
+_SPARSE = "GNU.sparse"
 _REGULAR = {b"0", b"\0", b"7"}
 _WITHOUT_CONTENT = {b"1": "hardlink", b"2": "symlink", b"3": "special", b"4": "special", b"6": "special"}
 
@@ -65,16 +72,36 @@ def tar_members(descriptor: int, where: str, start: int = 0, end: int | None = N
     Raises:
         DataPrepError: it is no tar, damaged, cut short, or goes on after its end mark.
     """
-    return _Scanner(descriptor, where, start, end).members()
+
+    def read(position: int, length: int) -> bytes:
+        return os.pread(descriptor, length, position)
+
+    size = os.fstat(descriptor).st_size if end is None else end
+    return _Scanner(read, where, start, size, whole_file=end is None).members()
+
+
+def streamed_members(read: Callable[[int, int], bytes], where: str) -> Iterator[TarMember]:
+    """As `tar_members`, of a tar whose length nobody knows.
+
+    Args:
+        read: position and length → bytes, fewer at the end only; positions never decrease.
+        where: the tar's name for messages.
+
+    Raises:
+        DataPrepError: as `tar_members`.
+    """
+    return _Scanner(read, where, 0, sys.maxsize, whole_file=True).members()
 
 
 class _Scanner:
-    def __init__(self, descriptor: int, where: str, start: int, end: int | None) -> None:
-        self._descriptor = descriptor
+    def __init__(
+        self, read: Callable[[int, int], bytes], where: str, start: int, end: int, *, whole_file: bool
+    ) -> None:
+        self._read = read
         self._where = where
         self._start = start
-        self._whole_file = end is None
-        self._end = os.fstat(descriptor).st_size if end is None else end
+        self._whole_file = whole_file
+        self._end = end
 
     def members(self) -> Iterator[TarMember]:
         position = self._start
@@ -112,7 +139,9 @@ class _Scanner:
             if position == self._end and not self._whole_file:
                 return None  # the outer tar vouches for its length
             raise self._damaged(position, "it is cut short: tar's end mark is missing")
-        block = os.pread(self._descriptor, _BLOCK, position)
+        block = self._read(position, _BLOCK)
+        if len(block) < _BLOCK:
+            raise self._damaged(position, "it is cut short: tar's end mark is missing")
         if block == _END:
             self._expect_nothing_after(position)
             return None
@@ -123,13 +152,13 @@ class _Scanner:
         except ValueError:
             stated, size = -1, 0
         if stated != sum(block) - sum(block[148:156]) + 8 * 0x20 and stated != _signed_sum(block):
-            raise self._damaged(position, self._no_header(position))
+            raise self._damaged(position, self._no_header(position, block))
         return _Header(block, kind, position + _BLOCK, size)
 
     def _member(self, header: _Header, size: int, extension: dict[str, str]) -> TarMember:
         block = header.block
         name = extension.get("path")
-        if name is None:
+        if not name:
             stored = block[:100].split(b"\0", 1)[0]
             # GNU's magic has a blank for the NUL, and other fields where POSIX has the prefix
             if block[257:263] == b"ustar\0" and block[345]:
@@ -142,46 +171,55 @@ class _Scanner:
             problem = "sparse"
         elif not problem and header.kind not in _REGULAR and header.kind != b"5":
             problem = "special"
-        if extension and any(key.startswith("GNU.sparse.") for key in extension):
-            name, problem = extension.get("GNU.sparse.name", name), "sparse"
+        if _SPARSE in extension:
+            name, problem = extension[_SPARSE] or name, "sparse"
+        if len(name) > _MAX_NAME:
+            raise self._damaged(header.content, f"a member's name has {len(name):,} characters")
         if name.startswith("/") or ".." in name.split("/"):
             problem = problem or "outside"
         return TarMember(name, offset, size, problem)
 
     def _extended_size(self, extension: dict[str, str], header: _Header, position: int) -> int:
-        try:
-            size = int(extension.get("size", header.size))
-        except ValueError:
-            size = -1
-        if size < 0:
-            raise self._damaged(position, f"its extended header gives the size {extension['size']!r}")
-        return size
+        size = extension.get("size")
+        if not size:
+            return header.size
+        if not (size.isascii() and size.isdigit() and len(size) <= _MAX_DIGITS):
+            raise self._damaged(position, f"its extended header gives the size {size[:40]!r}")
+        return int(size)
 
     def _content(self, header: _Header) -> bytes:
         if header.size > _MAX_EXTENSION:
             raise self._damaged(header.content, f"it has an extended header of {header.size:,} bytes")
         if header.content + header.size > self._end:
             raise self._cut_short("an extended header", header.content, header.size)
-        return os.pread(self._descriptor, header.size, header.content)
+        content = self._read(header.content, header.size)
+        if len(content) < header.size:
+            raise self._damaged(header.content, "it is cut short: an extended header is missing")
+        return content
 
     def _pax(self, header: _Header) -> dict[str, str]:
-        content, records = self._content(header), {}
-        try:
-            while content.strip(b"\0"):
-                length = int(content[: content.index(b" ")])
-                key, _, value = content[content.index(b" ") + 1 : length - 1].partition(b"=")
-                if length > len(content) or content[length - 1] != 0x0A or not key:
-                    raise ValueError
-                records[_text(key)] = _text(value)
-                content = content[length:]
-        except (ValueError, IndexError):
-            raise self._damaged(header.content, "its extended header can't be understood") from None
+        """Of the records those that matter here; an empty one takes back an earlier one."""
+        content, records, position = self._content(header).rstrip(b"\0"), dict[str, str](), 0
+        while position < len(content):
+            digits, blank, _ = content[position : position + _MAX_DIGITS].partition(b" ")
+            end = position + int(digits) if digits.isdigit() and blank else 0
+            start = position + len(digits) + 1
+            if not start < end <= len(content) or content[end - 1] != 0x0A:
+                raise self._damaged(header.content, "its extended header can't be understood")
+            key, equals, value = content[start : end - 1].partition(b"=")
+            if not key or not equals:
+                raise self._damaged(header.content, "its extended header can't be understood")
+            if key in (b"path", b"size"):
+                records[key.decode()] = _text(value)
+            elif key.startswith(b"GNU.sparse."):
+                records[_SPARSE] = _text(value) if key == b"GNU.sparse.name" else records.get(_SPARSE, "")
+            position = end
         return records
 
     def _after_sparse_map(self, header: _Header) -> int:
         offset, more = header.content, header.block[482]
         while more:
-            block = os.pread(self._descriptor, _BLOCK, offset)
+            block = self._read(offset, _BLOCK)
             if len(block) < _BLOCK:
                 raise self._damaged(offset, "it is cut short")
             offset, more = offset + _BLOCK, block[504]
@@ -192,26 +230,32 @@ class _Scanner:
             return
         mark = position
         while position < self._end:
-            chunk = os.pread(self._descriptor, _TAIL_CHUNK, position)
+            chunk = self._read(position, _TAIL_CHUNK)
+            if not chunk:
+                return
+            if position - mark > _MAX_TAIL:
+                raise self._damaged(
+                    mark, f"more than {_MAX_TAIL:,} bytes of zeros follow tar's end mark there"
+                )
             if chunk.strip(b"\0"):
                 raise self._damaged(
                     mark,
                     "it goes on after tar's end mark there, so tar tools would miss members (several tars in "
                     "one file?)",
                 )
-            position += max(len(chunk), 1)
+            position += len(chunk)
 
-    def _no_header(self, position: int) -> str:
+    def _no_header(self, position: int, block: bytes) -> str:
         if position != self._start:
             return "there is no intact member header"
-        if os.pread(self._descriptor, 2, position) == b"\x1f\x8b":
+        if block[:2] == b"\x1f\x8b":
             return "it is compressed with gzip, which can't be read at random: unpack it with gunzip"
         return "it is not an uncompressed tar"
 
     def _cut_short(self, name: str, offset: int, size: int) -> DataPrepError:
         return self._damaged(
             offset,
-            f"it is cut short: {name} takes {size:,} bytes from there, {self._end - offset:,} are left",
+            f"it is cut short: {name[:200]} takes {size:,} bytes from there, {self._end - offset:,} are left",
         )
 
     def _damaged(self, position: int, reason: str) -> DataPrepError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -23,7 +22,6 @@ from data_prep.sources.shard_patterns import find_shards
 from data_prep.sources.tar_members import PROBLEMS, TarMember, tar_members
 
 _IMAGE_FIELDS = {"jpg", "jpeg", "png", "webp", "bmp"}
-_META = re.compile(r"__[^/]*__($|/)")
 _SCANNERS = 16
 _MAX_LABEL_BYTES = 1 << 20
 _MAX_UNNAMED_CLASSES = 1_000_000
@@ -194,10 +192,14 @@ def _refs(samples: list[_Sample], num_classes: int, config: WebDatasetSource) ->
 def _key_and_field(name: str) -> tuple[str, str]:
     """`a/0001.seg.png` → (a/0001, seg.png); an empty key for hidden files and WebDataset's own `__meta__` ones."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if not parts or parts[-1].startswith(".") or _META.search(name):
+    if not parts or parts[-1].startswith(".") or any(map(_is_meta, parts)):
         return "", ""
     stem, _, field = parts[-1].partition(".")
     return "/".join([*parts[:-1], stem]), field.lower()
+
+
+def _is_meta(part: str) -> bool:
+    return part.endswith("__") and "__" in part[:-2]
 
 
 def _image_problem(images: list[TarMember]) -> str:
