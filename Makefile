@@ -14,13 +14,14 @@ INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
 # ffcv, with which the tests read our .beton files, is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos lint format typecheck clean
+.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos fuzz lint format typecheck clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
 	@echo "make test       linters, type checker, import rules, fast tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make chaos      a run on two Ray nodes under random faults, and the proof that nothing is lost (FAULTS=20 SEED=7 ELASTIC=1)"
+	@echo "make fuzz       damaged files of every format that we read: no traceback, no hang, nothing wrong (FILES=20000 SEED=7)"
 	@echo "make bench      training speed on this machine"
 	@echo "make bench-data preparing and reading data beside tar, torchvision, webdataset and FFCV (IMAGES=folder)"
 	@echo "make bench-checkpoint  what a save costs, beside torch.save and Ray Train"
@@ -57,6 +58,9 @@ bench-restart: setup
 
 chaos: setup
 	@$(BIN)/python tests/chaos/run_chaos.py --faults $(or $(FAULTS),20) --seed $(or $(SEED),7) $(if $(ELASTIC),--elastic) $(if $(OUT),--out $(OUT))
+
+fuzz: setup
+	@$(BIN)/python tests/fuzz/run_fuzz.py --files $(or $(FILES),20000) --seed $(or $(SEED),7)
 
 lint: setup
 	@$(BIN)/ruff check .

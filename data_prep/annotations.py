@@ -97,8 +97,10 @@ def detection_json(image: dict[str, Any], objects: Iterable[dict[str, Any]]) -> 
     """The canonical document of an image and its annotations, both as COCO publishes them.
 
     Raises:
-        RejectedSample: a number in it is NaN or infinite.
+        RejectedSample: the image lacks its name or size, or a number in it is NaN or infinite.
     """
+    if missing := [name for name in ("id", "file_name", "height", "width") if name not in image]:
+        raise RejectedSample(f"its entry among the document's images has no {' and no '.join(missing)}")
     content = {
         "image_id": image["id"],
         "file_name": image["file_name"],

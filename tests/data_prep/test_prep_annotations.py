@@ -211,3 +211,34 @@ def test_annotations_of_another_size_are_rejected() -> None:
     for task, content in (("detection", detection), ("segmentation", mask)):
         with pytest.raises(RejectedSample, match="of 8 x 6 pixels, the image has 6 x 8"):
             fit_annotation(task, content, (8, 6), (8, 6))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "damage"),
+    [
+        (b'"area":6.75', b'"area":1e999'),
+        (b'"area":6.75', b'"area":1' + b"0" * 400),
+        (b'"area":6.75', b'"area":1' + b"0" * 5000),
+        (b'"category_id":5', b'"category_id":1' + b"0" * 30),
+        (b'"height":6', b'"height":1' + b"0" * 30),
+        (b'"image_id":7', b'"image_id":[7]'),
+        (b'"iscrowd":0', b'"iscrowd":' + b"[" * 5000 + b"]" * 5000),
+    ],
+    ids=lambda part: part[:24].decode(),
+)
+def test_numbers_that_nothing_holds_are_rejected(found: bytes, damage: bytes) -> None:
+    content = detection_json(IMAGE, [an_object()])
+    assert found in content
+    for ids in (CLASS_IDS, None):
+        with pytest.raises(RejectedSample):
+            parse_detection(content.replace(found, damage), ids)
+
+
+def test_an_image_without_its_size_is_rejected() -> None:
+    with pytest.raises(RejectedSample, match="no height"):
+        detection_json({name: value for name, value in IMAGE.items() if name != "height"}, [])
+
+
+def test_a_run_length_without_end_is_rejected_at_once() -> None:
+    with pytest.raises(RejectedSample, match="more than 60 bits"):
+        parse(iscrowd=1, segmentation={"size": [6, 8], "counts": "P" * 1_000_000})

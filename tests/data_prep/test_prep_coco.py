@@ -272,6 +272,24 @@ def test_contradictions_leave_their_image_out(tmp_path: Path) -> None:
     assert not kept.usable.all()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{["images"]: []}',
+        b'{"images": [{"id": 1' + b"0" * 30 + b"}]}",
+        b'{"images": [{"id": 1' + b"0" * 5000 + b"}]}",
+        b'{"images": [{"id": 1, "x": ' + b"[" * 100_000,
+    ],
+    ids=["a name that is no text", "a large id", "a larger id", "deep"],
+)
+def test_what_json_allows_and_nobody_means_is_the_documents_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(DataPrepError, match=str(path)):
+        open_source(CocoSource(path=tmp_path)).listing()
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

@@ -24,7 +24,7 @@ NOTE_BYTES = 200
 
 # Written once: magic, rank, world size, process id, time of the start.
 _HEAD = struct.Struct("<8siiid")
-_MAGIC = b"cmlpbt1\n"
+_MAGIC = b"cmlpbt2\n"
 # Written at each beat: number of the beat, time, phase, step, micro-batch; then what BeatState derives; the note.
 _BEAT = struct.Struct(f"<QdiqqQ2i4dH{NOTE_BYTES}s")
 _SLOT = 384
@@ -68,8 +68,8 @@ class Heartbeat:
 class HeartbeatWriter:
     """A rank's beats (`phases.Beats`), about 2 µs each. For one thread.
 
-    Two records are written in turns, each with its number and its checksum: a process that is stopped or killed
-    within a write leaves the other whole, and a reader never waits.
+    Two records are written in turns, each with its number and a checksum of it and the head: a process that is
+    stopped or killed within a write leaves the other whole, and a reader never waits.
 
     Args:
         path: the file, replaced if there is one.
@@ -88,7 +88,8 @@ class HeartbeatWriter:
             self._memory = mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)
-        self._memory[: _HEAD.size] = _HEAD.pack(_MAGIC, rank, world_size, os.getpid(), self._state.at)
+        head = _HEAD.pack(_MAGIC, rank, world_size, os.getpid(), self._state.at)
+        self._memory[: _HEAD.size], self._head_crc = head, crc32(head)
         self._write()
         temporary.rename(path)
 
@@ -117,7 +118,8 @@ class HeartbeatWriter:
             s.median_s, s.first_step_s, s.longest_gap_s, s.patience_s, len(note), note,
         )  # fmt: skip
         start = _SLOTS[number & 1]
-        self._memory[start : start + _BEAT.size + 4] = record + crc32(record).to_bytes(4, "little")
+        check = crc32(record, self._head_crc)
+        self._memory[start : start + _BEAT.size + 4] = record + check.to_bytes(4, "little")
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:
@@ -139,8 +141,8 @@ def read_heartbeat(path: Path) -> Heartbeat | None:
 def _whole(content: bytes, start: int) -> tuple[Any, ...] | None:
     record = content[start : start + _BEAT.size]
     check = int.from_bytes(content[start + _BEAT.size : start + _BEAT.size + 4], "little")
-    # Bytes of zero have a checksum of zero: the record not yet written.
-    return _BEAT.unpack(record) if crc32(record) == check and any(record) else None
+    head = crc32(content[: _HEAD.size])
+    return _BEAT.unpack(record) if crc32(record, head) == check and any(record) else None
 
 
 def _heartbeat(content: bytes, record: tuple[Any, ...], now: float) -> Heartbeat:
