@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -49,14 +50,67 @@ def test_test_files_have_names_of_their_own() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def test_imports_run_one_way() -> None:
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
     if not Path(command[0]).exists():
         pytest.skip("import-linter is not installed")
     code = f"import sys; sys.argv = {command!r}; sys.path[:0] = ['.', 'platform']; " \
         "from importlinter.cli import lint_imports_command; lint_imports_command()"  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = [sys.executable, "-c", code]
+    return subprocess.run(done, cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+
+
+def test_imports_run_one_way() -> None:
+    done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+GUARDED = {
+    "ray": {"convmlp_platform.launch"},
+    "mlflow": {"convmlp_platform.tracking"},
+    "deepspeed": {"convmlp_platform.engine"},
+    "accelerate": {"convmlp_platform.engine"},
+    "ffcv": set(),
+}
+"""Library → the packages in which any file may import it. (Of data_prep, one file may import Ray.)"""
+
+
+def test_no_package_may_import_a_library_that_is_not_its_business(tmp_path: Path) -> None:
+    """A file with all these imports, planted in every package and in a new one: each is refused, wherever it isn't
+    named."""
+    sources = [path for path in our_files() if path.suffix == ".py" or path.name == "pyproject.toml"]
+    for path in sources:
+        if (place := path.relative_to(ROOT)).parts[0] in (
+            "convmlp",
+            "data_prep",
+            "platform",
+            "pyproject.toml",
+        ):
+            copy = tmp_path / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    novelty = tmp_path / "platform" / "convmlp_platform" / "novelty"
+    novelty.mkdir()
+    (novelty / "__init__.py").touch()
+    packages = {
+        ".".join(init.parent.relative_to(tmp_path / root).parts): init.parent
+        for root in (".", "platform")
+        for top in ("convmlp", "data_prep", "convmlp_platform")
+        for init in (tmp_path / root / top).rglob("__init__.py")
+    }
+    assert len(packages) > 15
+    for folder in packages.values():
+        lines = [f"import {library}" for library in GUARDED]
+        (folder / "planted.py").write_text("\n".join([*lines[1:], "def later():", f"    {lines[0]}"]) + "\n")
+    told = lint_imports(tmp_path).stdout
+    found = set(re.findall(r"^\s*-\s+(\S+)\.planted -> (\w+)", told, re.MULTILINE))
+    assert found == {
+        (package, library)
+        for package in packages
+        for library, allowed in GUARDED.items()
+        if not any(package == one or package.startswith(f"{one}.") for one in allowed)
+    }
+    assert "- convmlp_platform.novelty\n" in told, "a new package needs a layer"
 
 
 def test_no_file_is_large() -> None:

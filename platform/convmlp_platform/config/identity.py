@@ -26,6 +26,7 @@ _FIELDS = {
     "data": ("train_split", "eval_split", "image_size", "mean", "std", "shuffle_block", "shuffle_window"),
     "training": ("epochs", "steps", "global_batch_size", "micro_batch_size", "clip_grad_norm", "ema_decay"),
     "engine": ("precision",),
+    "eval": ("crop_pct", "interpolation"),  # they decide which evaluation, and so which weights, are the best
 }
 
 # Of the sample order (data/order.py): raised with its pinned test, so that no run goes on in another order.
@@ -101,13 +102,19 @@ def write_identity(run: Path, fields: dict[str, Any]) -> None:
     write_atomically(run / IDENTITY_NAME, json.dumps(stored, indent=2).encode())
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(
+    old: dict[str, Any], new: dict[str, Any], recorded: dict[str, Any] | None = None
+) -> list[str]:
     """One line `optimizer.lr: 0.001 → 0.0005` for each of the `identity_fields` that changed.
 
-    An option that the old ones lack, because it came later than they were stored, had its default.
+    A field that the old ones lack, because it counts only since they were stored, has the value that the run's job had
+    then; an option that came later than that has its default.
+
+    Args:
+        recorded: the values of that job, where it is on record.
     """
     absent = object()
-    known = _defaults() | old
+    known = _defaults() | flat_values(recorded or {}) | old
     return [
         f"{name}: {_shown(known, name)} → {_shown(new, name)}"
         for name in sorted(old.keys() | new.keys())

@@ -6,7 +6,6 @@ full tensors are got out of it and put back.
 
 from __future__ import annotations
 
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from convmlp.pixels import Normalize
-from convmlp_platform.distributed import World, sum_over_ranks
+from convmlp_platform.distributed import World
 from convmlp_platform.engine.batch_norm import BatchNormAverager
 from convmlp_platform.engine.ema import WeightAverage
 from convmlp_platform.engine.loss_scale import LossScale
@@ -32,7 +31,6 @@ from convmlp_platform.engine.types import (
     Pieces,
     Run,
     State,
-    StepOutput,
 )
 
 
@@ -144,18 +142,6 @@ class Engine(ABC):
         """Undo `extra_state`."""
         if "scaler" in extra:
             self.loss_scale.load(extra["scaler"])
-
-    def train_step(self, micro_batches: Sequence[MicroBatch], *, step: int, lr: float) -> StepOutput:
-        """One optimizer update from this rank's micro-batches, unless gradients aren't finite (collective)."""
-        computed = self.compute(micro_batches, step=step)
-        grad_norm = math.sqrt(float(sum_over_ranks(self.square_norm())))
-        updated = math.isfinite(grad_norm)
-        if updated:
-            self.update(lr, grad_norm)
-        else:
-            self.absorb_overflow()
-            self.refuse()
-        return StepOutput(computed.loss, grad_norm, updated)
 
     def compute(self, micro_batches: Sequence[MicroBatch], *, step: int) -> Computed:
         """Forward and backward of a step, to be followed by `update` or `refuse`. After `refuse` the same

@@ -61,16 +61,6 @@ class Computed:
     losses: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """`loss`: as in `Computed`; `grad_norm`: L2 norm of the whole gradient before clipping; `updated`: whether the
-    weights moved (not under fp16 where gradients overflowed)."""
-
-    loss: Tensor
-    grad_norm: float
-    updated: bool
-
-
 @dataclass
 class EngineState:
     """All that a run's weights depend on, full fp32 tensors on the CPU by parameter name: the same under every

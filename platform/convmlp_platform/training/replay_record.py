@@ -125,7 +125,7 @@ def read_step(
     header = attempts[max(attempts)].header
     manifest = open_manifest(resolve(job.data.path, "data.path"), header.digest)
     fields = identity_fields(job, manifest.digest, replayed_weights(job, run))
-    changed = differences(stored_identity_fields(run), fields)
+    changed = differences(stored_identity_fields(run), fields, stored_job(run))
     if changed:
         raise ConfigError(
             "a replay computes what the run did, but these settings decide the result and are not the run's:\n"

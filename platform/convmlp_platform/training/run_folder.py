@@ -115,7 +115,7 @@ def check_owner(job: TrainJob, dataset_digest: str, weights: str | None = None) 
     taken = stored_identity(run_path(job))
     if taken is None:
         return
-    changed = differences(taken, identity_fields(job, dataset_digest, weights))
+    changed = differences(taken, identity_fields(job, dataset_digest, weights), last_job(run_path(job)))
     if changed:
         if weights is not None and taken.get(INIT_FROM) != weights:
             changed = [
@@ -176,6 +176,14 @@ def stored_job(run: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{run / _JOB} can't be read: {error}; starting the run again writes it anew"
         ) from None
+
+
+def last_job(run: Path) -> dict[str, Any]:
+    """`stored_job`, empty where there is none that can be read."""
+    try:
+        return stored_job(run)
+    except ConfigError:
+        return {}
 
 
 def stored_identity_fields(run: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from product_step import take_step
 from torch import Tensor, nn
 
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
@@ -92,9 +93,7 @@ def train(engine: Engine, step: int) -> float:
     """One step; the mean loss over all ranks."""
     share = share_of(engine.world.rank, engine.world.size, MICRO_BATCHES)
     micros = [Micro(step, n, i >= share.real) for i, n in enumerate(share.numbers)]
-    loss = engine.train_step(micros, step=step, lr=0.01).loss.clone()
-    torch.distributed.all_reduce(loss)
-    return float(loss)
+    return take_step(engine, micros, step=step, lr=0.01).agreed.loss
 
 
 def save(engine: Engine, folder: Path, step: int) -> None:

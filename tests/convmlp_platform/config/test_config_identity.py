@@ -89,6 +89,8 @@ DECIDES = {
     "training.clip_grad_norm": 1.0,
     "training.ema_decay": 0.9,
     "engine.precision": "bf16",
+    "eval.crop_pct": 1.0,
+    "eval.interpolation": "bilinear",
 }
 DOES_NOT_DECIDE = {
     "name": "y",
@@ -105,8 +107,6 @@ DOES_NOT_DECIDE = {
     "eval.every_epochs": 2,
     "eval.every_steps": 2,
     "eval.batch_size": 1,
-    "eval.crop_pct": 1.0,
-    "eval.interpolation": "bilinear",
     "training.max_steps": 3,
     "training.log_every_steps": 1,
     "engine.strategy": "fsdp",

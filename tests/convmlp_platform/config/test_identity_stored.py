@@ -57,6 +57,16 @@ def test_another_value_of_an_option_the_record_lacks_is_shown_with_its_default()
     assert differences(old, new) == ["augment.mixup: 0.0 → 0.8"]
 
 
+def test_a_field_that_counts_only_now_had_the_value_of_the_job_on_record() -> None:
+    """`eval.crop_pct` decided nothing by the record, yet the run was evaluated with it."""
+    old = {name: value for name, value in FIELDS.items() if not name.startswith("eval.")}
+    was, other = job_with(eval={"crop_pct": 1.0}), job_with(eval={"crop_pct": 0.9})
+    recorded = was.model_dump(mode="json")
+    assert differences(old, identity_fields(was, DIGEST), recorded) == []
+    assert differences(old, identity_fields(other, DIGEST), recorded) == ["eval.crop_pct: 1.0 → 0.9"]
+    assert differences(old, identity_fields(other, DIGEST)) == ["eval.crop_pct: 0.875 → 0.9"]
+
+
 def test_an_option_that_is_gone_is_a_difference() -> None:
     without = identity_fields(job_with(model={"options": {}}), DIGEST)
     assert differences(FIELDS, without) == ["model.options.stem_stride: 2 → not set"]

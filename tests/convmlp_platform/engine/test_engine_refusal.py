@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from product_step import take_step
 from ranks import run_ranks
 from test_engines_agree import NUM_MICRO_BATCHES, STRATEGIES, Micro, build, by_name, micro_batch
 
@@ -111,9 +112,9 @@ def fp16_steps(strategy: str, zero_stage: int) -> list[tuple[float, bool, float,
     found = []
     while engine.updates < 3:
         scale, step = engine.loss_scale.scale, engine.updates
-        output = engine.train_step(micros(engine, step), step=step, lr=0.01)
-        loss = float(sum_over_ranks(output.loss.clone()))
-        found.append((scale, output.updated, loss, output.grad_norm, engine.updates))
+        result = take_step(engine, micros(engine, step), step=step, lr=0.01)
+        agreed = result.agreed
+        found.append((scale, result.updated, agreed.loss, agreed.grad_norm, engine.updates))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from prepared import digits
 from ranks import run_ranks
 
 from convmlp_platform.checkpoints.checkpointer import load
+from convmlp_platform.config.identity import identity_fields, identity_of
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.proof import check_ledger
+from convmlp_platform.data.split import open_manifest
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.preflight import preflight
 from convmlp_platform.training.run import RunResult, run
+from convmlp_platform.training.run_folder import claim, run_path
 
 
 def job(root: Path, **over: Any) -> TrainJob:
@@ -123,6 +127,24 @@ def test_another_recipe_under_the_same_name_is_refused_with_the_difference(tmp_p
     trained(job(tmp_path, training__max_steps=2))
     with pytest.raises(ConfigError, match=r"another recipe:\n  optimizer.lr: 0.001 → 0.002"):
         trained(job(tmp_path, optimizer__lr=2e-3))
+
+
+def test_a_run_begun_before_evaluation_counted_keeps_its_identity_and_goes_on(tmp_path: Path) -> None:
+    """Its record lacks `eval.*`; the job beside it says how it was evaluated, which is not the default."""
+    values = job(tmp_path, training__max_steps=2, eval__crop_pct=1.0)
+    whole = identity_fields(values, open_manifest(str(digits())).digest)
+    old = {name: value for name, value in whole.items() if not name.startswith("eval.")}
+    assert old != whole
+    folder = run_path(values)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"identity_fields": old}))
+    (folder / "job.json").write_text(values.model_dump_json())
+    with pytest.raises(ConfigError, match=r"eval\.crop_pct: 1\.0 → 0\.9\n"):
+        claim(job(tmp_path, eval__crop_pct=0.9), whole["data.digest"])
+    result, _ = trained(values)
+    assert result.checkpoint is not None
+    assert load(result.checkpoint).facts["identity"] == identity_of(old)
+    assert check_ledger(folder, dataset=digits()).ok
 
 
 def test_a_refusal_reaches_every_rank(tmp_path: Path) -> None:
