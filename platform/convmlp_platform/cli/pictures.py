@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convmlp_platform.cli.data import dataset_path
-from convmlp_platform.cli.words import positive
+from convmlp_platform.cli.words import positive, say
 from convmlp_platform.errors import ConfigError
 
 _MODEL_HELP = "models:/NAME@ALIAS, models:/NAME/3, a run's folder, one of its checkpoints, or a model bundle"
@@ -40,6 +40,7 @@ def _add_predictions(pictures: Any) -> None:
         action="store_true",
         help="wrong classes; objects missed or made up; of segmentation the images with most errors",
     )
+    _add_weights(predictions)
     predictions.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     predictions.set_defaults(call=_predictions)
 
@@ -81,8 +82,19 @@ def _add_features(pictures: Any) -> None:
         metavar="PIXELS",
         help="of the square that models see (default: what they were trained with, else 224)",
     )
+    _add_weights(features)
     features.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     features.set_defaults(call=_features)
+
+
+def _add_weights(parser: Any) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "ema", "raw"),
+        default="auto",
+        help="of a checkpoint or file with two sets: the moving average, or those that the optimizer moves (default: "
+        "the average where there is one)",
+    )
 
 
 def _predictions(arguments: argparse.Namespace) -> int:
@@ -97,6 +109,8 @@ def _predictions(arguments: argparse.Namespace) -> int:
         count=arguments.count,
         seed=arguments.seed,
         only_wrong=arguments.only_wrong,
+        choice=arguments.weights,
+        say=say,
     )
     more = f", out of {drawn.looked_at:,} looked at" if drawn.looked_at > drawn.shown else ""
     print(f"{drawn.path}: {drawn.shown} images{more}, {drawn.wrong} of them with an error")
@@ -112,7 +126,15 @@ def _features(arguments: argparse.Namespace) -> int:
     else:
         path = dataset_path(arguments.data)
         images = dataset_images(path, arguments.split, arguments.count, arguments.seed)
-    drawn = draw_features(arguments.models, images, arguments.out, how=arguments.show, size=arguments.size)
+    drawn = draw_features(
+        arguments.models,
+        images,
+        arguments.out,
+        how=arguments.show,
+        size=arguments.size,
+        choice=arguments.weights,
+        say=say,
+    )
     print(f"{drawn}: {len(arguments.models)} models, {len(images)} images")
     return 0
 

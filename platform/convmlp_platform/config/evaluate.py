@@ -27,6 +27,11 @@ class EvaluatedModelSection(_From):
     """Which model. A registered model, bundle, run or checkpoint knows all but `from`; a bare file of weights knows its
     weights only."""
 
+    weights: Literal["auto", "ema", "raw"] = Field(
+        "auto",
+        description="of a checkpoint or file with two sets of weights: the moving average, or those that the optimizer "
+        "moves; auto: the average where there is one",
+    )
     name: str | None = Field(None, description="of a bare file: a name from `convmlp models`, or timm's")
     num_classes: PositiveInt | None = Field(
         None, description="of a bare file: classes of its head; default: the dataset's"

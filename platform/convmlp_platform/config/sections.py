@@ -29,6 +29,16 @@ class ModelSection(Section):
         description="weights to start from: models:/NAME@ALIAS or /VERSION, a run's folder, a checkpoint (path or "
         "URL), a model bundle, or a .pth, .npz or .safetensors file; a head of other classes is replaced",
     )
+    init_weights: Literal["auto", "ema", "raw"] = Field(
+        "auto",
+        description="of a checkpoint or file with two sets of weights: the moving average, or those that the optimizer "
+        "moves; auto: the average where there is one",
+    )
+    init_head: Literal["auto", "keep", "fresh"] = Field(
+        "auto",
+        description="the head of init_from, where it has as many classes: keep it or make it anew; auto: anew where it "
+        "is known to be for other classes than the dataset's",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of the model, e.g. {stem_stride: 2}"
     )

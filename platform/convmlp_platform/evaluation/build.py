@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from convmlp.tasks.task import Task
-from convmlp.weights import load_pretrained
+from convmlp.weight_files import FileWeights
+from convmlp.weights import Misfit, load_pretrained, match_pretrained
 from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.split import open_manifest
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.evaluation.as_training import as_training
-from convmlp_platform.evaluation.subject import Subject, subject_of
+from convmlp_platform.evaluation.subject import Subject, other_classes, subject_of
 from convmlp_platform.training.build_task import build_task
 from convmlp_platform.training.model_source import FoundModel, find_model
 from data_prep.manifest import DatasetManifest
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -50,56 +52,70 @@ def found_model(job: EvaluateJob, into: Path | None = None) -> FoundModel:
         ConfigError: there is no such model.
     """
     try:
-        return find_model(job.model.source, job.tracking, into)
+        return find_model(job.model.source, job.tracking, into, job.model.weights)
     except ConfigError as error:
         raise ConfigError(f"model.from: {error}") from None
 
 
-def build_loaded_task(job: EvaluateJob, parts: Prepared) -> Task:
+def build_loaded_task(job: EvaluateJob, parts: Prepared, say: Callable[[str], None]) -> Task:
     """Model, loss and metrics, with the found weights, all of them.
 
+    Args:
+        say: takes a line on what was chosen or assumed.
+
     Raises:
-        ConfigError: the weights are not this network's, or those of another number of classes.
+        ConfigError: as `check_weights`.
     """
     task = build_task(parts.training, parts.manifest)
-    subject = parts.subject
-    if subject.found.kind == "file" and subject.task.name == "classification":
-        _load_published(job, task, Path(subject.found.location))
-        return task
-    problems = _problems(task, subject)
-    if problems:
-        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise ConfigError(
-            f"model.from (={job.model.source}): its weights don't fit {subject.name} for {subject.task.name}: "
-            + "; ".join(problems[:_SHOWN])
-            + more
-        )
+    weights, notes = check_weights(job, parts, task.model)
+    for line in notes:
+        say(line)
+    load_pretrained(task.model, weights, note=lambda _said: None)
     return task
 
 
-def _load_published(job: EvaluateJob, task: Task, file: Path) -> None:
+def check_weights(job: EvaluateJob, parts: Prepared, model: nn.Module) -> tuple[FileWeights, list[str]]:
+    """The found weights, and sentences on what was chosen or assumed. The model may be on "meta".
+
+    Raises:
+        ConfigError: they can't be read, aren't this network's, or are for other classes than the dataset's.
+    """
+    subject, where = parts.subject, f"model.from (={job.model.source})"
     try:
-        report = load_pretrained(task.model, file)
-    except ValueError as error:
+        weights = subject.found.weights()
+    except ConfigError as error:
         raise ConfigError(f"model.from: {error}") from None
+    if weights.classes is not None and (problem := other_classes(job, weights.classes, parts.manifest)):
+        raise ConfigError(problem)
+    try:
+        report = match_pretrained(model, weights, name=subject.found.pinned)
+    except ValueError as error:
+        raise ConfigError(
+            f"{where}: its weights don't fit {subject.name} for {subject.task.name}: "
+            f"{error.brief if isinstance(error, Misfit) else error}"
+        ) from None
+    if report.backbone_only:
+        raise ConfigError(
+            f"{where}: it holds a backbone's weights, not those of a whole {subject.task.name}: evaluate what was "
+            "trained of it"
+        )
     if report.replaced or report.dropped:
         entries = ", ".join(report.replaced or report.dropped)
         raise ConfigError(
-            f"model.from (={job.model.source}): the head in the file ({entries}) has another number of classes than "
-            f"the dataset's {task.num_classes}: evaluate it on a dataset of its own classes"
+            f"{where}: the head in the file ({entries}) has another number of classes than the dataset's "
+            f"{parts.manifest.num_classes}: evaluate it on a dataset of its own classes"
         )
-
-
-def _problems(task: Task, subject: Subject) -> list[str]:
-    """Load the weights if they all fit; otherwise what doesn't."""
-    own, given = task.model.state_dict(), subject.found.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in given]
-    problems += [f"{name} is unknown" for name in given if name not in own]
-    problems += [
-        f"{name} is {list(given[name].shape)}, not {list(value.shape)}"
-        for name, value in own.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if not problems:
-        task.model.load_state_dict(given)
-    return problems
+    if report.fresh:
+        raise ConfigError(
+            f"{where}: its weights don't fit {subject.name} for {subject.task.name}: missing: "
+            f"{', '.join(report.fresh)}"
+        )
+    notes = list(report.notes)
+    if weights.choice is not None:
+        notes[0] += f" (model.weights: {'raw' if weights.is_average else 'ema'} takes the other)"
+    if weights.classes is None and subject.classes is None:
+        notes.append(
+            f"{subject.found.pinned}: the names of its classes are not known: it is assumed that its "
+            f"{subject.num_classes} are the dataset's, in the same order"
+        )
+    return weights, notes

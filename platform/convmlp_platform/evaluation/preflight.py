@@ -12,9 +12,10 @@ from convmlp_platform.data.open_storage import shards_of
 from convmlp_platform.data.remote_dataset import check_remote_shards
 from convmlp_platform.data.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import ConfigError, PlatformError
-from convmlp_platform.evaluation.build import Prepared, found_model, prepared
+from convmlp_platform.evaluation.build import Prepared, check_weights, found_model, prepared
 from convmlp_platform.evaluation.folder import is_result
 from convmlp_platform.evaluation.real_labels import NUM_CLASSES, place_of, read_real_labels
+from convmlp_platform.training.image_size import sides_refused, size_refused
 from convmlp_platform.training.memory import build_on_meta
 from convmlp_platform.training.preflight import PreflightReport, check_writable
 from data_prep.errors import DataPrepError
@@ -50,7 +51,7 @@ def _checks(job: EvaluateJob, report: PreflightReport, downloads: Path) -> Itera
             return
         parts = prepared(job, downloads)
         report.summary.append(f"model    {parts.subject.found}")
-        _check_network(parts, report)
+        _check_network(job, parts, report)
 
     yield dataset
     yield model
@@ -82,7 +83,7 @@ def _check_images(job: EvaluateJob, manifest: DatasetManifest, report: Preflight
         ShardedSplit(str(folder), manifest, split, job.data.format).check_files()
 
 
-def _check_network(parts: Prepared, report: PreflightReport) -> None:
+def _check_network(job: EvaluateJob, parts: Prepared, report: PreflightReport) -> None:
     subject = parts.subject
     try:
         network = build_on_meta(parts.training, subject.num_classes)
@@ -92,10 +93,13 @@ def _check_network(parts: Prepared, report: PreflightReport) -> None:
     report.summary.append(
         f"network  {subject.name} for {subject.task.name}: {parameters:,} parameters, images of {subject.image_size} px"
     )
-    if subject.classes is None:
-        report.summary.append(
-            "         the names of its classes are not known: only their number is compared"
-        )
+    try:
+        report.summary += [f"         {note}" for note in check_weights(job, parts, network)[1]]
+    except ConfigError as error:
+        report.problems += str(error).splitlines()
+    refused = sides_refused(parts.training, parts.manifest)
+    if refused or (refused := size_refused(parts.training, subject.num_classes)):
+        raise ConfigError(refused)
 
 
 def _check_real(job: EvaluateJob, manifest: DatasetManifest) -> None:

@@ -78,7 +78,7 @@ def run_evaluation(job: EvaluateJob, say: Say) -> EvaluationResult:
         tempfile.TemporaryDirectory(prefix="convmlp-model-") as downloads,
     ):
         parts = prepared(job, Path(downloads))
-        task = build_loaded_task(job, parts)
+        task = build_loaded_task(job, parts, say)
         model = _model_entry(job, parts, task)
         engine = build.build_engine(parts.training, task, parts.manifest, world)
         loader = build.build_eval_loader(

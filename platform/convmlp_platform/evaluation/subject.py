@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from convmlp_platform.data.split import open_manifest
 from convmlp_platform.errors import ConfigError, DataError, PlatformError
 from convmlp_platform.tracking.bundle import BundleSpec
 from convmlp_platform.training.build_transforms import normalisation_of
-from convmlp_platform.training.model_source import FoundModel
+from convmlp_platform.training.model_source import FoundModel, class_difference
 from convmlp_platform.training.run_folder import stored_identity_fields
 from data_prep.manifest import DatasetManifest
 
@@ -199,21 +200,23 @@ def _refuse_other_task(job: EvaluateJob, own: TaskSection) -> None:
 
 
 def _check_classes(job: EvaluateJob, subject: Subject, manifest: DatasetManifest) -> None:
-    """The same names in the same order: a number of a class means what it meant."""
-    where = f"model.from (={job.model.source})"
     if subject.num_classes != manifest.num_classes:
         raise ConfigError(
-            f"{where}: the model has {subject.num_classes} classes, dataset {manifest.name} at data.path "
-            f"(={job.data.path}) has {manifest.num_classes}: evaluate it on a dataset of its own classes"
+            f"model.from (={job.model.source}): the model has {subject.num_classes} classes, dataset {manifest.name} "
+            f"at data.path (={job.data.path}) has {manifest.num_classes}: evaluate it on a dataset of its own classes"
         )
-    if subject.classes is None:
-        return
-    pairs = list(zip(subject.classes, manifest.classes, strict=True))
-    wrong = [number for number, (own, other) in enumerate(pairs) if own != other]
-    if wrong:
-        own, other = pairs[wrong[0]]
-        more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-        raise ConfigError(
-            f"{where}: class {wrong[0]} of the model is {own!r}, of dataset {manifest.name} it is {other!r}{more}: "
-            "evaluate it on a dataset with the same classes in the same order"
-        )
+    if subject.classes is not None and (problem := other_classes(job, subject.classes, manifest)):
+        raise ConfigError(problem)
+
+
+def other_classes(job: EvaluateJob, own: Sequence[str], manifest: DatasetManifest) -> str | None:
+    """An error message where the model's classes have other names than the dataset's, or another order; else None."""
+    if len(own) != manifest.num_classes or (differs := class_difference(own, manifest.classes)) is None:
+        return None
+    number, count = differs
+    more = f" (and {count - 1} more differ)" if count > 1 else ""
+    return (
+        f"model.from (={job.model.source}): class {number} of the model is {own[number]!r}, of dataset "
+        f"{manifest.name} it is {manifest.classes[number]!r}{more}: evaluate it on a dataset with the same classes in "
+        "the same order"
+    )

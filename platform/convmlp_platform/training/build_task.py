@@ -17,9 +17,9 @@ from convmlp_platform.training.initial_weights import load_initial
 from data_prep.manifest import DatasetManifest
 
 
-def build_model(job: TrainJob, num_classes: int) -> nn.Module:
+def build_model(job: TrainJob, num_classes: int, manifest: DatasetManifest | None = None) -> nn.Module:
     """The network, with fresh weights that depend on `seed` alone, or those of `model.init_from` (see
-    `training.initial_weights`).
+    `training.initial_weights`, which compares their classes with those of `manifest`).
 
     Raises:
         ConfigError: no such model, options it doesn't take, or weights that don't fit.
@@ -37,7 +37,7 @@ def build_model(job: TrainJob, num_classes: int) -> nn.Module:
             )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model: {error}") from None
-    load_initial(model, job)
+    load_initial(model, job, manifest)
     return model
 
 
@@ -74,7 +74,7 @@ def build_task(job: TrainJob, manifest: DatasetManifest) -> Task:
     """
     if (mismatch := task_mismatch(job, manifest)) is not None:
         raise ConfigError(mismatch)
-    model: Any = build_model(job, job.model.num_classes or manifest.num_classes)
+    model: Any = build_model(job, job.model.num_classes or manifest.num_classes, manifest)
     try:
         if job.task.dataset == "detection":
             from convmlp.tasks.detection import DetectionTask

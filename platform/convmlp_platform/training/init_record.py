@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,10 +29,12 @@ class InitRecord:
     """Where the weights in `RUN/init/` came from.
 
     Args:
-        text: `model.init_from` as the job gave it, local paths from CONVMLP_ROOT on, URLs without secrets.
+        text: `model.init_from` as the job gave it, local paths from CONVMLP_ROOT on, URLs without secrets; and
+            `model.init_weights` where it chooses.
         kind, pinned, lineage: as in `model_source.FoundModel`.
         weights: "sha256:" and the hash of the source's weights; counts in the run's identity.
         sha256: of the copy.
+        classes: names, in the order of the head's rows, where they are known.
     """
 
     text: str
@@ -41,6 +43,7 @@ class InitRecord:
     weights: str
     sha256: str
     lineage: dict[str, str]
+    classes: list[str] | None = None
 
 
 def read_record(run: Path) -> InitRecord | None:
@@ -61,7 +64,14 @@ def read_record(run: Path) -> InitRecord | None:
 
 
 def write_copy(
-    run: Path, tensors: Mapping[str, Tensor], *, text: str, kind: str, pinned: str, lineage: dict[str, str]
+    run: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    text: str,
+    kind: str,
+    pinned: str,
+    lineage: dict[str, str],
+    classes: Sequence[str] | None = None,
 ) -> InitRecord:
     """Make `RUN/init/` appear whole, or find the one that another driver of the run was quicker to make.
 
@@ -79,6 +89,7 @@ def write_copy(
             f"sha256:{lineage['init.weights_sha256']}",
             sha256_file(staging / WEIGHTS),
             lineage,
+            None if classes is None else list(classes),
         )
         write_atomically(staging / RECORD, json.dumps(asdict(record), indent=2).encode())
         try:

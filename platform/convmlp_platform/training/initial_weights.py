@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from convmlp.weights import WeightsReport, load_pretrained, match_pretrained
+from convmlp.weight_files import FileWeights
+from convmlp.weights import Misfit, WeightsReport, load_pretrained, match_pretrained
 from convmlp_platform.checkpoints.store import open_store
 from convmlp_platform.config.identity import INIT_FROM
 from convmlp_platform.config.paths import REGISTRY_SCHEME, root
@@ -16,7 +18,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training import init_record
 from convmlp_platform.training.init_record import InitRecord, read_record
-from convmlp_platform.training.model_source import FoundModel, find_model
+from convmlp_platform.training.model_source import FoundModel, class_difference, find_model
 from convmlp_platform.training.run_folder import (
     checkpoints_of,
     run_path,
@@ -24,6 +26,7 @@ from convmlp_platform.training.run_folder import (
     stored_identity_fields,
     stored_job,
 )
+from data_prep.manifest import DatasetManifest
 from data_prep.urls import is_url, shown
 
 _HASHED = "sha256:"
@@ -45,7 +48,7 @@ def counted_weights(job: TrainJob, run: Path | None = None) -> str | None:
         return None
     run = run or run_path(job)
     record, begun = read_record(run), stored_identity(run)
-    if record is not None and (begun is None or record.text == portable(job.model.init_from)):
+    if record is not None and (begun is None or record.text == _asked(job)):
         return record.weights
     if begun is None or not str(begun.get(INIT_FROM)).startswith(_HASHED):
         return None  # not begun; or begun without, or by a release that counted names
@@ -63,29 +66,32 @@ def keep_weights(job: TrainJob) -> InitRecord | None:
         ConfigError: they can't be had.
         CheckpointError: the folder can't be written.
     """
-    run, text = run_path(job), job.model.init_from
-    record = read_record(run)
-    if text is None or stored_identity(run) is not None:
+    run, record = run_path(job), read_record(run_path(job))
+    if job.model.init_from is None or stored_identity(run) is not None:
         return record
     if record is not None:
-        if record.text == portable(text):
+        if record.text == _asked(job):
             return record
         init_record.remove_copy(run)  # of a start that never came to a first step
     with tempfile.TemporaryDirectory() as folder:
         found = _looked_up(job, Path(folder))
+        weights = _read(found)
         return init_record.write_copy(
             run,
-            _contiguous(found),
-            text=portable(text),
+            # As safetensors wants them: no two in the same memory.
+            {name: value.contiguous().clone() for name, value in weights.tensors.items()},
+            text=_asked(job),
             kind=found.kind,
             pinned=found.pinned,
             lineage=found.lineage,
+            classes=weights.classes,
         )
 
 
-def _contiguous(found: FoundModel) -> dict[str, Any]:
-    """Tensors as safetensors wants them: no two in the same memory."""
-    return {name: value.contiguous().clone() for name, value in found.state_dict().items()}
+def _asked(job: TrainJob) -> str:
+    """The source as the job names it, for comparison with that of an earlier start."""
+    choice = job.model.init_weights
+    return portable(str(job.model.init_from)) + ("" if choice == "auto" else f" ({choice})")
 
 
 def starting_job(job: TrainJob) -> TrainJob:
@@ -125,8 +131,15 @@ def lineage_tags(run: Path) -> dict[str, str]:
     return {} if record is None else record.lineage
 
 
-def load_initial(model: nn.Module, job: TrainJob) -> WeightsReport | None:
+def load_initial(
+    model: nn.Module, job: TrainJob, manifest: DatasetManifest | None = None
+) -> WeightsReport | None:
     """Put the weights of `model.init_from` into the model; None where there are none to put.
+
+    Args:
+        model: the job's.
+        job: as this start of its run needs it.
+        manifest: of the dataset, by whose classes a head is kept or made anew; None: by their number alone.
 
     Raises:
         ConfigError: they can't be had, or don't fit.
@@ -134,11 +147,13 @@ def load_initial(model: nn.Module, job: TrainJob) -> WeightsReport | None:
     if job.model.init_from is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return _fit(model, _looked_up(job, Path(folder)), load_pretrained)
+        found = _looked_up(job, Path(folder))
+        return _fitted(load_pretrained, model, found, _head(job, found, manifest))
 
 
-def start_line(job: TrainJob, model: nn.Module) -> str | None:
-    """What `load_initial` does, for people: source, tensors taken, what stays fresh. The model may be on "meta".
+def start_line(job: TrainJob, model: nn.Module, manifest: DatasetManifest | None = None) -> str | None:
+    """What `load_initial` does, for people: source, tensors taken, what stays fresh, and what was chosen or assumed for
+    the user. The model may be on "meta".
 
     Raises:
         ConfigError: as `load_initial`.
@@ -147,27 +162,86 @@ def start_line(job: TrainJob, model: nn.Module) -> str | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         found = _looked_up(job, Path(folder))
-        line = f"weights of {found}: {_told(_fit(model, found, match_pretrained))}"
-    options = found.spec.options if found.spec else job.model.options
-    return line + ("" if options == job.model.options else f"; its model.options were {options}")
-
-
-def _fit(model: nn.Module, found: FoundModel, fit: Any) -> WeightsReport:
-    try:
-        # By its path, a file can be told to be Google's, whose networks differ a little.
-        is_file = isinstance(found.location, Path) and found.location.is_file()
-        report: WeightsReport = fit(
-            model, found.location if is_file else found.state_dict(), name=found.pinned
+        head = _head(job, found, manifest)
+        report = _fitted(match_pretrained, model, found, head)
+    parts = [f"weights of {found}: {_told(report)}"]
+    if head.weights.choice is not None:
+        other = "raw" if head.weights.is_average else "ema"
+        parts.append(f"{head.weights.choice} (model.init_weights: {other} takes the other)")
+    parts += [note for note in report.notes if head.weights.choice is None or head.weights.choice not in note]
+    if head.difference is not None and report.replaced and not report.backbone_only:
+        parts.append(f"the head is made anew, as {head.difference} (model.init_head: keep keeps it)")
+    if head.is_assumed and report.head:
+        parts.append(
+            f"its head is taken to be for the dataset's {len(head.classes)} classes, as nothing there says which they "
+            "were (model.init_head: fresh makes it anew)"
         )
+    options = found.spec.options if found.spec else job.model.options
+    if options != job.model.options:
+        parts.append(f"its model.options were {options}")
+    return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Read weights, and whether their head is for the dataset's classes.
+
+    Args:
+        weights: what was read.
+        classes: of the dataset.
+        is_fresh: the model keeps its own head, even if the other one would fit.
+        difference: what is wrong with the other one.
+        is_assumed: nothing says its classes, so as many are taken to be the same.
+    """
+
+    weights: FileWeights
+    classes: Sequence[str] = ()
+    is_fresh: bool = False
+    difference: str | None = None
+    is_assumed: bool = False
+
+
+def _head(job: TrainJob, found: FoundModel, manifest: DatasetManifest | None) -> _Head:
+    weights, asked = _read(found), job.model.init_head
+    if asked != "auto" or manifest is None:
+        return _Head(weights, is_fresh=asked == "fresh")
+    if found.lineage.get("init.dataset_digest") == manifest.digest:
+        return _Head(weights, manifest.classes)
+    if weights.classes is None:
+        return _Head(weights, manifest.classes, is_assumed=True)
+    if len(weights.classes) != manifest.num_classes or (
+        (differs := class_difference(weights.classes, manifest.classes)) is None
+    ):
+        return _Head(weights, manifest.classes)  # another number shows in the head's shape
+    number, count = differs
+    more = f" (and {count - 1} more differ)" if count > 1 else ""
+    own, other = weights.classes[number], manifest.classes[number]
+    told = f"its class {number} is {own!r}, the dataset's is {other!r}{more}"
+    return _Head(weights, manifest.classes, is_fresh=True, difference=told)
+
+
+def _read(found: FoundModel) -> FileWeights:
+    try:
+        return found.weights()
+    except ConfigError as error:
+        raise ConfigError(f"{INIT_FROM}: {error}") from None
+
+
+def _fitted(
+    fit: Callable[..., WeightsReport], model: nn.Module, found: FoundModel, head: _Head
+) -> WeightsReport:
+    quiet = {"note": lambda _line: None} if fit is load_pretrained else {}  # `start_line` has told them
+    try:
+        return fit(model, head.weights, name=found.pinned, fresh_head=head.is_fresh, **quiet)
     except (ValueError, OSError) as error:
         spec = found.spec
         was = (
-            f"\n{found.pinned} is {spec.model} with options {spec.options}, for images of {spec.image_size} px"
+            f" {found.pinned} is {spec.model} with options {spec.options}, for images of {spec.image_size} px."
             if spec
             else ""
         )
-        raise ConfigError(f"{INIT_FROM}: {error}{was}") from None
-    return report
+        told = error.brief if isinstance(error, Misfit) else error
+        raise ConfigError(f"{INIT_FROM}: {told}{was}") from None
 
 
 def _told(report: WeightsReport) -> str:
@@ -183,7 +257,7 @@ def _told(report: WeightsReport) -> str:
 
 def _looked_up(job: TrainJob, into: Path) -> FoundModel:
     try:
-        return find_model(str(job.model.init_from), job.tracking, into)
+        return find_model(str(job.model.init_from), job.tracking, into, job.model.init_weights)
     except ConfigError as error:
         raise ConfigError(f"{INIT_FROM}: {error}") from None
 

@@ -12,8 +12,8 @@ Nothing that is read here is ever executed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from convmlp.weight_files import read_state_dict
+from convmlp.weight_files import Choice, FileWeights, read_weights
 from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.checkpoints.inventory import FOLDER as CHECKPOINTS
@@ -29,10 +29,12 @@ from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.paths import REGISTRY_SCHEME, root
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections import TrackingTarget
-from convmlp_platform.errors import CheckpointError, ConfigError, TrackingError
+from convmlp_platform.data.split import open_manifest
+from convmlp_platform.errors import CheckpointError, ConfigError, DataError, TrackingError
 from convmlp_platform.tracking.bundle import SPEC_NAME, WEIGHTS_NAME, BundleSpec, read_spec
 from convmlp_platform.training import init_record
-from convmlp_platform.training.run_folder import checkpoints_of, stored_job
+from convmlp_platform.training.init_record import InitRecord
+from convmlp_platform.training.run_folder import checkpoints_of, stored_identity, stored_job
 from data_prep.errors import DataPrepError
 from data_prep.files import sha256_file
 from data_prep.urls import is_url, local_path, shown
@@ -59,6 +61,8 @@ class FoundModel:
         job: of a run and its checkpoints, where the run's folder is at hand: what trained it.
         lineage: where it comes from, as tags: init.source, init.pinned, init.weights_sha256, and as far as it is
             known init.version, init.model, init.run, init.identity, init.step, init.dataset, init.dataset_digest.
+        choice: which of two sets of weights, where there are two.
+        record: of a run's own copy of the weights it began with.
     """
 
     text: str
@@ -68,18 +72,50 @@ class FoundModel:
     spec: BundleSpec | None = None
     job: TrainJob | None = None
     lineage: dict[str, str] = field(default_factory=dict)
+    choice: Choice = "auto"
+    record: InitRecord | None = None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Its weights: float32 (integers as they are), on the CPU, by the model's names; the moving average where
-        the source has one.
+    def weights(self) -> FileWeights:
+        """Its weights: float32 (integers as they are), on the CPU, by the names that they have there, with the names of
+        their classes as far as they are known.
 
         Raises:
-            ConfigError: they can't be read, or are damaged.
+            ConfigError: they can't be read, are damaged, or the chosen ones aren't there.
         """
-        tensors = _explained(self.text, lambda: _read(self.location))
-        return {
-            name: value.float() if value.is_floating_point() else value for name, value in tensors.items()
+        read = _explained(self.text, lambda: _read(self.location, self.choice))
+        tensors = {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in read.tensors.items()
         }
+        return replace(read, tensors=tensors, classes=read.classes or self._recorded_classes())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors of `weights`.
+
+        Raises:
+            ConfigError: as `weights`.
+        """
+        return self.weights().tensors
+
+    def _recorded_classes(self) -> tuple[str, ...] | None:
+        """The classes of its head by what lies beside the weights; None: unknown."""
+        if self.spec is not None:
+            return self.spec.classes
+        if self.record is not None:
+            return None if self.record.classes is None else tuple(self.record.classes)
+        if self.job is None:
+            return None
+        try:
+            return read_spec(checkpoint_run(str(self.location)) / "best").classes
+        except TrackingError:
+            pass
+        digest, place = self.lineage.get("init.dataset_digest"), local_path(self.job.data.path)
+        try:
+            return (
+                None if digest is None or place is None else tuple(open_manifest(str(place), digest).classes)
+            )
+        except DataError:
+            return None
 
     def __str__(self) -> str:
         """For people: `models:/convmlp-s/3 (run pretrain-x, dataset imagenet sha256:0123…)`."""
@@ -90,18 +126,39 @@ class FoundModel:
         return self.pinned + (f" ({', '.join(facts)})" if facts else "")
 
 
-def find_model(text: str, tracking: TrackingTarget | None = None, into: Path | None = None) -> FoundModel:
+def find_model(
+    text: str, tracking: TrackingTarget | None = None, into: Path | None = None, choice: Choice = "auto"
+) -> FoundModel:
     """The model that `text` means.
 
     Args:
         text: a relative path counts from the current folder, else from CONVMLP_ROOT.
         tracking: whose registry is asked; default: that of MLFLOW_TRACKING_URI, else the one beside the runs.
         into: an empty folder for what a registry on another machine sends (default: a temporary one that stays).
+        choice: which of two sets of weights, where there are two.
 
     Raises:
-        ConfigError: there is no such model, or it is damaged; the message says what there is.
+        ConfigError: there is no such model, or it is damaged, or there is nothing to choose; the message says what
+            there is.
     """
-    return _explained(text, lambda: _find(text, tracking, into))
+    found = _explained(text, lambda: _find(text, tracking, into))
+    if found.record is not None or choice == "auto":
+        return found
+    if found.spec is not None:
+        raise ConfigError(
+            f"{shown(text)}: a finished model is one set of weights, so there is no {choice!r} to choose; a run's "
+            "checkpoints (RUN/checkpoints/step-...) have both where it kept a moving average"
+        )
+    return replace(found, choice=choice)
+
+
+def class_difference(own: Sequence[str], classes: Sequence[str]) -> tuple[int, int] | None:
+    """The first number whose class has another name in the two lists, and how many do; None: they are the same.
+
+    Both have to be equally long.
+    """
+    wrong = [number for number, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1]]
+    return (wrong[0], len(wrong)) if wrong else None
 
 
 def _find(text: str, tracking: TrackingTarget | None, into: Path | None) -> FoundModel:
@@ -162,7 +219,14 @@ def _copied(text: str, folder: Path) -> FoundModel:
     record = init_record.read_record(folder.parent)
     assert record is not None  # it was there a moment ago
     file = init_record.check_copy(folder.parent, record)
-    return FoundModel(text, record.kind, record.pinned, file, lineage=record.lineage)  # type: ignore[arg-type]
+    return FoundModel(
+        text,
+        record.kind,  # type: ignore[arg-type]
+        record.pinned,
+        file,
+        lineage=record.lineage,
+        record=record,
+    )
 
 
 def _run(text: str, run: Path) -> FoundModel:
@@ -205,8 +269,23 @@ def _checkpoint(text: str, kind: Kind, location: str, job: TrainJob | None) -> F
     weights = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     lineage = _lineage(text, shown(location), weights) | {"init.step": str(step)}
     if job is not None:
-        lineage |= {"init.run": job.name, "init.model": job.model.name}
+        lineage |= {"init.run": job.name, "init.model": job.model.name} | _dataset_of(location)
     return FoundModel(text, kind, shown(location), location, None, job, lineage)
+
+
+def checkpoint_run(location: str) -> Path:
+    """The folder of the run that a checkpoint in `RUN/checkpoints` is of."""
+    return Path(location).parents[1]
+
+
+def _dataset_of(location: str) -> dict[str, str]:
+    """The digest of the dataset that a checkpoint's run was started with, as its tag."""
+    fields = None if is_url(location) else stored_identity(checkpoint_run(location))
+    return (
+        {}
+        if fields is None or "data.digest" not in fields
+        else {"init.dataset_digest": fields["data.digest"]}
+    )
 
 
 def _lineage(text: str, pinned: str, weights: str, spec: BundleSpec | None = None) -> dict[str, str]:
@@ -220,15 +299,20 @@ def _lineage(text: str, pinned: str, weights: str, spec: BundleSpec | None = Non
 _PROVENANCE = ("run", "identity", "step", "dataset", "dataset_digest")
 
 
-def _read(location: Path | str) -> dict[str, Tensor]:
+def _read(location: Path | str, choice: Choice) -> FileWeights:
     if isinstance(location, Path) and location.is_file():
-        return read_state_dict(location)
+        return read_weights(location, choice)
     if isinstance(location, Path):
-        return load_file(location / WEIGHTS_NAME)
+        return FileWeights(load_file(location / WEIGHTS_NAME))
     place, _, name = location.rpartition("/")
     Checkpointer(place).verify(layout.step_of(name) or 0)
-    groups = load(location).tensors
-    return groups["ema"] if "ema" in groups else groups["model"]
+    checkpoint = load(location)
+    groups, known = checkpoint.tensors, checkpoint.facts.get("classes")
+    classes = None if known is None else tuple(known)
+    if choice == "ema" and "ema" not in groups:
+        raise ConfigError("the checkpoint holds no moving average (its run has no training.ema_decay)")
+    taken, left = ("ema", "model") if "ema" in groups and choice != "raw" else ("model", "ema")
+    return FileWeights(groups[taken], taken, left if left in groups else None, taken == "ema", classes)
 
 
 def _job_of(run: Path) -> TrainJob | None:

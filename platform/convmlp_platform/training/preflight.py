@@ -188,7 +188,7 @@ def _check_start(job: TrainJob, manifest: DatasetManifest | None, report: Prefli
         model = build_on_meta(job, job.model.num_classes or (manifest.num_classes if manifest else 1000))
     except (ValueError, RuntimeError, AssertionError):
         return  # told above
-    report.summary.append(f"start    {start_line(job, model)}")
+    report.summary.append(f"start    {start_line(job, model, manifest)}")
 
 
 def _check_augment(job: TrainJob, report: PreflightReport) -> None:

@@ -68,7 +68,7 @@ def run(
         train_loader = build.build_train_loader(job, manifest, folder, world)
         plan = StepPlan(job, len(train_loader.split))
         task = build.build_task(starting, manifest)
-        if world.is_main and (line := start_line(starting, task.model)):
+        if world.is_main and (line := start_line(starting, task.model, manifest)):
             print(f"model: {line}", flush=True)
         engine = build.build_engine(job, task, manifest, world)
         tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import convmlp
 from convmlp.feature_maps import create_feature_extractor, stage_maps
 from convmlp.transforms import eval_transform
+from convmlp.weight_files import Choice
 from convmlp_platform.data.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.pictures.feature_maps import How, MapOfStage, MapsOfModel, feature_sheet
@@ -41,7 +42,14 @@ class _Network:
 
 
 def draw_features(
-    models: Sequence[str], images: Mapping[str, Image.Image], path: Path, *, how: How, size: int | None = None
+    models: Sequence[str],
+    images: Mapping[str, Image.Image],
+    path: Path,
+    *,
+    how: How,
+    size: int | None = None,
+    choice: Choice = "auto",
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Path:
     """A page with a row for each image and model, written as PNG.
 
@@ -51,12 +59,14 @@ def draw_features(
         images: by name, RGB.
         how: what of a map is shown.
         size: pixels of the square that every model sees; default: what it was trained with, else 224.
+        choice: of checkpoints and files with two sets of weights, which.
+        say: takes a line on which was taken.
 
     Raises:
         ConfigError: no such model, its weights don't fit, or it doesn't take images of this size.
         DataError: the picture can't be written.
     """
-    networks = [_network(text) for text in models]
+    networks = [_network(text, choice, say) for text in models]
     rows = []
     built = [(network, *_built(network, size)) for network in networks]
     for title, image in images.items():
@@ -127,13 +137,13 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
     return path
 
 
-def _network(text: str) -> _Network:
+def _network(text: str, choice: Choice, say: Callable[[str], None]) -> _Network:
     name, _, file = text.partition("=")
     if file and _is_name(name):
-        return _Network(text, name, find_model(file).state_dict(), **_published(name))
+        return _Network(text, name, _weights(find_model(file, choice=choice), say), **_published(name))
     if _is_name(text) and not Path(text).exists():
         return _Network(f"{text}, fresh weights", text, **_published(text))
-    found = find_model(text)
+    found = find_model(text, choice=choice)
     if found.spec is not None:
         spec = found.spec
         return _Network(
@@ -146,13 +156,13 @@ def _network(text: str) -> _Network:
             spec.std,
         )
     if found.job is not None:
-        return _trained(found, found.job)
+        return _trained(found, found.job, say)
     raise ConfigError(
         f"{text}: these weights don't say of which network they are: write NAME={text}, e.g. convmlp_s={text}"
     )
 
 
-def _trained(found: FoundModel, job: Any) -> _Network:
+def _trained(found: FoundModel, job: Any, say: Callable[[str], None]) -> _Network:
     try:
         manifest = open_manifest(job.data.path)
         mean, std = manifest.mean, manifest.std
@@ -161,12 +171,19 @@ def _trained(found: FoundModel, job: Any) -> _Network:
     return _Network(
         short_name(found),
         job.model.name,
-        found.state_dict(),
+        _weights(found, say),
         job.model.options,
         job.data.image_size,
         mean,
         std,
     )
+
+
+def _weights(found: FoundModel, say: Callable[[str], None]) -> dict[str, Tensor]:
+    weights = found.weights()
+    if weights.choice is not None:
+        say(f"{found.pinned}: {weights.choice}")
+    return weights.tensors
 
 
 def _is_name(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from convmlp.weight_files import Choice
 from convmlp_platform.data.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.pictures.predictions import (
@@ -54,6 +55,8 @@ def draw_predictions(
     count: int | None = None,
     seed: int = 0,
     only_wrong: bool = False,
+    choice: Choice = "auto",
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Drawn:
     """A page of predictions, written as PNG.
 
@@ -64,15 +67,17 @@ def draw_predictions(
         seed: draws which.
         only_wrong: wrongly classified ones; with objects missed or made up; of segmentation those with the largest
             share of wrong pixels.
+        choice: of a checkpoint with two sets of weights, which.
+        say: takes a line on which was taken.
 
     Raises:
         ConfigError: no such model, or it is not for this dataset.
         DataError: no such dataset or split, a damaged sample, or the picture can't be written.
     """
     manifest = open_manifest(dataset)
-    found = find_model(model)
+    found = find_model(model, choice=choice)
     with TemporaryDirectory(prefix="convmlp-model-") as folder:
-        predictor = Predictor.from_folder(_bundle(found, manifest, Path(folder)))
+        predictor = Predictor.from_folder(_bundle(found, manifest, Path(folder), say))
         _check_fits(model, predictor.spec, manifest)
         count = count or COUNT[manifest.task]
         limit = count * _PER_SHOWN[manifest.task] if only_wrong else count
@@ -104,7 +109,7 @@ def as_found(predicted: Predicted) -> Found:
     return predicted.labels
 
 
-def _bundle(found: FoundModel, manifest: DatasetManifest, folder: Path) -> Path:
+def _bundle(found: FoundModel, manifest: DatasetManifest, folder: Path, say: Callable[[str], None]) -> Path:
     """The model's bundle; one made of a checkpoint and its run's job goes into `folder`."""
     if found.spec is not None:
         return Path(found.location)
@@ -113,7 +118,10 @@ def _bundle(found: FoundModel, manifest: DatasetManifest, folder: Path) -> Path:
             f"{found.text}: these weights don't say what they are for: give a run, a checkpoint in its run's folder, a "
             "model bundle, or a version in the registry"
         )
-    write_bundle(folder, found.state_dict(), bundle_spec(found.job, manifest, {}))
+    weights = found.weights()
+    if weights.choice is not None:
+        say(f"{found.pinned}: {weights.choice}")
+    write_bundle(folder, weights.tensors, bundle_spec(found.job, manifest, {}))
     return folder
 
 

@@ -175,6 +175,7 @@ class Trainer:
         return {
             "epoch": self.plan.epochs_after(state.step),
             "identity": self.folder.identity,
+            "classes": self.train_loader.split.manifest.classes,
             "guard": self.guard.facts(),
         }
 

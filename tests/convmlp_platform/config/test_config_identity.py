@@ -35,6 +35,8 @@ DECIDES = {
     "model.num_classes": 7,
     "model.drop_path_rate": 0.2,
     "model.init_from": "b.pth",
+    "model.init_weights": "raw",
+    "model.init_head": "keep",
     "model.options": {"stem_stride": 2},
     "data.train_split": "a",
     "data.eval_split": "b",

@@ -82,7 +82,7 @@ UNKNOWN = {
     "lr": "did you mean optimizer.lr?",
     "batch_size": "did you mean training.global_batch_size?",
     "mixup": "did you mean augment.mixup?",
-    "model.zzz": "model has name, num_classes, drop_path_rate, init_from, options",
+    "model.zzz": "model has name, num_classes, drop_path_rate, init_from, init_weights, init_head, options",
 }
 
 

@@ -14,16 +14,19 @@ from prepared import digits
 from safetensors.torch import save_file
 
 from convmlp import create_model
+from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.proof import check_ledger
 from convmlp_platform.data.split import open_manifest
 from convmlp_platform.errors import CheckpointError, ConfigError
+from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
 from convmlp_platform.tracking.journal import tag_history
 from convmlp_platform.tracking.state import journal_path
 from convmlp_platform.training.build_task import build_model
 from convmlp_platform.training.init_record import read_record
-from convmlp_platform.training.initial_weights import counted_weights, keep_weights, start_line
+from convmlp_platform.training.initial_weights import counted_weights, keep_weights, start_line, starting_job
 from convmlp_platform.training.memory import build_on_meta
+from convmlp_platform.training.model_source import find_model
 from convmlp_platform.training.preflight import preflight
 from convmlp_platform.training.run import begin, run
 from convmlp_platform.training.run_folder import check_owner
@@ -157,11 +160,119 @@ def test_what_a_start_takes_is_told(tmp_path: Path, source: Path) -> None:
     assert report.problems == []
     (line,) = [line for line in report.summary if line.startswith("start")]
     assert line.endswith("source.safetensors: 89 of 91 tensors, head fresh")
+    write(source, seed=1, num_classes=10)
+    (line,) = [line for line in preflight(job(tmp_path)).summary if line.startswith("start")]
+    assert (
+        "all 91 tensors; its head is taken to be for the dataset's 10 classes, as nothing there says" in line
+    )
     assert not (tmp_path / "runs").exists()
     begin(job(tmp_path), digest())
     report = preflight(job(tmp_path))
     assert report.problems == []
     assert any(line.endswith("kept in the run's folder when it began") for line in report.summary)
+
+
+DIGITS = tuple("0123456789")
+
+
+def bundle(folder: Path, classes: tuple[str, ...], dataset_digest: str | None = None) -> Path:
+    torch.manual_seed(1)
+    half = (0.5, 0.5, 0.5)
+    spec = BundleSpec(
+        model="convmlp_tiny", num_classes=10, classes=classes, image_size=32, mean=half, std=half,
+        provenance={} if dataset_digest is None else {"dataset_digest": dataset_digest},
+    )  # fmt: skip
+    write_bundle(folder / "model", create_model("convmlp_tiny", 10).state_dict(), spec)
+    return folder / "model"
+
+
+@pytest.mark.parametrize(
+    ("classes", "head", "kept", "said"),
+    [
+        (DIGITS, "auto", True, None),
+        (
+            ("1", "0", *DIGITS[2:]),
+            "auto",
+            False,
+            "as its class 0 is '1', the dataset's is '0' (and 1 more differ)",
+        ),
+        (("1", "0", *DIGITS[2:]), "keep", True, None),
+        (DIGITS, "fresh", False, None),
+    ],
+)
+def test_a_head_for_other_classes_is_made_anew(
+    classes: tuple[str, ...], head: str, kept: bool, said: str | None, tmp_path: Path
+) -> None:
+    """Of a bundle, and, because the run's copy of it knows its classes, of the run's own start."""
+    source = bundle(tmp_path, classes)
+    values = job(tmp_path, "model", model={"init_head": head})
+    (line,) = [line for line in preflight(values).summary if line.startswith("start")]
+    assert ("head fresh" in line) != kept
+    assert line.endswith("tensors" if kept else "fresh") or (said is not None and said in line), line
+    manifest = open_manifest(str(digits()))
+    _, starting = begin(values, digest())
+    shutil.rmtree(source)
+    model = build_model(starting, 10, manifest)
+    torch.manual_seed(1)
+    theirs = create_model("convmlp_tiny", 10)
+    assert torch.equal(model.head.weight, theirs.head.weight) == kept  # type: ignore[union-attr]
+    assert torch.equal(model.norm.weight, theirs.norm.weight)  # type: ignore[union-attr]
+    again = start_line(starting, model, manifest)
+    assert again is not None and ("head fresh" in again) != kept
+
+
+def test_classes_of_a_checkpoint_are_those_on_record(tmp_path: Path) -> None:
+    """In the checkpoint itself; of an older one, in the best model beside it."""
+    torch.manual_seed(1)
+    tensors = {"model": create_model("convmlp_tiny", 10).state_dict()}
+    run_folder = tmp_path / "other"
+    Checkpointer(run_folder / "checkpoints").save(Checkpoint(5, tensors, {"classes": list("abcdefghij")}))
+    Checkpointer(run_folder / "checkpoints").save(Checkpoint(10, tensors, {}))
+    values = job(tmp_path, "other/checkpoints/step-000000005")
+    model = build_on_meta(values, 10)
+    manifest = open_manifest(str(digits()))
+    line = start_line(values, model, manifest)
+    assert line is not None and "as its class 0 is 'a', the dataset's is '0' (and 9 more differ)" in line
+    values = job(tmp_path, "other/checkpoints/step-000000010")
+    line = start_line(values, model, manifest)
+    assert line is not None and line.endswith("(model.init_head: fresh makes it anew)")
+    (run_folder / "job.json").write_text(values.model_dump_json())
+    bundle(run_folder, tuple("klmnopqrst")).rename(run_folder / "best")
+    line = start_line(values, model, manifest)
+    assert line is not None and "as its class 0 is 'k'" in line
+
+
+def test_of_two_sets_of_weights_the_job_chooses(tmp_path: Path) -> None:
+    raw = create_model("convmlp_tiny", 10).state_dict()
+    ema = {name: value + 1 if value.is_floating_point() else value for name, value in raw.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": ema}, tmp_path / "timm.pth")
+    said = {
+        "auto": "the moving average, 'state_dict_ema', is taken, not 'state_dict' (model.init_weights: raw takes",
+        "raw": "'state_dict' is taken, not the moving average, 'state_dict_ema' (model.init_weights: ema takes",
+    }
+    for choice, state in (
+        ("auto", ema),
+        ("raw", raw),
+    ):  # the second start takes its own copy, as none has begun
+        values = job(tmp_path, "timm.pth", model={"init_weights": choice})
+        (line,) = [line for line in preflight(values).summary if line.startswith("start")]
+        assert said[choice] in line
+        keep_weights(values)
+        assert torch.equal(build_model(starting_job(values), 10).norm.weight, state["norm.weight"])  # type: ignore[union-attr]
+    begin(values, digest())
+    with pytest.raises(ConfigError, match=r"model\.init_weights: raw → auto"):
+        begin(job(tmp_path, "timm.pth"), digest())
+    Checkpointer(tmp_path / "both").save(Checkpoint(5, {"model": raw, "ema": ema}, {}))
+    Checkpointer(tmp_path / "one").save(Checkpoint(5, {"model": raw}, {}))
+    place = str(tmp_path / "both" / "step-000000005")
+    for choice, state in (("auto", ema), ("raw", raw), ("ema", ema)):
+        found = find_model(place, choice=choice)  # type: ignore[arg-type]
+        assert torch.equal(found.state_dict()["norm.weight"], state["norm.weight"])
+    with pytest.raises(ConfigError, match="holds no moving average"):
+        find_model(str(tmp_path / "one" / "step-000000005"), choice="ema").state_dict()
+    source = bundle(tmp_path, DIGITS)
+    with pytest.raises(ConfigError, match="a finished model is one set of weights"):
+        find_model(str(source), choice="raw")
 
 
 @pytest.mark.parametrize(
