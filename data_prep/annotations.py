@@ -80,7 +80,11 @@ class Detection:
         if not segmentation:
             return None
         if isinstance(segmentation, list):
-            return mask.merge(mask.frPyObjects(segmentation, self.height, self.width))
+            # pycocotools takes none of fewer numbers; they cover no pixel.
+            polygons = [polygon for polygon in segmentation if len(polygon) >= 4]
+            if not polygons:
+                return mask.encode(np.zeros((self.height, self.width), np.uint8, order="F"))
+            return mask.merge(mask.frPyObjects(polygons, self.height, self.width))
         if isinstance(segmentation["counts"], list):
             return mask.frPyObjects(segmentation, self.height, self.width)
         return segmentation

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from data_prep.errors import DataPrepError
 from data_prep.files import AtomicFiles, sha256_file, write_atomically
 from data_prep.fill import Filled, Rejected, ShardSamples, fill_shard
 from data_prep.index import IndexRow, read_index, write_rows
+from data_prep.json_files import DamagedJson, read_json
 from data_prep.manifest import ShardInfo
 from data_prep.object_report import ObjectCounts, OddObject
 from data_prep.readback import read_back
@@ -155,8 +156,8 @@ def _describe(
 
 def _finished(task: ShardTask) -> ShardRecord | None:
     try:
-        record = ShardRecord.model_validate_json(task.record_path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        record = read_json(task.record_path, ShardRecord)
+    except (FileNotFoundError, DamagedJson):
         return None
     intact = record.plan == task.plan and all(
         _intact(task.output / shard.file, shard.sha256)

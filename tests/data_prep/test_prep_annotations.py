@@ -242,3 +242,9 @@ def test_an_image_without_its_size_is_rejected() -> None:
 def test_a_run_length_without_end_is_rejected_at_once() -> None:
     with pytest.raises(RejectedSample, match="more than 60 bits"):
         parse(iscrowd=1, segmentation={"size": [6, 8], "counts": "P" * 1_000_000})
+
+
+@pytest.mark.parametrize("polygons", [[[]], [[1, 2]], [[1, 2], [1, 1, 4, 1, 4, 3, 1, 3]]])
+def test_polygons_without_pixels_give_a_mask(polygons: list[list[int]]) -> None:
+    mask = parse(segmentation=polygons).mask(0)
+    assert mask.shape == (6, 8) and bool(mask.any()) == (len(polygons) > 1)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from convmlp_platform.errors import CheckpointError
+from data_prep.json_files import Count, parse_json
 
 _DTYPES = {
     torch.float64: "F64",
@@ -38,8 +39,8 @@ _DTYPES = {
 class Slice:
     """Elements `start`, `start + 1`, ... of a tensor of `shape`, in row-major order."""
 
-    shape: tuple[int, ...]
-    start: int
+    shape: tuple[Count, ...]
+    start: Count
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,10 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
-                cut: dict[str, Any] = json.loads((content.metadata() or {}).get("slices", "{}"))
+                cut = parse_json((content.metadata() or {}).get("slices", "{}").encode(), dict[str, Slice])
                 for name in content.keys():  # noqa: SIM118 (it is no mapping)
                     if name in cut:
-                        piece = Slice(tuple(cut[name]["shape"]), int(cut[name]["start"]))
-                        runs.setdefault(name, []).append((piece, content.get_tensor(name)))
+                        runs.setdefault(name, []).append((cut[name], content.get_tensor(name)))
                     elif name in whole:
                         raise CheckpointError(f"{file}: {name} is in another file of the checkpoint as well")
                     else:

@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from data_prep.json_files import Count
+
 logger = logging.getLogger(__name__)
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -31,7 +33,7 @@ def now_ms() -> int:
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    time: int = Field(default_factory=now_ms, description="milliseconds since the epoch")
+    time: Count = Field(default_factory=now_ms, description="milliseconds since the epoch")
 
 
 class Params(_Record):
@@ -45,7 +47,7 @@ class Metrics(_Record):
     """Metrics of one step, all with the same time."""
 
     kind: Literal["metrics"] = "metrics"
-    step: int
+    step: Count
     values: dict[str, float]
 
 

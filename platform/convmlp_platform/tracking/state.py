@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from convmlp_platform.errors import TrackingError
 from data_prep.files import write_atomically
+from data_prep.json_files import Count, DamagedJson, read_json
 
 
 def tracking_folder(run_dir: Path) -> Path:
@@ -55,10 +56,8 @@ class FeedState(BaseModel):
 
     address: str = ""
     run_id: str | None = None
-    values: int = Field(
-        0, ge=0, description="offset behind the last metric, param, tag, dataset, status sent"
-    )
-    artifacts: int = Field(0, ge=0, description="offset behind the last artifact sent")
+    values: Count = Field(0, description="offset behind the last metric, param, tag, dataset, status sent")
+    artifacts: Count = Field(0, description="offset behind the last artifact sent")
 
 
 def without_secrets(uri: str) -> str:
@@ -73,11 +72,13 @@ def load_target(run_dir: Path) -> Target:
     """Raises TrackingError where `run_dir` holds no run that was tracked."""
     path = tracking_folder(run_dir) / "target.json"
     try:
-        return Target.model_validate_json(path.read_bytes())
+        return read_json(path, Target)
     except FileNotFoundError:
         raise TrackingError(f"{run_dir}: no tracked run is here (no {path})") from None
-    except (OSError, ValidationError) as error:
-        raise TrackingError(f"{path}: can't be read: {error}") from error
+    except (OSError, DamagedJson) as error:
+        raise TrackingError(
+            f"{path}: can't be read: {error}; starting the run again writes it anew"
+        ) from error
 
 
 def save_target(run_dir: Path, target: Target) -> None:
@@ -86,11 +87,23 @@ def save_target(run_dir: Path, target: Target) -> None:
 
 
 def load_feed(run_dir: Path) -> FeedState:
-    """The state, or a fresh one: sending again does no harm, so a damaged file is as good as none."""
+    """The state, or a fresh one: sending again does no harm, so a damaged file is as good as none, and so is one whose
+    places are none of this journal's."""
     try:
-        return FeedState.model_validate_json((tracking_folder(run_dir) / "feed.json").read_bytes())
-    except (OSError, ValidationError):
+        state = read_json(tracking_folder(run_dir) / "feed.json", FeedState)
+    except (OSError, DamagedJson):
         return FeedState()
+    known = all(_is_after_a_line(journal_path(run_dir), place) for place in (state.values, state.artifacts))
+    return state if known else FeedState()
+
+
+def _is_after_a_line(journal: Path, place: int) -> bool:
+    try:
+        with journal.open("rb") as file:
+            file.seek(max(0, place - 1))
+            return place == 0 or file.read(1) == b"\n"
+    except OSError:
+        return place == 0
 
 
 def save_feed(run_dir: Path, state: FeedState) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convmlp_platform.tracking.journal import Artifact, Journal, Metrics, Params, Record, Tags, read_chunk
+from convmlp_platform.tracking.state import FeedState, journal_path, load_feed, save_feed, tracking_folder
 
 texts = st.dictionaries(st.text(max_size=20), st.text(max_size=50), max_size=4)
 records: st.SearchStrategy[Record] = st.one_of(
@@ -69,3 +70,40 @@ def test_a_damaged_line_costs_only_itself(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_a_missing_journal_is_an_empty_one(tmp_path: Path) -> None:
     assert read_chunk(tmp_path / "none").records == []
+
+
+@pytest.mark.parametrize("damage", [b"1e999", b"1" + b"0" * 30, b"-1", b'"3"', b"[" * 9999, b"true"])
+def test_a_record_with_a_number_that_no_server_takes_is_left_out(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"kind":"metrics","time":1,"step":%s,"values":{}}\n' % damage)
+    journal = Journal(path)
+    journal.append(Metrics(step=3, values={"loss": 1.0}))
+    journal.close()
+    chunk = read_chunk(path)
+    steps = [record.step for record in chunk.records if isinstance(record, Metrics)]
+    assert steps[-1] == 3 and all(0 <= step < 1 << 63 for step in steps)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"values": 7, "artifacts": 0}',
+        b'{"values": 1000000, "artifacts": 0}',
+        b'{"values": 1' + b"0" * 30 + b"}",
+        b'{"values": 1e999}',
+        b'{"run_id": 5}',
+        b"[" * 100_000,
+        b"",
+    ],
+)
+def test_a_position_that_is_none_of_the_journals_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+    """Taken at its word, it would leave records unsent and say that all of them were."""
+    journal = Journal(journal_path(tmp_path))
+    journal.append(Tags(time=1, values={"a": "b"}))
+    end = journal.path.stat().st_size
+    journal.append(Tags(time=2, values={"c": "d"}))
+    journal.close()
+    save_feed(tmp_path, FeedState(address="a", run_id="r", values=end))
+    assert load_feed(tmp_path).values == end
+    (tracking_folder(tmp_path) / "feed.json").write_bytes(content)
+    assert load_feed(tmp_path) == FeedState()
