@@ -50,6 +50,11 @@ _LASTING = frozenset(
 )  # fmt: skip
 
 
+def os_cause(error: OSError, otherwise: PrepCause = "job") -> PrepCause:
+    """The cause of an error of a file system: `storage` where it may pass."""
+    return "storage" if may_pass(error) else otherwise
+
+
 def may_pass(error: OSError) -> bool:
     """Whether the storage failed, rather than the request: a full disk, an I/O error, a server that is away."""
     if error.errno is None:

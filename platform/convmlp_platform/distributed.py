@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+
+from convmlp_platform.errors import ErrorRecord, recorded
 
 T = TypeVar("T")
 
@@ -100,13 +103,59 @@ def on_main(world: World, function: Callable[[], T]) -> T:
     So a refusal (a full disk, a run of another recipe) ends all ranks at once, instead of leaving the others
     waiting for rank 0 in their next collective.
     """
-    outcome: tuple[T | None, Exception | None] | None = None
+    outcome: tuple[T | None, ErrorRecord | None] | None = None
     if world.is_main:
         try:
             outcome = (function(), None)
         except Exception as error:
-            outcome = (None, error)
+            # Not the exception, which may not be picklable, and would lose what it was raised from.
+            broadcast_object((None, recorded(error)))
+            raise
     value, failure = broadcast_object(outcome)
     if failure is not None:
-        raise failure
+        raise failure.error()
     return value  # type: ignore[return-value]
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether this process can't go on because another rank is gone: a collective failed, the ranks didn't meet.
+
+    NCCL's and the store's errors have classes of their own. gloo's are plain RuntimeErrors: what raises those in
+    `torch.distributed`'s own calls is a collective, whatever its text says.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    if type(error) is not RuntimeError:
+        return False
+    place = raised_in(error)
+    return place == _COLLECTIVES or (place.startswith(_MIXED) and _said_by_gloo(error))
+
+
+_COLLECTIVES = "torch.distributed.distributed_c10d"
+# C++ code that computes as well as communicates is called from these: DDP's reducer (backward, its construction), and
+# what FSDP2 waits for. Otherwise FSDP2 and DeepSpeed call collectives from Python.
+_MIXED = ("torch.autograd", "torch.nn.parallel.distributed", "torch.distributed")
+
+
+def raised_in(error: BaseException) -> str:
+    """The module of the Python frame that an exception was raised in, or in a C function called from there."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        place, trace = str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_next
+    return place
+
+
+def _said_by_gloo(error: RuntimeError) -> bool:
+    """The one look at a text: in `backward` a bug and a broken connection are the same class from the same place, and
+    DDP has no other sign. gloo begins each message with the place in its own source, which nothing else does."""
+    return re.match(r"\[\S*third_party/gloo/\S+:\d+\] ", str(error)) is not None
+
+
+# cudaError_t: device unavailable (46), no device (100), uncorrectable errors of its memory (214), of NVLink (220) or
+# contained (226), hardware stack error (714), system not ready (802), unknown (999, a device that fell off the bus).
+_DEVICE_FAULTS = frozenset({46, 100, 214, 220, 226, 714, 802, 999})
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether a GPU is broken, by CUDA's number of the error; an assertion or a bad address is a bug's."""
+    return isinstance(error, torch.AcceleratorError) and getattr(error, "error_code", None) in _DEVICE_FAULTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from convmlp_platform.config.section import PositiveInt, Section
 
@@ -46,12 +46,18 @@ class HangSection(Section):
 class RestartsSection(Section):
     """How many restarts each cause may take within `window_hours`; -1: no limit.
 
-    A wrong job, and code that fails in the same way twice, are never restarted, whatever the budget.
+    A wrong job, a dataset that is damaged or missing, and code that fails in the same way twice are never restarted,
+    whatever the budget.
     """
 
     preemption: Budget = Field(-1, description="nodes taken away with notice, workers told to stop (SIGTERM)")
     hardware: Budget = Field(20, description="workers or nodes that died")
     hang: Budget = Field(5, description="ranks that stood still")
-    data: Budget = Field(3, description="storage that couldn't be read or written")
+    storage: Budget = Field(
+        10,
+        validation_alias=AliasChoices("storage", "data"),
+        description="storage that couldn't be read or written for longer than it is asked again (2 minutes); `data` "
+        "is its old name",
+    )
     code: Budget = Field(1, description="errors raised by code")
     window_hours: float = Field(24.0, gt=0.0, description="restarts longer ago than this don't count")

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from convmlp_platform.data import reader_name
 from convmlp_platform.data.damage import Damage
 from convmlp_platform.data.permutation import Indices
+from convmlp_platform.errors import ErrorRecord, recorded
 
 Room = NDArray[Any]
 """Where a batch's pixels go: (B, height, width, 3), uint8 or float32; or for images of different sizes (B, bytes)."""
@@ -76,9 +78,9 @@ def images_in_rows(rows: Tensor, places: Places) -> list[Tensor]:
 
 
 class Refused(NamedTuple):
-    """Instead of a micro-batch: the message of the error that the training process is to raise."""
+    """Instead of a micro-batch: the error that the training process is to raise."""
 
-    message: str
+    record: ErrorRecord
 
 
 class Reader(Protocol):
@@ -89,7 +91,7 @@ class Reader(Protocol):
         """Shape and dtype of what the largest batch's pixels need."""
         ...
 
-    def read(self, place: Any, room: Room | None) -> ReadBatch | Refused:
+    def read(self, place: Any, room: Room | None) -> ReadBatch:
         """The batch of a place, its pixels in `room`'s first entries or, where it is None, in memory of their own."""
         ...
 
@@ -139,15 +141,18 @@ class PooledReader:
     def __getitem__(self, asked: tuple[Any, int | None]) -> ReadBatch | Refused:
         try:
             return self._read(*asked)
+        except Exception as error:
+            # torch would hand on the class and a text: no errno, no cause.
+            if get_worker_info() is None:
+                raise
+            return Refused(recorded(error))
         finally:
             reader_name.idle()
 
-    def _read(self, place: Any, slot: int | None) -> ReadBatch | Refused:
+    def _read(self, place: Any, slot: int | None) -> ReadBatch:
         if self.pool is None or slot is None:
             return self.reader.read(place, None)
         read = self.reader.read(place, self.pool.array(slot))
-        if isinstance(read, Refused):
-            return read
         return read._replace(images=Lent(self.pool.number, slot, len(read.sample_ids)))
 
 

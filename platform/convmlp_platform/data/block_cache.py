@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from convmlp_platform.errors import DataError
+from convmlp_platform.errors import StorageUnreachable
+from data_prep.errors import os_cause
 
 Fetch = Callable[[], bytes]
 KEPT_PREFIX = "index-"
@@ -61,7 +62,7 @@ class BlockCache:
     pieces go first (the time is kept as the file's mtime, because many mounts don't keep access times).
 
     Raises:
-        DataError: the folder can't be made or written, has no room, or is on a file system without `flock`.
+        StorageUnreachable: the folder can't be made or written, has no room, or is on a file system without `flock`.
     """
 
     def __init__(self, options: CacheOptions) -> None:
@@ -70,7 +71,7 @@ class BlockCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._failed(error) from None
+            raise self._failed(error) from error
 
     def open(self, name: str, size: int | None) -> CachedPiece | None:
         """The piece, None where it is not there or hasn't the size it must have."""
@@ -80,7 +81,7 @@ class BlockCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._failed(error) from None
+            raise self._failed(error) from error
         if size is not None and piece.size != size:
             path.unlink(missing_ok=True)
             return None
@@ -102,7 +103,7 @@ class BlockCache:
                     if part is not None and (made := self._fill(name, size, part, fetch)):
                         return made
             except OSError as error:
-                raise self._failed(error) from None
+                raise self._failed(error) from error
 
     def discard(self, name: str, piece: CachedPiece | None = None) -> bool:
         """Forget a piece; not if it is another one than `piece`, fetched anew by another process meanwhile."""
@@ -207,15 +208,18 @@ class BlockCache:
         except (FileNotFoundError, PermissionError):
             return
 
-    def _failed(self, error: OSError) -> DataError:
+    def _failed(self, error: OSError) -> StorageUnreachable:
+        """No sample is damaged because it can't be cached."""
         where = f"data.cache_dir (={self.folder})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DataError(
+            return StorageUnreachable(
                 f"{where}: the disk is full: lower data.cache_bytes (={self.limit}) below what is free there"
             )
         if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
-            return DataError(f"{where}: its file system has no file locks: choose a folder on a local disk")
-        return DataError(f"{where} can't be used: {error.strerror or error}")
+            return StorageUnreachable(
+                f"{where}: its file system has no file locks: choose a folder on a local disk", cause="job"
+            )
+        return StorageUnreachable(f"{where} can't be used: {error.strerror or error}", cause=os_cause(error))
 
 
 def _write(descriptor: int, content: bytes) -> None:

@@ -32,6 +32,7 @@ from convmlp_platform.data.assignment import share_of
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.distributed import World, on_main
 from convmlp_platform.errors import DataError
+from data_prep.errors import os_cause
 from data_prep.files import sync_folder, write_atomically
 from data_prep.json_files import parse_json
 
@@ -150,7 +151,7 @@ class LedgerWriter:
             write_atomically(self.path, header.encode())
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         except OSError as error:
-            raise _refused(self.path, error) from None
+            raise _refused(self.path, error) from error
         self._bytes = bytearray(header.frame.itemsize)
         self._hashed = memoryview(self._bytes)[:-8]
         self._frame = np.ndarray((), header.frame, self._bytes)
@@ -177,7 +178,7 @@ class LedgerWriter:
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _refused(self.path, error) from None
+            raise _refused(self.path, error) from error
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -188,7 +189,7 @@ class LedgerWriter:
             while written < len(content):  # a disk that gets full takes a part first
                 written += os.write(self._descriptor, content[written:])
         except OSError as error:
-            raise _refused(self.path, error) from None
+            raise _refused(self.path, error) from error
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def claim_attempt(folder: Path) -> int:
             sync_folder(folder)
             return number
     except OSError as error:
-        raise _refused(folder, error) from None
+        raise _refused(folder, error) from error
 
 
 def known_attempts(folder: Path) -> list[int]:
@@ -230,5 +231,6 @@ def known_attempts(folder: Path) -> list[int]:
 
 def _refused(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"can't write the ledger {path}: {error.strerror}; training stops rather than go unrecorded"
+        f"can't write the ledger {path}: {error.strerror}; training stops rather than go unrecorded",
+        cause=os_cause(error),
     )

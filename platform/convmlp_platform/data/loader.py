@@ -26,7 +26,7 @@ from convmlp_platform.data.read_ahead import ReadAhead
 from convmlp_platform.data.reader import EvalReader, OpenSplit, SampleSource, TrainReader
 from convmlp_platform.data.remote import RemoteStorage
 from convmlp_platform.data.split import ShardedSplit
-from convmlp_platform.errors import DataError
+from convmlp_platform.distributed import raised_in
 
 # Micro-batches that each reader has ready or under way; and, of those that a step holds at a time, how many are
 # given memory of the pool: more than that are copied.
@@ -236,10 +236,19 @@ def _read(
     )
     for read in loader:
         if isinstance(read, Refused):
-            raise DataError(read.message)
+            raise read.record.error()
         if quarantine is not None and read.damages:
             quarantine.add(read.damages)
         yield read
+
+
+def reader_died(error: BaseException) -> bool:
+    """Whether a reader process was killed, or left without a word, which torch tells as a plain RuntimeError: from the
+    handler of its death, or where its batch is waited for."""
+    return type(error) is RuntimeError and raised_in(error) in (
+        "torch.utils.data.dataloader",
+        "torch.utils.data._utils.signal_handling",
+    )
 
 
 def _as_read(read: Any) -> Any:

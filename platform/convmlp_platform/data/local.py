@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from convmlp_platform.errors import DataError
-from data_prep.errors import DataPrepError
+from convmlp_platform.errors import DataError, StorageUnreachable, data_error
+from data_prep.errors import DataPrepError, may_pass
 from data_prep.files import sha256_file
 from data_prep.index import ShardIndex, read_index
 from data_prep.manifest import ShardInfo
@@ -43,7 +44,7 @@ class LocalStorage:
         try:
             return os.pread(file.descriptor, length, offset)
         except OSError as error:
-            raise DataError(f"shard {self._path(number)} can't be read: {error.strerror}") from None
+            raise _unreadable(self._path(number), error) from error
 
     def discard(self, number: int, offset: int, length: int) -> bool:
         """Drop the bytes from the system's page cache, so that they come from the disk again."""
@@ -66,7 +67,7 @@ class LocalStorage:
             try:
                 _check_size(path, path.stat().st_size, shard)
             except OSError as error:
-                raise _unreadable(path, error) from None
+                raise _unreadable(path, error) from error
 
     def _path(self, number: int) -> Path:
         return self._folder / self._shards[number].file
@@ -76,7 +77,7 @@ class LocalStorage:
         try:
             file = _OpenFile(path)
         except OSError as error:
-            raise _unreadable(path, error) from None
+            raise _unreadable(path, error) from error
         _check_size(path, os.fstat(file.descriptor).st_size, self._shards[number])
         return file
 
@@ -93,12 +94,14 @@ class LocalStorage:
                 self._checked.add(number)
             return read_index(path)
         except OSError as error:
+            if may_pass(error):
+                raise _unreadable(path, error) from error
             raise DataError(
                 f"sample index {path} can't be read: {error.strerror}; "
                 f"`convmlp data repair {self._folder}` restores it"
-            ) from None
+            ) from error
         except DataPrepError as error:
-            raise DataError(str(error)) from None
+            raise data_error(error) from error
 
 
 class _OpenFile:
@@ -114,7 +117,15 @@ class _OpenFile:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"shard {path} can't be read: {error.strerror}; run its data-prep job again")
+    """An I/O error may be that of one sector, so that the sample's twin or neighbour can take its place; other errors
+    that may pass are the whole storage's."""
+    if not may_pass(error):
+        return DataError(f"shard {path} can't be read: {error.strerror}; run its data-prep job again")
+    kind = DataError if error.errno == errno.EIO else StorageUnreachable
+    return kind(
+        f"{path} can't be read: {error.strerror}; check its disk or mount, then start again: nothing is lost",
+        cause="storage",
+    )
 
 
 def _check_size(path: Path, found: int, shard: ShardInfo) -> None:

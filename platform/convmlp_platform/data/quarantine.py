@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convmlp_platform.data.damage import Damage
+from convmlp_platform.data.damage import Damage, cause_of_all
 from convmlp_platform.errors import DataError
+from data_prep.errors import os_cause
 
 _SHOWN = 20
 
@@ -68,7 +69,9 @@ class Quarantine:
             finally:
                 os.close(file)
         except OSError as error:
-            raise DataError(f"can't record a damaged sample in {self.record}: {error.strerror}") from None
+            raise DataError(
+                f"can't record a damaged sample in {self.record}: {error.strerror}", cause=os_cause(error)
+            ) from error
 
     def _exhausted(self) -> DataError:
         lost = list(self.left_out.values())
@@ -78,7 +81,8 @@ class Quarantine:
             f"{len(lost)} of {self.num_samples} samples are damaged, data.max_quarantined "
             f"(={self.max_share:g}) allows {int(self.max_share * self.num_samples)}:\n"
             + "\n".join(lines + more)
-            + f"\n`convmlp data repair {self.folder}` restores them from the other format or the source"
+            + f"\n`convmlp data repair {self.folder}` restores them from the other format or the source",
+            cause=cause_of_all(lost),
         )
 
 

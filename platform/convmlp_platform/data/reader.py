@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convmlp_platform.data.batch import ReadBatch, Refused, Room
-from convmlp_platform.data.damage import Damage, DamagedSample
+from convmlp_platform.data.batch import ReadBatch, Room
+from convmlp_platform.data.damage import Damage, DamagedSample, cause_of_all
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.data.permutation import Indices, derive_key
 from convmlp_platform.data.reader_classification import (
@@ -23,8 +23,7 @@ from convmlp_platform.data.reader_classification import (
 )
 from convmlp_platform.data.reader_task import Draft, TaskReading
 from convmlp_platform.data.split import Payload, ShardedSplit
-from convmlp_platform.data.storage import StorageUnreachable
-from convmlp_platform.errors import DataError, PlatformError
+from convmlp_platform.errors import DataError, StorageUnreachable
 from data_prep.errors import RejectedSample
 from data_prep.manifest import DatasetManifest
 
@@ -131,30 +130,29 @@ class TrainReader:
     def room(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         return self._reading.room(self.micro_batch_size)
 
-    def read(self, place: tuple[int, int], room: Room | None = None) -> ReadBatch | Refused:
+    def read(self, place: tuple[int, int], room: Room | None = None) -> ReadBatch:
+        """See `batch.Reader`.
+
+        Raises:
+            DataError: a sample is damaged and not replaced; StorageUnreachable where the storage is away.
+        """
         step, number = place
         size = self.micro_batch_size
         epochs, samples = self.order.step_samples(step, self.global_batch_size, number * size, size)
-        try:
-            return self._read(epochs, samples, room)
-        except PlatformError as error:
-            return Refused(str(error))
-
-    def _read(self, epochs: Indices, samples: Indices, room: Room | None) -> ReadBatch:
         self.source.split.storage.ahead(samples.tolist())
         draft = self._reading.draft(len(samples), room)
         checksums, damages, lost = np.zeros(len(samples), np.int64), list[Damage](), list[int]()
-        for place, (epoch, sample) in enumerate(zip(epochs.tolist(), samples.tolist(), strict=True)):
+        for at, (epoch, sample) in enumerate(zip(epochs.tolist(), samples.tolist(), strict=True)):
             key = derive_key(self.order.seed, "augment", epoch, sample)
             try:
-                payload = self.source.draw(sample, partial(_put, draft, place, key), damages)
+                payload = self.source.draw(sample, partial(_put, draft, at, key), damages)
             except DamagedSample as error:
                 if not self.quarantine:
                     raise
                 damages.append(error.damage._replace(epoch=epoch))
-                lost.append(place)
+                lost.append(at)
                 continue
-            checksums[place] = _signed(payload.checksum)
+            checksums[at] = _signed(payload.checksum)
         replaced = _replace_lost(draft, len(samples), lost, damages)
         return _finished(draft, samples, epochs, checksums, replaced, damages)
 
@@ -175,17 +173,19 @@ class EvalReader:
     def room(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         return self._reading.room(self.batch_size)
 
-    def read(self, samples: range, room: Room | None = None) -> ReadBatch | Refused:
+    def read(self, samples: range, room: Room | None = None) -> ReadBatch:
+        """See `batch.Reader`.
+
+        Raises:
+            DataError: a sample is damaged, and has no intact twin; StorageUnreachable where the storage is away.
+        """
         ids = np.asarray(samples, np.int64)
         checksums, damages = np.zeros(len(ids), np.int64), list[Damage]()
-        try:
-            draft = self._reading.draft(len(ids), room)
-            self.source.split.storage.ahead(samples)
-            for place, sample in enumerate(samples):
-                payload = self.source.draw(sample, partial(_put, draft, place, None), damages)
-                checksums[place] = _signed(payload.checksum)
-        except PlatformError as error:
-            return Refused(str(error))
+        draft = self._reading.draft(len(ids), room)
+        self.source.split.storage.ahead(samples)
+        for place, sample in enumerate(samples):
+            payload = self.source.draw(sample, partial(_put, draft, place, None), damages)
+            checksums[place] = _signed(payload.checksum)
         return _finished(draft, ids, np.zeros_like(ids), checksums, np.zeros(len(ids), np.bool_), damages)
 
 
@@ -198,7 +198,8 @@ def _replace_lost(draft: Draft, size: int, lost: list[int], damages: list[Damage
     if len(lost) == size:
         raise DataError(
             f"all {size} samples of a micro-batch are damaged, so none can take another's place: "
-            + "; ".join(f"{damage.where}: {damage.reason}" for damage in damages[:3])
+            + "; ".join(f"{damage.where}: {damage.reason}" for damage in damages[:3]),
+            cause=cause_of_all(damages),
         )
     replaced = np.zeros(size, np.bool_)
     for place in lost:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from convmlp_platform.data.batch import Refused
 from convmlp_platform.data.damage import Damage
 from convmlp_platform.data.ledger import EPOCH_SHIFT, REPLACED_SHIFT
 from convmlp_platform.data.ledger_reader import Attempt
@@ -87,8 +86,6 @@ def _read(loader: TrainLoader, step: int, consumed: Recorded) -> MicroBatch:
         source, loader.transform, loader.order, loader.global_batch_size, size, quarantine=True
     )
     read = reader.read((step, consumed.number))
-    if isinstance(read, Refused):
-        raise DataError(read.message)
     return as_micro_batch(read, consumed.number)
 
 

@@ -16,9 +16,8 @@ from typing import ParamSpec
 
 from convmlp_platform.data.block_cache import KEPT_PREFIX, BlockCache, CachedPiece
 from convmlp_platform.data.block_table import BlockTable
-from convmlp_platform.data.storage import StorageUnreachable
-from convmlp_platform.errors import DataError
-from data_prep.errors import DataPrepError, Unreachable
+from convmlp_platform.errors import DataError, data_error
+from data_prep.errors import DataPrepError
 from data_prep.index import ShardIndex, read_index
 from data_prep.manifest import ShardInfo
 from data_prep.remote_files import read_file, read_range
@@ -174,7 +173,7 @@ class RemoteStorage:
                     return read_index(self.cache.folder / name)
             except DataPrepError as error:
                 if self.cache.has(name):  # else it was evicted before it was mapped
-                    raise DataError(str(error)) from None
+                    raise data_error(error) from error
             else:
                 self.cache.discard(name, piece)
         raise DataError(
@@ -201,10 +200,8 @@ class RemoteStorage:
 def _checked(read: Callable[P, bytes], *args: P.args, **kwargs: P.kwargs) -> bytes:
     try:
         return read(*args, **kwargs)
-    except Unreachable as error:
-        raise StorageUnreachable(str(error)) from None
     except DataPrepError as error:
-        raise DataError(str(error)) from None
+        raise data_error(error) from error
 
 
 _storages: weakref.WeakSet[RemoteStorage] = weakref.WeakSet()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convmlp_platform.errors import DataError
+from convmlp_platform.errors import DataError, data_error
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, ShardInfo, parse_manifest
 from data_prep.remote_files import open_filesystem, read_file
@@ -25,7 +25,7 @@ def load_remote_manifest(url: str, patience: Patience | None = None) -> DatasetM
                 f"data.path: no dataset manifest at {shown(place)}: prepare the dataset in a folder and copy it "
                 f"there (`convmlp data copy FOLDER {shown(url)}`); a copy that did not finish goes on when run again"
             ) from None
-        raise DataError(f"data.path: {error}") from None
+        raise data_error(error, "data.path: ") from error
 
 
 def check_remote_shards(url: str, shards: list[ShardInfo], patience: Patience | None = None) -> list[str]:
@@ -51,7 +51,7 @@ def check_remote_shards(url: str, shards: list[ShardInfo], patience: Patience | 
     try:
         sizes = retried(listed, url, patience)
     except DataPrepError as error:
-        raise DataError(str(error)) from None
+        raise data_error(error) from error
     problems = []
     for shard in shards:
         place = join_url(url, shard.file)

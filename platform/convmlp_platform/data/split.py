@@ -17,7 +17,7 @@ from convmlp_platform.data.decode import Pixels, decode
 from convmlp_platform.data.local import LocalStorage
 from convmlp_platform.data.remote_dataset import load_remote_manifest
 from convmlp_platform.data.storage import Storage, StorageUnreachable
-from convmlp_platform.errors import DataError
+from convmlp_platform.errors import Cause, DataError, cause_of, data_error
 from data_prep.errors import DataPrepError
 from data_prep.index import RAW_RGB, ShardIndex
 from data_prep.manifest import DatasetManifest, ShardInfo, load_manifest
@@ -59,7 +59,7 @@ def open_manifest(path: str, digest: str | None = None) -> DatasetManifest:
     try:
         manifest = load_remote_manifest(path) if folder is None else load_manifest(folder)
     except DataPrepError as error:
-        raise DataError(f"data.path: {error}") from None
+        raise data_error(error, "data.path: ") from error
     if digest is not None and manifest.digest != digest:
         raise DataError(
             f"data.digest: the dataset at {shown(path)} is {manifest.digest}, but the job asks for {digest}: "
@@ -190,10 +190,20 @@ class ShardedSplit:
         index = self.index(number)
         return self._damaged(sample, int(index.offset[position]), int(index.length[position]), reason)
 
-    def _damaged(self, sample: int, offset: int, length: int, reason: str) -> DamagedSample:
+    def _damaged(
+        self, sample: int, offset: int, length: int, reason: str, cause: Cause = "data"
+    ) -> DamagedSample:
         number, position = self.locate(sample)
         file = f"{self.folder}/{self.shards[number].file}"
-        damage = Damage(sample, self.index(number).key(position), file, offset, length, reason)
+        damage = Damage(
+            sample,
+            self.index(number).key(position),
+            file,
+            offset,
+            length,
+            reason,
+            cause="storage" if cause == "storage" else "data",
+        )
         return DamagedSample(damage, self.folder)
 
     def _checked(
@@ -212,7 +222,7 @@ class ShardedSplit:
         except StorageUnreachable:
             raise
         except DataError as error:
-            raise self._damaged(sample, offset, length, str(error)) from None
+            raise self._damaged(sample, offset, length, str(error), cause_of(error)) from error
         cut = f"only {len(content)} of its {length} bytes are there"
         reason = "its checksum is not the index's" if len(content) == length else cut
         raise self._damaged(sample, offset, length, reason)

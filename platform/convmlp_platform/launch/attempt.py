@@ -11,8 +11,9 @@ from typing import Any
 import ray
 
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.errors import Cause
 from convmlp_platform.health.hang import Hang, HangWatch, RankView
-from convmlp_platform.launch.causes import Cause, Ending, patience
+from convmlp_platform.launch.causes import End, Ending, patience
 from convmlp_platform.launch.cluster_view import answering, taken_away
 from convmlp_platform.launch.placement import Home, Seat, environment, seats
 from convmlp_platform.launch.process_files import FINAL_STOP
@@ -30,7 +31,7 @@ _STACKS_S, _KILL_S = 3.0, 10.0
 class Order:
     """To end an attempt by saving: why, and when saving may take no longer (by time.monotonic)."""
 
-    cause: Cause
+    cause: End
     message: str
     deadline: float
 

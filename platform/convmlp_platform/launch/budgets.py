@@ -6,7 +6,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from convmlp_platform.config.resilience import RestartsSection
-from convmlp_platform.launch.causes import CHARGED, FINAL, Cause
+from convmlp_platform.launch.causes import CHARGED, FINAL, End
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Budgets:
     """The restarts of one driver, by cause, within a sliding window of `section.window_hours`."""
 
     section: RestartsSection
-    totals: Counter[Cause] = field(default_factory=Counter)
+    totals: Counter[End] = field(default_factory=Counter)
     """All restarts so far, the free ones too."""
-    _times: dict[Cause, deque[float]] = field(default_factory=dict)
+    _times: dict[End, deque[float]] = field(default_factory=dict)
     _code_errors: set[str] = field(default_factory=set)
 
-    def decide(self, cause: Cause, now: float, *, headline: str = "", stepped: bool = True) -> Decision:
+    def decide(self, cause: End, now: float, *, headline: str = "", stepped: bool = True) -> Decision:
         """Charge a restart for `cause` at `now` (seconds), if there may be one.
 
         Args:
@@ -53,7 +53,7 @@ class Budgets:
             self._code_errors.add(headline)
         return Decision(True, f"{cause}: {len(used)}{'' if limit < 0 else f' of {limit}'} in {window}")
 
-    def _used(self, cause: Cause, now: float) -> deque[float]:
+    def _used(self, cause: End, now: float) -> deque[float]:
         used = self._times.setdefault(cause, deque())
         while used and used[0] <= now - 3600 * self.section.window_hours:
             used.popleft()

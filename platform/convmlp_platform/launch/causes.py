@@ -1,46 +1,27 @@
-"""What happened to an attempt, from how its processes ended: the cause, the culprit, and one line for people.
+"""The verdict on an attempt, from how its processes ended: the cause, the culprit, and one line for people.
 
-Of a group of ranks that fails, most fail because another did: a broken connection, an error of gloo or NCCL. Such a
-consequence is never the culprit while anything else is known.
+Of a group of ranks that fails, most fail because another did: their collectives break. Such a consequence is never the
+culprit while anything else is known. Which errors are consequences, and what each stands for, is said where they are
+raised (`distributed.lost_peer`, `errors.cause_of`); nothing here reads a message.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import re
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from convmlp_platform.errors import NumbersError, PlatformError
+from convmlp_platform.errors import Cause
 
-Cause = Literal[
-    "finished", "stopped", "preemption", "hardware", "hang", "data", "code", "job", "grow", "numbers"
-]
-FINAL: frozenset[Cause] = frozenset({"finished", "stopped", "job", "numbers"})
+End = Cause | Literal["finished", "stopped", "grow"]
+"""Why an attempt ended: a cause of a failure, or an end that is none."""
+FINAL: frozenset[End] = frozenset({"finished", "stopped", "job", "data", "numbers"})
 """After these nothing is started again."""
-CHARGED: frozenset[Cause] = frozenset({"preemption", "hardware", "hang", "data", "code"})
+CHARGED: frozenset[End] = frozenset({"preemption", "hardware", "hang", "storage", "code"})
 """Causes with a budget (`launch.restarts`)."""
 FAILURES = CHARGED - {"preemption"}
-
-_CONSEQUENCE = re.compile(
-    r"\bgloo\b|\bnccl\b|Dist(Backend|Network|Store)Error|connection (was )?(closed|reset|refused|aborted)"
-    r"|broken pipe|socket (timeout|closed)|ConnectionError|remote process exited",
-    re.IGNORECASE,
-)
-_BROKEN_MACHINE = re.compile(
-    r"DataLoader worker .*(killed by signal|exited unexpectedly)|uncorrectable ECC|fallen off the bus"
-    r"|Bus error",
-    re.IGNORECASE,
-)
-# What storage may answer today and not tomorrow. A file that isn't there, or may not be read, is the user's to mend.
-_PASSING = (
-    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EINTR,
-    errno.EROFS, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.EREMOTEIO,
-)  # fmt: skip
-_PASSING_TEXTS = tuple(os.strerror(number) for number in _PASSING)
+_CERTAIN: frozenset[End] = frozenset({"job", "data", "numbers", "hardware"})
 
 
 @dataclass(frozen=True)
@@ -53,7 +34,8 @@ class Ending:
         at: unix seconds, by the clock of its node (of the driver where it was lost); 0 where it isn't known.
         phase, step: at its last beat.
         signal: that killed it. code: its exit code.
-        cause, headline, message, platform, traceback: of an error, see `process.failed`.
+        cause, headline, message, platform, traceback, details: of an error, see `process.failed`.
+        peer: whether the error is a collective that another rank broke.
         lost: what is known of how it was lost; `cause` is preemption where its node was shut down in an orderly way.
     """
 
@@ -72,16 +54,14 @@ class Ending:
     message: str = ""
     platform: str | None = None
     traceback: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    peer: bool = False
     lost: str = ""
 
     @property
     def is_consequence(self) -> bool:
         """Whether this is what the death of another rank looks like."""
-        return (
-            self.kind == "error"
-            and self.cause not in ("job", "numbers")
-            and bool(_CONSEQUENCE.search(self.headline))
-        )
+        return self.kind == "error" and self.peer
 
     @property
     def is_failure(self) -> bool:
@@ -92,7 +72,7 @@ class Ending:
 class Verdict:
     """Why an attempt ended. `message` names the culprit; `headline` is the same for the same error, whoever has it."""
 
-    cause: Cause
+    cause: End
     message: str
     headline: str = ""
     culprit: Ending | None = None
@@ -113,7 +93,7 @@ def verdict(endings: Sequence[Ending]) -> Verdict:
         what = f"the workers were told to stop by {first.reason} and have saved step {first.step}"
         return Verdict("preemption", what, "told to stop", first)
     culprit = min(failures, key=lambda ending: (_weight(ending), ending.at, ending.rank))
-    return Verdict(_cause(culprit), _sentence(culprit), culprit.headline or _death(culprit), culprit)
+    return Verdict(cause_of_ending(culprit), _sentence(culprit), culprit.headline or _death(culprit), culprit)
 
 
 def patience(endings: Sequence[Ending]) -> float:
@@ -121,23 +101,6 @@ def patience(endings: Sequence[Ending]) -> float:
     least = min((_weight(ending) for ending in endings if ending.is_failure), default=_CONSEQUENCE_WEIGHT)
     # A process that was killed needs no explanation; a node's death is known after a second or two.
     return 0.0 if least == 0 else 5.0 if least == _CONSEQUENCE_WEIGHT else 0.3
-
-
-def kind_of(error: BaseException) -> Cause:
-    """The cause that an exception in a training process stands for."""
-    if isinstance(error, NumbersError):
-        return "numbers"
-    if _BROKEN_MACHINE.search(headline(error)):
-        return "hardware"
-    if any(_passes(one) for one in _chain(error)):
-        return "data"
-    return "job" if isinstance(error, PlatformError) else "code"
-
-
-def headline(error: BaseException) -> str:
-    """`Type: first line`."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def signal_name(number: int) -> str:
@@ -156,12 +119,13 @@ def _weight(ending: Ending) -> int:
     if ending.is_consequence:
         return _CONSEQUENCE_WEIGHT
     if ending.kind == "error":
-        return 1 if ending.cause in ("job", "numbers", "hardware") else 2
+        return 1 if ending.cause in _CERTAIN else 2
     aborted = ending.kind == "died" and ending.signal in (None, signal.SIGABRT)
     return 3 if aborted else 0
 
 
-def _cause(culprit: Ending) -> Cause:
+def cause_of_ending(culprit: Ending) -> Cause:
+    """What a process's failure is charged to."""
     if culprit.kind == "died" and culprit.signal == signal.SIGTERM:
         return "preemption"
     if culprit.kind == "died" and culprit.signal is None:
@@ -188,22 +152,3 @@ def _death(ending: Ending) -> str:
         return f"ended with exit code {ending.code} and no word"
     why = ", out of memory" if ending.out_of_memory else ""
     return f"was killed by {signal_name(ending.signal)}{why}"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those it was raised from or while handling."""
-    seen: set[int] = set()
-    at: BaseException | None = error
-    while at is not None and id(at) not in seen:
-        seen.add(id(at))
-        yield at
-        at = at.__cause__ or at.__context__
-
-
-def _passes(error: BaseException) -> bool:
-    if type(error).__name__ in ("StorageUnreachable", "Unreachable"):
-        return True
-    if isinstance(error, OSError):
-        return error.errno in _PASSING or isinstance(error, (TimeoutError, ConnectionError))
-    # An error of a reader process comes as its message alone.
-    return isinstance(error, PlatformError) and any(text in str(error) for text in _PASSING_TEXTS)

@@ -6,14 +6,17 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import auth
 
 CONNECT_TIMEOUT_S = 5.0
+START_VARIABLE = "CONVMLP_RAY_START_S"
+"""Seconds that a Ray of this job's own may take to come up."""
 
 # Read by Ray when it is imported, or by the processes it starts. What a user has set stays.
 _DEFAULTS = {
@@ -42,18 +45,21 @@ def connect(address: str, env_vars: Mapping[str, str] | None = None) -> Iterator
         os.environ.setdefault(name, value)
     if target not in (None, "auto"):
         _probe(target)
+    start_s = _start_s()
     import ray
+    import ray._private.services
 
     options: dict[str, Any] = {"include_dashboard": False} if target is None else {}
     try:
-        ray.init(
-            address=target or "local",
-            log_to_driver=True,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _without_those_of_the_job(env_vars or {})},
-            **options,
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        with _patient_start(ray._private.services, start_s) if target is None else nullcontext():
+            ray.init(
+                address=target or "local",
+                log_to_driver=True,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": _without_those_of_the_job(env_vars or {})},
+                **options,
+            )
+    except Exception as error:  # of its own start's time-out Ray makes a plain Exception
         raise LaunchError(_explain(target, error)) from error
     try:
         yield target
@@ -79,6 +85,36 @@ def resolve_address(address: str) -> str | None:
     return target
 
 
+def _start_s() -> float:
+    text = os.environ.get(START_VARIABLE) or "90"
+    try:
+        return float(text)
+    except ValueError:
+        raise LaunchError(f"{START_VARIABLE} must be seconds, not {text!r}") from None
+
+
+@contextmanager
+def _patient_start(services: Any, seconds: float) -> Iterator[None]:
+    """Within: a Ray that is started may take as long as CONVMLP_RAY_START_S says until its node is known. Ray itself
+    gives up after 30 s, and has no setting for that."""
+    deadline, asked = time.monotonic() + seconds, services.get_node
+
+    def get_node(*arguments: Any) -> Any:
+        while True:
+            try:
+                return asked(*arguments)
+            except RuntimeError:  # not known yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = asked
+
+
 def _origin(address: str) -> str:
     return "RAY_ADDRESS" if address == "auto" else "launch.address"
 
@@ -96,7 +132,11 @@ def _explain(target: str | None, error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0].rstrip(".") if lines else type(error).__name__
     if target is None:
-        return f"Ray can't be started on this machine: {reason}"
+        return (
+            f"Ray can't be started on this machine: {reason}; on a slow or busy machine give it more time with "
+            f"{START_VARIABLE} (={_start_s():g}, seconds), or start it yourself (`ray start --head`) and set "
+            "RAY_ADDRESS; without Ray: --no-ray"
+        )
     if "authenticat" in str(error).lower():
         return (
             f"the Ray cluster at {target} refuses our token: {reason}; "

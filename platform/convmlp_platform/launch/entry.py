@@ -104,7 +104,7 @@ def _train_on_ray(job: TrainJob) -> int:
         from convmlp_platform.launch.signals import Interrupted
 
         try:
-            summary = supervisor.train(job, use_gpu=use_gpu)
+            summary = supervisor.train(job, use_gpu=use_gpu, own_ray=address is None)
         except Interrupted as stop:
             messages.say(messages.stopped(str(stop), stop.saved))
             return 128 + stop.signal_number

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from convmlp_platform import errors
-from convmlp_platform.errors import LaunchError, PlatformError
+from convmlp_platform.errors import ErrorRecord, LaunchError, PlatformError
 from convmlp_platform.launch.attempt import Attempt
 from convmlp_platform.launch.budgets import Decision
-from convmlp_platform.launch.causes import Ending, Verdict, verdict
+from convmlp_platform.launch.causes import FINAL, Ending, Verdict, cause_of_ending, verdict
 
 
 def judge(attempt: Attempt) -> Verdict:
@@ -22,17 +21,23 @@ def judge(attempt: Attempt) -> Verdict:
         return found
     if order.cause == "stopped":
         return Verdict(order.cause, f"{order.message} at step {attempt.step}")
-    if found.cause in ("job", "numbers") or found.culprit is None or found.culprit.is_failure:
+    if found.cause in FINAL or found.culprit is None or found.culprit.is_failure:
         return found
     return Verdict(order.cause, f"{order.message}: all workers have saved step {found.culprit.step}")
 
 
 def final_error(found: Verdict, decision: Decision) -> PlatformError:
     """What the driver raises where nothing is started again: the error of a worker as it was, or what was last."""
-    culprit = found.culprit
-    if found.cause in ("job", "numbers") and culprit is not None:
-        kind = getattr(errors, culprit.platform or "", LaunchError)
-        is_ours = isinstance(kind, type) and issubclass(kind, PlatformError)
-        return (kind if is_ours else LaunchError)(culprit.message)
-    trace = f"\n{culprit.traceback.rstrip()}" if culprit and culprit.traceback else ""
-    return LaunchError(f"{found.message}; {decision.note}{trace}")
+    culprit, cause = found.culprit, found.cause
+    if cause in FINAL and culprit is not None:
+        record = ErrorRecord("", culprit.cause, culprit.message, culprit.details, culprit.platform)
+        error = record.error()
+        return (
+            error if isinstance(error, PlatformError) else LaunchError(culprit.message, cause=culprit.cause)
+        )
+    said = f"{found.message}; {decision.note}"
+    if culprit is None:
+        return LaunchError(said)
+    if culprit.platform is None and culprit.traceback:  # the platform's own errors explain themselves
+        said += f"\n{culprit.traceback.rstrip()}"
+    return LaunchError(said, cause=cause_of_ending(culprit))

@@ -33,6 +33,14 @@ def no_room(launch: LaunchSection, fits: int) -> str:
     )
 
 
+def own_ray_died(name: str) -> str:
+    """The Ray that was started for the job has lost its only node: no room can come back."""
+    return (
+        f"{name}: the Ray that was started for this job has died (its raylet is gone; `dmesg` says whether for want of "
+        "memory); the same command goes on from the newest checkpoint"
+    )
+
+
 def restarting(what: str, note: str) -> str:
     """An attempt has ended, and the next one follows."""
     return f"{what}; restarting from the newest checkpoint ({note})"

@@ -7,18 +7,17 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.distributed import joined_world
-from convmlp_platform.errors import PlatformError
+from convmlp_platform.data.loader import reader_died
+from convmlp_platform.distributed import device_failed, joined_world, lost_peer
+from convmlp_platform.errors import recorded
 from convmlp_platform.health.heartbeat import HeartbeatWriter
 from convmlp_platform.health.phases import Phase, PhaseClock
 from convmlp_platform.health.stacks import register_stacks
-from convmlp_platform.launch.causes import headline, kind_of
 from convmlp_platform.launch.lineage import children_die_with_us, die_with_parent
 from convmlp_platform.launch.process_files import FINAL_STOP, ProcessFiles
 from convmlp_platform.launch.summary import summary_of
@@ -108,12 +107,17 @@ def finished(stopped: str | None, steps: int, summary: dict[str, Any]) -> dict[s
 
 
 def failed(error: BaseException) -> dict[str, Any]:
-    """The outcome of a process that raised."""
+    """The outcome of a process that raised: the fields of its `ErrorRecord` (`platform` is the record's `kind`), and
+    whether another rank broke the collective that it raised."""
+    record = recorded(error)
+    dead = reader_died(error) or device_failed(error)
     return {
         "kind": "error",
-        "cause": kind_of(error),
-        "headline": headline(error),
-        "message": str(error),
-        "platform": type(error).__name__ if isinstance(error, PlatformError) else None,
-        "traceback": "".join(traceback.format_exception(error)),
+        "cause": "hardware" if dead else record.cause,
+        "peer": lost_peer(error),
+        "headline": record.headline,
+        "message": record.message,
+        "platform": record.kind,
+        "traceback": record.traceback,
+        "details": record.details,
     }

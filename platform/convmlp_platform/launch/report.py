@@ -59,8 +59,11 @@ def ending_of(rank: int, host: str, report: Report) -> Ending:
         return Ending(
             rank, host, outcome["kind"], found.at, phase, outcome["step"], reason=outcome["reason"] or ""
         )
-    facts = {name: outcome[name] for name in ("cause", "headline", "message", "platform", "traceback")}
+    facts = {name: outcome[name] for name in _ERROR_FACTS}
     return Ending(rank, host, "error", found.at, phase, step, code=found.code, **facts)
+
+
+_ERROR_FACTS = ("cause", "peer", "headline", "message", "platform", "traceback", "details")
 
 
 def relay(report: Report | None) -> None:

@@ -41,10 +41,14 @@ _REPLACE_S, _HURRY_S = 30.0, 45.0
 _LONGEST_PAUSE_S = 30.0
 
 
-def train(job: TrainJob, *, use_gpu: bool, signals: StopSignals | None = None) -> dict[str, Any]:
+def train(
+    job: TrainJob, *, use_gpu: bool, own_ray: bool = False, signals: StopSignals | None = None
+) -> dict[str, Any]:
     """Run `job` on the connected cluster to its end, through whatever happens on the way.
 
-    `signals` takes the place of the process's own, where this isn't its main thread.
+    Args:
+        own_ray: whether the cluster is one node that was started for this job, to which no other will come.
+        signals: takes the place of the process's own, where this isn't its main thread.
 
     Returns the summary of `launch.summary.summary_of`, with `restarts` (cause → how many).
 
@@ -58,15 +62,22 @@ def train(job: TrainJob, *, use_gpu: bool, signals: StopSignals | None = None) -
     signals = signals or StopSignals()
     with signals.listening(), quiet_deaths(), lease(folder.path) as lost:
         keep_weights(job)  # here, as workers may not reach what the driver does
-        return Supervisor(settled, use_gpu, folder, signals, lost).run()
+        return Supervisor(settled, use_gpu, folder, signals, lost, own_ray).run()
 
 
 class Supervisor:
     """One driver's hold on one run."""
 
     def __init__(
-        self, job: TrainJob, use_gpu: bool, folder: RunFolder, signals: StopSignals, lost: threading.Event
+        self,
+        job: TrainJob,
+        use_gpu: bool,
+        folder: RunFolder,
+        signals: StopSignals,
+        lost: threading.Event,
+        own_ray: bool = False,
     ) -> None:
+        self._own_ray = own_ray
         self.job, self.folder, self.signals, self._lease_lost = job, folder, signals, lost
         self.events, self.budgets = RunEvents(folder.events), Budgets(job.launch.restarts)
         self.group = WorkerGroup(job, use_gpu, modules_for(job))
@@ -127,6 +138,8 @@ class Supervisor:
             ready, waited = self.group.ready, time.monotonic() - began
             if len(ready) == launch.num_workers:
                 return ready
+            if self._own_ray and not answering(list(self.group.cluster().alive)):
+                raise LaunchError(messages.own_ray_died(self.job.name), cause="hardware")
             if not self.group.coming and waited > self._settle:
                 if len(ready) >= self.group.least:
                     return ready
@@ -231,7 +244,7 @@ class Supervisor:
         if found.culprit and found.culprit.at:  # by the wall clocks of two machines
             detect = max(0.0, time.time() - (now - since) - found.culprit.at)
         self.recovery = Recovery(found.cause, detect, since, now)
-        self._pauses = self._pauses + 1 if found.cause == "data" else 0
+        self._pauses = self._pauses + 1 if found.cause == "storage" else 0
         if self._pauses:
             self._pause(min(2.0 ** (self._pauses - 1), _LONGEST_PAUSE_S))
 

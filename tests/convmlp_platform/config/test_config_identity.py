@@ -141,7 +141,7 @@ DOES_NOT_DECIDE = {
     "launch.restarts.preemption": 1,
     "launch.restarts.hardware": 1,
     "launch.restarts.hang": 1,
-    "launch.restarts.data": 1,
+    "launch.restarts.storage": 1,
     "launch.restarts.code": 0,
     "launch.restarts.window_hours": 1.0,
     "guard.on_non_finite": "stop",

@@ -7,10 +7,12 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from convmlp_platform.config.resilience import RestartsSection
 from convmlp_platform.launch.budgets import Budgets
-from convmlp_platform.launch.causes import CHARGED, FINAL, Cause
+from convmlp_platform.launch.causes import CHARGED, FINAL, End
+from data_prep.retry import Patience
 
 causes = st.sampled_from(sorted(CHARGED - {"code"}))
 
@@ -21,13 +23,13 @@ causes = st.sampled_from(sorted(CHARGED - {"code"}))
     hours=st.floats(0.1, 3.0),
 )
 def test_no_window_has_more_restarts_than_its_budget(
-    events: list[tuple[Cause, float]], limit: int, hours: float
+    events: list[tuple[End, float]], limit: int, hours: float
 ) -> None:
     section = RestartsSection(
-        preemption=limit, hardware=limit, hang=limit, data=limit, code=limit, window_hours=hours
+        preemption=limit, hardware=limit, hang=limit, storage=limit, code=limit, window_hours=hours
     )
     budgets = Budgets(section)
-    allowed: list[tuple[Cause, float]] = []
+    allowed: list[tuple[End, float]] = []
     for cause, now in sorted(events, key=lambda event: event[1]):
         within = [at for one, at in allowed if one == cause and at > now - 3600 * hours]
         decision = budgets.decide(cause, now)
@@ -52,7 +54,7 @@ def test_growing_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("cause", sorted(FINAL))
-def test_nothing_follows_a_final_cause(cause: Cause) -> None:
+def test_nothing_follows_a_final_cause(cause: End) -> None:
     assert not Budgets(RestartsSection()).decide(cause, 0).restart
 
 
@@ -70,3 +72,16 @@ def test_an_error_of_code_before_the_first_step_is_a_crash_loop() -> None:
     )
     assert not decision.restart
     assert "before the first step" in decision.note
+
+
+def test_the_old_name_of_the_storages_budget_still_counts() -> None:
+    assert RestartsSection.model_validate({"data": 4}).storage == 4
+    assert "data" not in RestartsSection.model_validate({"data": 4}).model_dump()
+    with pytest.raises(ValidationError, match="data"):
+        RestartsSection.model_validate({"data": 4, "storage": 4})
+
+
+def test_an_outage_of_many_minutes_is_within_the_budget() -> None:
+    budgets = Budgets(RestartsSection())
+    patience_s, outage_s = Patience().total, 1200.0
+    assert all(budgets.decide("storage", at * patience_s).restart for at in range(int(outage_s / patience_s)))

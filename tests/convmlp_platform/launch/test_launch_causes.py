@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import signal
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convmlp_platform.errors import CheckpointError, ConfigError, DataError, NumbersError
-from convmlp_platform.launch.causes import Ending, headline, kind_of, patience, verdict
-
-CONSEQUENCES = (
-    "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.2]:4711",
-    "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited or there was a network error",
-    "ConnectionResetError: [Errno 104] Connection reset by peer",
-    "BrokenPipeError: [Errno 32] Broken pipe",
-)
+from convmlp_platform.config.resilience import RestartsSection
+from convmlp_platform.errors import CheckpointError, ConfigError, DataError, NumbersError, StorageUnreachable
+from convmlp_platform.launch.budgets import Budgets, Decision
+from convmlp_platform.launch.causes import Ending, patience, verdict
+from convmlp_platform.launch.judgement import final_error
+from convmlp_platform.launch.process import failed
+from convmlp_platform.launch.report import Exit, Report, ending_of
 
 
 def error(rank: int, text: str, **facts: Any) -> Ending:
@@ -35,16 +36,17 @@ def lost(rank: int) -> Ending:
 
 
 consequences = st.builds(
-    lambda rank, text, at: error(rank, text, at=at),
+    lambda rank, at: error(rank, "RuntimeError: Connection closed by peer", at=at, peer=True),
     st.integers(0, 7),
-    st.sampled_from(CONSEQUENCES),
     st.floats(0, 100),
 )
 real = st.one_of(
     st.builds(lambda at: killed(9, at=at), st.floats(0, 100)),
     st.builds(lambda: lost(9)),
     st.builds(lambda at: error(9, "ValueError: seven", at=at), st.floats(0, 100)),
-    st.builds(lambda at: error(9, "DataError: disk", cause="data", at=at), st.floats(0, 100)),
+    st.builds(
+        lambda at: error(9, "StorageUnreachable: connection reset", cause="storage", at=at), st.floats(0, 100)
+    ),
     st.builds(lambda at: error(9, "ConfigError: connection refused", cause="job", at=at), st.floats(0, 100)),
 )
 
@@ -102,31 +104,82 @@ def test_a_watchdogs_abort_explains_less_than_the_death_it_saw() -> None:
     assert found.cause == "code"
 
 
-def raised_from(outer: Exception, inner: Exception) -> Exception:
-    outer.__cause__ = inner
-    return outer
-
-
 @pytest.mark.parametrize(
     ("exception", "cause"),
     [
-        (ValueError("seven"), "code"),
-        (ConfigError("lr"), "job"),
+        (DataError("s3://b/x is cut: EndpointConnectionError: Connection refused"), "data"),
+        (StorageUnreachable("http://host/x: ClientConnectorError: Connection reset by peer"), "storage"),
+        (StorageUnreachable("access is refused", cause="job"), "job"),
+        (CheckpointError("step-120 isn't committed: the storage is slow", cause="storage"), "storage"),
+        (ConfigError("connection refused"), "job"),
         (NumbersError("nan"), "numbers"),
-        (DataError("shard train-3.tar: its SHA-256 is not the manifest's"), "job"),
-        (DataError("shard train-3.tar can't be read: Stale file handle"), "data"),
-        (OSError(errno.EIO, "Input/output error"), "data"),
-        (TimeoutError(), "data"),
-        (FileNotFoundError(errno.ENOENT, "no such file"), "code"),
-        (raised_from(CheckpointError("can't write"), OSError(errno.ENOSPC, "No space")), "data"),
-        (raised_from(CheckpointError("can't write"), PermissionError(errno.EACCES, "denied")), "job"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "hardware"),
+        (RuntimeError("Tensor mlp_connection closed over gloo_weights is NaN"), "code"),
+        (KeyError("nccl_blocks"), "code"),
+        (ValueError("DataLoader worker (pid 7) is killed by signal: Killed."), "code"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "storage"),
     ],
 )
-def test_what_an_exception_stands_for(exception: Exception, cause: str) -> None:
-    assert kind_of(exception) == cause
+def test_a_verdict_follows_the_class_and_not_the_text(exception: Exception, cause: str) -> None:
+    ending = ended(exception)
+    assert not ending.is_consequence
+    found = verdict([ending, error(2, "RuntimeError: Connection closed by peer", peer=True)])
+    assert (found.cause, found.culprit) == (cause, ending)
+    decision = Budgets(RestartsSection()).decide(found.cause, 0.0)
+    assert decision.restart == (cause in ("storage", "code"))
+
+
+def ended(exception: Exception) -> Ending:
+    """As its agent reports a process that raised this."""
+    outcome = json.loads(json.dumps(failed(exception)))
+    report = Report(1, 7, "X", None, {}, Exit(1, 1.0, outcome, False, ()), (), None)
+    return ending_of(1, "host-1", report)
+
+
+@pytest.mark.parametrize(
+    "exception", [DataError("x", details={"a": [1]}), StorageUnreachable("y", cause="job")]
+)
+def test_the_last_error_of_a_run_is_the_workers(exception: DataError) -> None:
+    found = verdict([ended(exception)])
+    error = final_error(found, Decision(False, ""))
+    assert type(error) is type(exception)
+    assert (str(error), error.cause, error.details) == (str(exception), exception.cause, exception.details)
+
+
+def test_an_outage_that_outlasts_the_budget_ends_the_run_as_one_of_the_storage() -> None:
+    found = verdict([ended(StorageUnreachable("s3://b/x: gave up after 20 tries in 120 s"))])
+    error = final_error(found, Decision(False, "launch.restarts.storage (=10 in 24 h) is used up"))
+    assert error.cause == "storage"
+    assert "gave up after 20 tries in 120 s; launch.restarts.storage" in str(error)
+    assert "Traceback" not in str(error)
+
+
+class Lives(torch.utils.data.Dataset[int]):
+    """Its second item kills the reader."""
+
+    def __getitem__(self, item: int) -> int:
+        if item:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_a_reader_that_was_killed_is_the_machines_fault() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        list(torch.utils.data.DataLoader(Lives(), num_workers=1, multiprocessing_context="fork"))
+    assert failed(raised.value)["cause"] == "hardware"
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"), [(214, "hardware"), (999, "hardware"), (710, "code"), (700, "code")]
+)
+def test_a_broken_gpu_is_told_by_cudas_number(number: int, cause: str) -> None:
+    error = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+    error.error_code = number  # type: ignore[attr-defined]
+    assert failed(error)["cause"] == cause
 
 
 def test_the_headline_is_one_line() -> None:
-    assert headline(ValueError("one\ntwo")) == "ValueError: one"
-    assert headline(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert failed(ValueError("one\ntwo"))["headline"] == "ValueError: one"
+    assert failed(KeyboardInterrupt())["headline"] == "KeyboardInterrupt"
