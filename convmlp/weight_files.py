@@ -103,7 +103,7 @@ def _sniff(path: Path) -> str:
             return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"
         with path.open("rb") as file:
             start = file.read(9)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"cannot read weights from {path}: {_first_line(error)}") from error
     # safetensors: the header's length in 8 bytes, then the header, which is JSON.
     return "safetensors" if start[8:] == b"{" else "torch"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
-from data_prep.detection_checks import check_object, is_integer, oddity, overhang
+from data_prep.detection_checks import MOST_PIXELS, check_object, is_far, is_integer, oddity, overhang, reach
 from data_prep.errors import RejectedSample
 from data_prep.manifest import Task
 from data_prep.masks import read_mask, resize_mask
@@ -72,6 +72,14 @@ class Detection:
         """Shape (n,): pixels by which the box reaches over the image's edge; training cuts them off."""
         return np.array([overhang(item, self.height, self.width) for item in self.objects], np.float64)
 
+    @property
+    def drawable_objects(self) -> list[dict[str, Any]]:
+        """The objects, run lengths in the place of polygons that pycocotools can't draw: it would die of some."""
+        return [
+            item if _is_drawable(item, self.height, self.width) else {**item, "segmentation": self.rle(place)}
+            for place, item in enumerate(self.objects)
+        ]
+
     def rle(self, position: int) -> dict[str, Any] | None:
         """The object's mask as pycocotools' compressed run lengths; None where it has no segmentation."""
         from pycocotools import mask
@@ -84,7 +92,14 @@ class Detection:
             polygons = [polygon for polygon in segmentation if len(polygon) >= 4]
             if not polygons:
                 return mask.encode(np.zeros((self.height, self.width), np.uint8, order="F"))
-            return mask.merge(mask.frPyObjects(polygons, self.height, self.width))
+            most = reach(self.height, self.width)
+            near = [
+                np.clip(polygon, -most, most).tolist()
+                if is_far(polygon, self.height, self.width)
+                else polygon
+                for polygon in polygons
+            ]
+            return mask.merge(mask.frPyObjects(near, self.height, self.width))
         if isinstance(segmentation["counts"], list):
             return mask.frPyObjects(segmentation, self.height, self.width)
         return segmentation
@@ -95,6 +110,13 @@ class Detection:
 
         encoded = self.rle(position)
         return None if encoded is None else mask.decode(encoded)
+
+
+def _is_drawable(item: dict[str, Any], height: int, width: int) -> bool:
+    polygons = item.get("segmentation")
+    return not isinstance(polygons, list) or all(
+        len(polygon) >= 4 and not is_far(polygon, height, width) for polygon in polygons
+    )
 
 
 def detection_json(image: dict[str, Any], objects: Iterable[dict[str, Any]]) -> bytes:
@@ -137,7 +159,8 @@ def parse_detection(content: bytes, class_ids: Sequence[int] | None = None) -> D
     if not isinstance(fields, dict) or set(fields) != _KEYS or not isinstance(fields["objects"], list):
         raise RejectedSample(f"the annotation must be an object with {', '.join(sorted(_KEYS))}")
     height, width = fields["height"], fields["width"]
-    if not is_integer(height) or not is_integer(width) or min(height, width) < 1:
+    sizes = is_integer(height) and is_integer(width) and min(height, width) > 0
+    if not sizes or height * width > MOST_PIXELS:
         raise RejectedSample(f"the annotation says the image has {width} x {height} pixels")
     if not is_integer(fields["image_id"]) or not isinstance(fields["file_name"], str):
         raise RejectedSample("the annotation's image_id is no number, or its file_name no text")

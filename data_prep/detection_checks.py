@@ -12,6 +12,8 @@ _OUTSIDE = 1.0
 
 
 _LIMIT = 1 << 63
+MOST_PIXELS = 1 << 28
+"""Of an annotated image: more than of any that is prepared."""
 _LARGEST = sys.float_info.max
 _MOST_RUN_BITS = 60
 
@@ -32,7 +34,21 @@ def oddity(item: dict[str, Any], height: int, width: int) -> str | None:
     segmentation = item.get("segmentation")
     if isinstance(segmentation, list) and any(len(polygon) < 6 for polygon in segmentation):
         return "a polygon has fewer than three points"
+    if isinstance(segmentation, list) and any(is_far(polygon, height, width) for polygon in segmentation):
+        return f"a polygon reaches far out of {image}"
     return None
+
+
+def reach(height: int, width: int) -> int:
+    """Pixels from the image's upper left corner, in any direction, beyond which no polygon is drawn: pycocotools takes
+    time and memory for every pixel of an edge, wherever that lies."""
+    return 2 * max(height, width)
+
+
+def is_far(polygon: list[float], height: int, width: int) -> bool:
+    """Whether a polygon has a point beyond the image's `reach`."""
+    most = reach(height, width)
+    return bool(polygon) and (max(polygon) > most or min(polygon) < -most)
 
 
 def overhang(item: dict[str, Any], height: int, width: int) -> float:

@@ -248,3 +248,20 @@ def test_a_run_length_without_end_is_rejected_at_once() -> None:
 def test_polygons_without_pixels_give_a_mask(polygons: list[list[int]]) -> None:
     mask = parse(segmentation=polygons).mask(0)
     assert mask.shape == (6, 8) and bool(mask.any()) == (len(polygons) > 1)
+
+
+@pytest.mark.parametrize("far", [1e7, 1e18, -1e30, 2**70, 1e308])
+def test_a_polygon_that_goes_to_the_moon_costs_nothing(far: float) -> None:
+    """pycocotools takes memory by the pixel of its edges, and dies of more than it can count."""
+    found = parse(segmentation=[[1, 1, far, 1, 4, 3, 1, 3]])
+    assert found.oddities == ["a polygon reaches far out of the image of 8 x 6 pixels"]
+    assert found.mask(0).shape == (6, 8)
+    assert found.drawable_objects[0]["segmentation"]["size"] == [6, 8]
+    near = parse()
+    assert near.drawable_objects == near.objects
+    assert parse(segmentation=[[1, 1, 9.5, 1, 4, 6.5, -1, 3]]).usable.all()
+
+
+def test_more_pixels_than_an_image_has_are_rejected() -> None:
+    with pytest.raises(RejectedSample, match="pixels"):
+        parse_detection(detection_json({**IMAGE, "width": 1 << 40}, []))

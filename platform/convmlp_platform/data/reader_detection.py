@@ -53,7 +53,7 @@ class _ObjectsDraft(RowsDraft):
         target: dict[str, Any] = transform.target(_usable(found, transform.masks), view)
         target |= {"image_id": found.image_id, "size": (found.height, found.width)}
         if key is None:
-            target["objects"] = found.objects
+            target["objects"] = found.drawable_objects
         self.targets[place] = target
 
 

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from convmlp_platform.health.heartbeat import read_heartbeat
 from convmlp_platform.health.process_view import state_of
@@ -31,6 +33,7 @@ from convmlp_platform.launch.lineage import kill_family
 from convmlp_platform.launch.placement import Home
 from convmlp_platform.launch.process_files import ProcessFiles, make_folder
 from convmlp_platform.launch.report import Exit, Report
+from data_prep.json_files import Count, DamagedJson, Form, read_json
 
 _MOST_LINES = 10_000
 """Of output that nobody fetches."""
@@ -134,7 +137,7 @@ class Agent:
             lines = tuple(self._lines)
             self._lines.clear()
             files = ProcessFiles.within(self.folder, self._start)
-            marks = _read_json(files.marks) or {}
+            marks = _read(files.marks, dict[str, float]) or {}
             beat = read_heartbeat(files.heartbeat)
             state = "X" if self._exit else state_of(self._pid) if self._pid else ""
             return Report(self._start, self._pid, state, beat, marks, self._exit, lines, self._broken)
@@ -220,9 +223,10 @@ class Agent:
             self._news.notify_all()
 
     def _end(self, code: int, at: float) -> None:
-        outcome = _read_json(ProcessFiles.within(self.folder, self._start).outcome)
+        outcome = _read(ProcessFiles.within(self.folder, self._start).outcome, _Outcome)
         killed = code == -signal.SIGKILL and _oom_kills() > self._oom_kills
-        self._exit = Exit(code, at, outcome, killed, tuple(self._words))
+        facts = None if outcome is None else outcome.model_dump(exclude_unset=True)
+        self._exit = Exit(code, at, facts, killed, tuple(self._words))
 
     def _give_up(self) -> None:
         """The nursery is gone, and with it what it forked; its readers may be left."""
@@ -236,12 +240,22 @@ class Agent:
             self._news.notify_all()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+class _Outcome(BaseModel):
+    """Of what `process.finished` and `process.failed` write, the part that decides what becomes of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Literal["finished", "stopped", "error"]
+    step: Count = 0
+    reason: str | None = None
+
+
+def _read(path: Path, form: type[Form]) -> Form | None:
+    """A file of the process, None where it isn't there or damaged: the process's end says enough."""
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path, form, finite=False)
+    except (OSError, DamagedJson):
         return None
-    return found
 
 
 def _oom_kills() -> int:
