@@ -17,37 +17,27 @@ pixels (no file)              PNG                                         RGB pi
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data_prep.config import ResizeConfig
 from data_prep.digest import content_hash, pixel_hash
 from data_prep.errors import RejectedSample
+from data_prep.image_file import RejectedImage, jpeg_header, open_image, reason, to_rgb
 from data_prep.index import ENCODED, RAW_RGB
-from data_prep.jpeg import JpegHeader, is_complete, parse_header
+from data_prep.jpeg import JpegHeader, is_complete
 from data_prep.jpeg_decode import check_jpeg, decode_jpeg
 from data_prep.png import check_png
 
-_SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp"}
-_DECODERS = ["JPEG", "PNG", "BMP", "WEBP"]  # JPEG's one also opens MPO, camera JPEGs of several pictures
 _LUMA_SAMPLING = {(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)}  # 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1
-_MAX_SIDE = 65535
-"""`.beton` keeps width and height in 16 bits."""
-_MAX_PIXELS = 89_478_485
-"""Pillow's limit against decompression bombs: 256 MiB of RGB pixels, whatever the size of the file."""
 _SHARPNESS_MARGIN = 1.5
 """Images are decoded at a scale that leaves at least this factor to the bicubic filter, which so decides the
 sharpness. Measured against a full decode at 128 pixels: PSNR 119 dB on average, 43 dB with a factor of 1."""
-
-
-class RejectedImage(RejectedSample):
-    """The image can't be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -93,30 +83,16 @@ def store_image(content: bytes | NDArray[np.uint8], steps: Steps, *, histogram: 
         if isinstance(content, np.ndarray):
             image = Image.fromarray(content)
             return _store_decoded(image, _encode(image, "PNG"), "png", pixel_hash(content), steps, histogram)
-        if header := parse_header(content):
+        if header := jpeg_header(content):
             return _store_jpeg(content, header, steps, histogram)
-        image, suffix = _open(content)
+        image, suffix = open_image(content)
         if suffix == "png" and steps.validate != "headers":
             check_png(content)
         return _store_decoded(image, content, suffix, content_hash(content), steps, histogram)
     except RejectedSample as error:
         raise RejectedImage(str(error)) from None
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
-        raise RejectedImage(f"can't be decoded: {_reason(error)}") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels of any image; transparency is dropped, as torchvision's loader does.
-
-    Pillow's own conversion cuts off 16-bit greyscale at 255, so that nearly all of it turns white.
-    """
-    if image.mode.startswith("I"):
-        upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        image = Image.fromarray(upper)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.copy()
-        del image.info["transparency"]  # it changes no colour, but Pillow warns of it once for every file
-    return image if image.mode == "RGB" else image.convert("RGB")
+        raise RejectedImage(f"can't be decoded: {reason(error)}") from None
 
 
 def suits_ffcv(header: JpegHeader) -> bool:
@@ -128,7 +104,6 @@ def suits_ffcv(header: JpegHeader) -> bool:
 
 def _store_jpeg(content: bytes, header: JpegHeader, steps: Steps, histogram: bool) -> StoredImage:
     height, width = header.height, header.width
-    _expect_usual_size(width, height)
     if steps.resize and min(height, width) > steps.resize.short_side:
         return _store_shrunk(content, header, steps.resize, histogram)
     raw = steps.for_ffcv and not suits_ffcv(header)
@@ -196,37 +171,7 @@ def _histogram(image: Image.Image) -> NDArray[np.int64]:
     return np.array(image.histogram(), np.int64).reshape(3, 256)
 
 
-def _open(content: bytes) -> tuple[Image.Image, str]:
-    if not content:
-        raise RejectedImage("the file is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is an error below
-            image = Image.open(io.BytesIO(content), formats=_DECODERS)
-    except UnidentifiedImageError:
-        raise RejectedImage("not a JPEG, PNG, BMP or WebP image") from None
-    except Image.DecompressionBombError as error:
-        raise RejectedImage(f"a decompression bomb or too large: {error}") from None
-    except Exception as error:
-        raise RejectedImage(f"can't be opened: {_reason(error)}") from None
-    _expect_usual_size(*image.size)
-    return image, _SUFFIX[str(image.format)]
-
-
-def _expect_usual_size(width: int, height: int) -> None:
-    if max(width, height) > _MAX_SIDE:
-        raise RejectedImage(f"{width} x {height} pixels are more than {_MAX_SIDE} a side")
-    if width * height > _MAX_PIXELS:
-        raise RejectedImage(f"{width} x {height} pixels are more than the limit of {_MAX_PIXELS:,}")
-
-
 def _encode(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
-
-
-def _reason(error: Exception) -> str:
-    """The message without memory addresses, so that `rejected.jsonl` is the same on every run."""
-    text = str(error).split(" <_io.")[0].strip()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

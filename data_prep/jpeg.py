@@ -7,17 +7,27 @@ entropy-coded data 15 µs; a full decode takes 1,300 µs. Files that are legal b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.errors import RejectedSample
+
 _SOI = b"\xff\xd8"
 EOI = b"\xff\xd9"
+_SCAN_MARK = int.from_bytes(b"\xff\xda", "little")
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+"""But those without a segment, and what stands for 0xFF itself."""
+_EXIF, _EXIF_NAME = 0xE1, b"Exif\0\0"
+_MPF, _MPF_NAME = 0xE2, b"MPF\0"
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
 _PROGRESSIVE, _SCAN, _END = 0xC2, 0xDA, 0xD9
 _TABLES = {0xC4, 0xDB, 0xDD}  # Huffman tables, quantisation tables, restart interval
 _METADATA = {*range(0xE0, 0xF0), 0xFE}
+_MAX_SCANS = 100
+"""Progressive files have about ten. A scan of a few bytes makes the decoder go through the whole image once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,16 @@ class JpegHeader:
     """Where the first scan starts."""
     metadata: tuple[tuple[int, int], ...]
     """Start and end of the application and comment segments."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of 8 x 8 values, over all components."""
+        across, down = (max(factors) for factors in zip(*self.sampling, strict=True))
+        return sum(
+            -(-self.width * one // (8 * across)) * -(-self.height * two // (8 * down))
+            for one, two in self.sampling
+            if across and down
+        )
 
 
 def parse_header(content: bytes) -> JpegHeader | None:
@@ -59,6 +79,29 @@ def parse_header(content: bytes) -> JpegHeader | None:
         elif code not in _TABLES:
             return None
     return None
+
+
+def expect_affordable(content: bytes, header: JpegHeader | None) -> None:
+    """Look for what makes decoding expensive beyond the size of the file and of the image.
+
+    Args:
+        content: a JPEG.
+        header: its header; None for an unusual one.
+
+    Raises:
+        RejectedSample: more than 100 scans, or fewer bytes than its pixels take at least.
+    """
+    if _most_scans(content) > _MAX_SCANS and _has_many_scans(content):
+        raise RejectedSample(f"it has more than the {_MAX_SCANS} scans that a JPEG can have here")
+    if header is None:
+        return
+    # Huffman codes have a bit at least, and each block of each component has one for its mean.
+    least = header.num_blocks // 8
+    if len(content) - header.scan < least:
+        raise RejectedSample(
+            f"damaged JPEG data: {len(content) - header.scan} bytes for {header.width} x {header.height} pixels, "
+            f"which take {least} at least"
+        )
 
 
 def is_complete(content: bytes, header: JpegHeader) -> bool:
@@ -91,6 +134,53 @@ def is_complete(content: bytes, header: JpegHeader) -> bool:
             return False
         position = next_marker(position + 2 + int.from_bytes(content[position + 2 : position + 4]))
     return False
+
+
+def _most_scans(content: bytes) -> int:
+    """How often a scan's mark occurs, metadata included: 15 µs for 107 kB, where `bytes.count` takes 130."""
+    pairs = (np.frombuffer(content, "<u2", (len(content) - start) // 2, start) for start in (0, 1))
+    return sum(int(np.count_nonzero(values == _SCAN_MARK)) for values in pairs)
+
+
+def _has_many_scans(content: bytes) -> bool:
+    scans = 0
+    for code, _, _ in _lenient_segments(content):
+        scans += code == _SCAN
+        if scans > _MAX_SCANS:
+            return True
+    return False
+
+
+def _lenient_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """As `_segments`, but as decoders see them: whatever stands between segments is passed over."""
+    position = 2
+    while marker := _MARKER.search(content, position):
+        start = marker.start()
+        code = content[start + 1]
+        if code == _END:
+            return
+        position = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+        yield code, start, position
+
+
+def for_pillow(content: bytes) -> tuple[bytes, bytes]:
+    """The same JPEG without EXIF data and the table of further pictures, and its EXIF data.
+
+    Pillow parses both when it opens a file: of a segment of 64 kB, whose entries all name all of it, it makes 300 MB,
+    and a warning for each entry that is damaged.
+    """
+    position, parts, exif = 0, [], []
+    for code, start, end in _lenient_segments(content):
+        if code == _SCAN:
+            break
+        body = content[start + 4 : end]
+        is_exif = code == _EXIF and body.startswith(_EXIF_NAME)
+        if is_exif or (code == _MPF and body.startswith(_MPF_NAME)):
+            parts.append(content[position:start])
+            position = end
+        if is_exif:
+            exif.append(body.removeprefix(_EXIF_NAME))
+    return (b"".join([*parts, content[position:]]) if parts else content), b"".join(exif)
 
 
 def without_metadata(content: bytes, header: JpegHeader) -> bytes:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.errors import RejectedSample
-from data_prep.jpeg import EOI, JpegHeader, without_metadata
+from data_prep.jpeg import EOI, JpegHeader, for_pillow, without_metadata
 
 _PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _METADATA_WARNINGS = ("unknown JFIF revision", "Unknown Adobe color", "bad ICC marker")
@@ -44,7 +44,7 @@ def check_jpeg(content: bytes, header: JpegHeader) -> None:
         return
     if not _harmless(content, header, problem):
         raise RejectedSample(f"damaged JPEG data: {problem}")
-    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+    with Image.open(io.BytesIO(for_pillow(content)[0]), formats=["JPEG"]) as image:
         image.load()
 
 
@@ -73,7 +73,7 @@ def decode_jpeg(
             )
         except ValueError:
             check_jpeg(content, header)
-    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+    with Image.open(io.BytesIO(for_pillow(content)[0]), formats=["JPEG"]) as image:
         return np.array(image.convert("RGB"))
 
 

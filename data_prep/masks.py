@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.errors import RejectedSample
-from data_prep.png import check_png
+from data_prep.image_file import expect_usual_size
+from data_prep.png import SIGNATURE, check_png, expect_affordable_png
 
 _SHOWN = 5
 _MODES = ("L", "P")
@@ -70,8 +71,10 @@ def resize_mask(content: bytes, width: int, height: int) -> bytes:
 
 def _open(content: bytes) -> Image.Image:
     try:
+        if content.startswith(SIGNATURE):
+            expect_usual_size(*expect_affordable_png(content))
+            check_png(content)
         image = Image.open(io.BytesIO(content), formats=["PNG"])
-        check_png(content)
         image.load()
     except RejectedSample as error:
         raise RejectedSample(f"the mask: {error}") from None

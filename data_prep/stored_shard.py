@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from data_prep.digest import annotated_hash, content_hash, payload_checksum, pixel_hash
 from data_prep.errors import DataPrepError
 from data_prep.files import sha256_file
+from data_prep.image_file import open_image
 from data_prep.images import Steps, store_image
 from data_prep.index import ENCODED, IndexRow, ShardIndex, read_index
 from data_prep.manifest import ShardInfo, Task
@@ -116,9 +115,7 @@ def guess_source_hashes(rows: list[IndexRow], path: Path, *, pixels: bool) -> li
     with path.open("rb") as file:
         for row in rows:
             content = os.pread(file.fileno(), row.length, row.offset)
-            found = (
-                pixel_hash(np.asarray(Image.open(io.BytesIO(content)))) if pixels else content_hash(content)
-            )
+            found = pixel_hash(np.asarray(open_image(content)[0])) if pixels else content_hash(content)
             if row.annotation_length:
                 annotation = os.pread(file.fileno(), row.annotation_length, row.annotation_offset)
                 found = annotated_hash(found, annotation)

@@ -31,6 +31,7 @@ def outcomes(
     *,
     memory: int = 3 << 29,
     seconds: int = 60,
+    quiet: bool = False,
 ) -> dict[str, str]:
     """What became of each file: the refusal's message, or "accepted".
 
@@ -44,6 +45,7 @@ def outcomes(
         refusal: the error that is the right answer.
         memory: address space, in bytes, of the process with its libraries.
         seconds: for all files.
+        quiet: the reading may print nothing.
     """
 
     def limited() -> None:
@@ -61,4 +63,5 @@ def outcomes(
     )
     found = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     assert done.returncode == 0, f"after {list(found)}: exit {done.returncode}\n{done.stderr[-3000:]}"
+    assert not (quiet and done.stderr), done.stderr[:1000]
     return found

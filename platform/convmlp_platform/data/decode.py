@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+
+from data_prep.image_file import expect_usual_size, open_image
+from data_prep.jpeg import expect_affordable
 
 Pixels = NDArray[np.uint8]
 
@@ -20,7 +20,7 @@ def decode(content: bytes | memoryview, smallest: tuple[int, int] | None = None)
     """An image file's RGB pixels, shape (height, width, 3).
 
     Args:
-        content: JPEG, PNG or whatever Pillow reads.
+        content: a JPEG, PNG, BMP or WebP file.
         smallest: None decodes exactly as Pillow does (bit-identical on 400 ImageNet files). A (height, width)
             allows what training doesn't notice: libjpeg-turbo's fast transforms, and a JPEG at 1/2, 3/8, 1/4 or
             1/8 of its size that is not below this one. Scales between 1/2 and 1 have no vectorised
@@ -29,16 +29,20 @@ def decode(content: bytes | memoryview, smallest: tuple[int, int] | None = None)
     Raises:
         OSError, ValueError: it can't be decoded.
     """
-    if content[:2] == _JPEG_START:
+    content = bytes(content)
+    if content.startswith(_JPEG_START):
+        expect_affordable(content, None)
         try:
             return _decode_jpeg(content, smallest)
         except ValueError:
             pass  # cut short, or of a kind that libjpeg-turbo doesn't turn into RGB: Pillow decides
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    return np.asarray(open_image(content)[0].convert("RGB"))
 
 
-def _decode_jpeg(content: bytes | memoryview, smallest: tuple[int, int] | None) -> Pixels:
-    if simplejpeg.decode_jpeg_header(content)[2] not in _COLORSPACES:
+def _decode_jpeg(content: bytes, smallest: tuple[int, int] | None) -> Pixels:
+    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+    expect_usual_size(width, height)
+    if colorspace not in _COLORSPACES:
         raise ValueError("not RGB")
     if smallest is None:
         return simplejpeg.decode_jpeg(content)

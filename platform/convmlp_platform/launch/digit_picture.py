@@ -28,7 +28,9 @@ def save_held_out_digit(dataset: Path, target: Path, split: str = "val") -> str:
 
 def ascii_art(path: Path, columns: int = 16, rows: int = 8) -> str:
     """The image as `rows` lines of `columns` shades; characters are twice as high as wide."""
-    gray = Image.open(path).convert("L").resize((columns, rows), Image.Resampling.BOX)
+    gray = (
+        Image.open(path, formats=["PNG", "JPEG"]).convert("L").resize((columns, rows), Image.Resampling.BOX)
+    )
     levels = np.asarray(gray, dtype=np.int64) * (len(_SHADES) - 1) // 255  # [rows, columns]
     return "\n".join("    " + "".join(_SHADES[level] for level in row) for row in levels)
 

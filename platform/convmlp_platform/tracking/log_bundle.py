@@ -15,7 +15,10 @@ from convmlp_platform.tracking.task_spec import TaskSpec
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-_PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pillow", "pydantic", "pandas", "numpy", "mlflow")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "safetensors", "pillow", "simplejpeg", "pydantic", "pandas", "numpy"),
+    "mlflow",
+)
 _DENSE_PACKAGES = ("pycocotools", "torchmetrics")
 
 
@@ -31,15 +34,16 @@ def log_bundle(
     import pandas as pd
 
     import convmlp
+    import convmlp_platform
+    import data_prep
 
-    task = read_spec(bundle).task
-    platform_package = Path(__file__).resolve().parents[1]
+    task, packages = read_spec(bundle).task, (convmlp, data_prep, convmlp_platform)
     with fluent_at(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"bundle": str(bundle.absolute())},
-            code_paths=[str(Path(convmlp.__file__).resolve().parent), str(platform_package)],
+            code_paths=[str(Path(str(package.__file__)).resolve().parent) for package in packages],
             signature=_signature(task),
             input_example=pd.DataFrame({"image": [example_image]}),
             pip_requirements=_requirements(task),

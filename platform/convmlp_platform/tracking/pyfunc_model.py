@@ -1,6 +1,6 @@
 """The registered model as MLflow sees it: a script it copies and runs ("models from code", no pickle).
 
-It and the packages `convmlp` and `convmlp_platform` travel with the model, so a version is loaded by the
+It and the packages `convmlp`, `data_prep` and `convmlp_platform` travel with the model, so a version is loaded by the
 code that made it. Input: a column `image` of encoded image files, as bytes or base64 text. Output: the columns of
 the model's task (`table.COLUMNS`).
 """
