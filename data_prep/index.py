@@ -162,7 +162,7 @@ def read_index(path: str | Path, *, full: bool = False) -> ShardIndex:
             f"no sample index at {path}: the dataset is incomplete; run its data-prep job again"
         ) from None
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataPrepError(f"{path} is not an intact sample index ({error})") from None
+        raise DataPrepError(f"{path} is not an intact sample index ({error})") from error
     return _view(path, batch)
 
 

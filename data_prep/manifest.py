@@ -128,7 +128,7 @@ def load_manifest(path: str | Path) -> DatasetManifest:
             "which goes on where it was interrupted"
         ) from None
     except OSError as error:
-        raise DataPrepError(f"can't read the dataset manifest {file}: {error.strerror}") from None
+        raise DataPrepError(f"can't read the dataset manifest {file}: {error.strerror}") from error
     return parse_manifest(content, file)
 
 

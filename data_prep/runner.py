@@ -66,7 +66,8 @@ def _result(reference: Any) -> Any:
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, DataPrepError):
-            raise DataPrepError(str(error.cause)) from None
+            lost = error.cause
+            raise DataPrepError(str(lost), cause=lost.cause, details=lost.details) from None
         raise
     except RayError as error:
         raise DataPrepError(f"Ray lost a data-prep task for good: {error}") from None

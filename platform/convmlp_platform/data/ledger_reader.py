@@ -103,7 +103,7 @@ def read_file(path: Path) -> LedgerFile:
         size = path.stat().st_size - len(line)
         layout = header.frame
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"ledger {path} can't be read: {error}") from None
+        raise DataError(f"ledger {path} can't be read: {error}") from error
     count = size // layout.itemsize
     frames = np.memmap(path, layout, "r", len(line), (count,)) if count else np.empty(0, layout)
     whole = _whole(frames, header.seed)

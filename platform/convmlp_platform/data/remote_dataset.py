@@ -24,7 +24,7 @@ def load_remote_manifest(url: str, patience: Patience | None = None) -> DatasetM
             raise DataError(
                 f"data.path: no dataset manifest at {shown(place)}: prepare the dataset in a folder and copy it "
                 f"there (`convmlp data copy FOLDER {shown(url)}`); a copy that did not finish goes on when run again"
-            ) from None
+            ) from error
         raise data_error(error, "data.path: ") from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.load import parse_job
-from convmlp_platform.errors import ConfigError, LaunchError, PlatformError
+from convmlp_platform.errors import ConfigError, ErrorRecord, LaunchError, PlatformError, recorded
 from convmlp_platform.evaluation.preflight import preflight_evaluation
 from convmlp_platform.evaluation.record import record
 from convmlp_platform.evaluation.result import EvaluationResult
@@ -74,7 +74,7 @@ def _on_ray(job: EvaluateJob) -> EvaluationResult:
             reason = str(error).strip().splitlines()[-1]
             raise LaunchError(f"{job.name}: the worker ended without a result: {reason}") from error
     if "problem" in outcome:
-        raise PlatformError(outcome["problem"])
+        raise ErrorRecord.from_json(outcome["problem"]).error()
     return EvaluationResult.model_validate(outcome["result"])
 
 
@@ -86,4 +86,4 @@ def _in_worker(values: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": _here(job).model_dump(mode="json")}
     except PlatformError as error:
-        return {"problem": str(error)}
+        return {"problem": recorded(error).to_json()}

@@ -60,7 +60,7 @@ class Rollbacks:
         try:
             write_atomically(path, json.dumps(asdict(self)).encode())
         except OSError as error:
-            raise CheckpointError(f"can't write {path}, which counts rollbacks: {error.strerror}") from None
+            raise CheckpointError(f"can't write {path}, which counts rollbacks: {error.strerror}") from error
 
     @staticmethod
     def read(path: Path) -> Rollbacks:
@@ -76,7 +76,7 @@ class Rollbacks:
         except (OSError, DamagedJson) as error:
             raise CheckpointError(
                 f"{path} can't be read: {error}; remove it to count rollbacks anew"
-            ) from None
+            ) from error
 
 
 @dataclass

@@ -60,7 +60,7 @@ def read_record(run: Path) -> InitRecord | None:
     except (OSError, DamagedJson) as error:
         raise CheckpointError(
             f"{file} can't be read: {error}; restore it, or remove {run} to start anew"
-        ) from None
+        ) from error
 
 
 def write_copy(
@@ -100,7 +100,7 @@ def write_copy(
             record = found
         sync_folder(run)
     except OSError as error:
-        raise CheckpointError(f"checkpoint.path: can't write to {run}: {error.strerror}") from None
+        raise CheckpointError(f"checkpoint.path: can't write to {run}: {error.strerror}") from error
     finally:
         for left in run.glob(f"{_STAGING}*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -129,7 +129,7 @@ def check_copy(run: Path, record: InitRecord) -> Path:
     except OSError as error:
         raise ConfigError(
             f"{file}: the weights that the run starts from can't be read: {error.strerror}"
-        ) from None
+        ) from error
     if not whole:
         raise ConfigError(
             f"{file}: the weights that the run starts from are not what was written there: remove {run} to start "

@@ -241,7 +241,7 @@ def _fitted(
             else ""
         )
         told = error.brief if isinstance(error, Misfit) else error
-        raise ConfigError(f"{INIT_FROM}: {told}{was}") from None
+        raise ConfigError(f"{INIT_FROM}: {told}{was}") from error
 
 
 def _told(report: WeightsReport) -> str:

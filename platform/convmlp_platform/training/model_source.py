@@ -349,9 +349,9 @@ def _explained(text: str, work: Callable[[], T]) -> T:
         return work()
     except (ConfigError, CheckpointError, TrackingError, DataPrepError) as error:
         told = str(error).removeprefix(f"{text}: ")
-        raise ConfigError(f"{shown(text)}: {told}") from None
+        raise ConfigError(f"{shown(text)}: {told}") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (
             (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         )
-        raise ConfigError(f"{shown(text)}: can't be read: {reason}") from None
+        raise ConfigError(f"{shown(text)}: can't be read: {reason}") from error

@@ -155,7 +155,7 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
             path / _JOB, json.dumps(_without_secrets(job.model_dump(mode="json")), indent=2).encode()
         )
     except OSError as error:
-        raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from None
+        raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from error
     return RunFolder(path, identity_of(fields))
 
 
@@ -175,7 +175,7 @@ def stored_job(run: Path) -> dict[str, Any]:
     except (OSError, DamagedJson) as error:
         raise ConfigError(
             f"{run / _JOB} can't be read: {error}; starting the run again writes it anew"
-        ) from None
+        ) from error
 
 
 def last_job(run: Path) -> dict[str, Any]:
@@ -220,4 +220,4 @@ def stored_identity(run: Path) -> dict[str, Any] | None:
     except (OSError, DamagedJson) as error:
         raise CheckpointError(
             f"{run / IDENTITY_NAME} can't be read: {error}; remove the run's folder to start anew"
-        ) from None
+        ) from error

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 from prepared import digits
-from ray_run import RayRun
+from ray_run import ray_run
 from ray_site import REPOSITORY, Site, clean_environment
 
 from convmlp_platform.cli import main
@@ -116,15 +116,13 @@ def test_a_job_whose_raylet_is_killed_ends_with_one_message(tmp_path: Path) -> N
         "training.epochs=400",
         "checkpoint.every_steps=20",
     )
-    run = RayRun(site, "orphan", *settings)
-    try:
+    with ray_run(site, "orphan", *settings) as run:
         run.wait(lambda: run.events("attempt_running"))
         family = psutil.Process(run.process.pid).children(recursive=True)
         (raylet,) = (process for process in family if process.name() == "raylet")
         raylet.kill()
-        assert run.process.wait(120) == 2, run.output
-    finally:
-        run.process.kill()
-        run.process.wait()
+        began = time.monotonic()
+        assert run.end() == 2, run.output
+        assert time.monotonic() - began < 120
     assert "error: orphan: the Ray that was started for this job has died" in run.output
     assert "Traceback" not in run.output
