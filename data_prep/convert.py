@@ -67,7 +67,8 @@ def prepare(
     """
     given, config = config, _with_absolute_paths(config)
     output = config.output.path
-    if (output / MANIFEST_NAME).exists():
+    finished = (output / MANIFEST_NAME).exists()
+    if finished:
         differs = difference(output, given, lambda: _list_and_plan(config, progress))
         if not differs:
             end_work(output)
@@ -82,10 +83,14 @@ def prepare(
         progress(f"replacing the dataset at {output}: {differs}")
     plan = _list_and_plan(config, progress)
     with exclusive_folder(output):
+        another_was_faster = not finished and (output / MANIFEST_NAME).exists()
         try:
-            manifest = _run(plan, given, config, map_shards, progress)
+            if not another_was_faster:
+                manifest = _run(plan, given, config, map_shards, progress)
         except OSError as error:
             raise DataPrepError(f"output.path: can't write into {output}: {error}") from None
+    if another_was_faster:  # and its dataset is asked for first, before it may be replaced
+        return prepare(config, map_shards=map_shards, progress=progress)
     progress(f"{output}: {describe(manifest)}")
     return manifest
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from data_prep import locks
 from data_prep.errors import DataPrepError
 from data_prep.files import remove_temporaries, sync_folder, write_atomically
 from data_prep.manifest import MANIFEST_NAME
@@ -32,21 +31,20 @@ def exclusive_folder(path: Path) -> Iterator[None]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise DataPrepError(f"output.path: can't make the folder {path}: {error.strerror}") from None
-    try:
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise DataPrepError(f"output.path: no permission to write into {path}")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise DataPrepError(f"output.path: no permission to write into {path}")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locks.holding(path / locks.OF_FOLDER))
+        except locks.Held as held:
+            raise DataPrepError(
+                f"output.path: another data-prep job is writing {path}: {held}; wait for its end, or stop it"
+            ) from None
         except OSError as error:
-            # Network file systems that don't lock folders answer EBADF or ENOLCK: go on without.
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataPrepError(f"output.path: another data-prep job is writing {path}") from None
+            raise DataPrepError(f"output.path: can't write into {path}: {error.strerror}") from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def begin_work(path: Path, plan: str) -> bool:

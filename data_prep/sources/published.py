@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -10,11 +9,12 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
+from data_prep import locks
 from data_prep.errors import DataPrepError
 from data_prep.files import sync_folder
 from data_prep.sources.tar_stream import open_tar
@@ -137,15 +137,18 @@ def _unpack(archive: Path, target: Path, wanted: Callable[[str], str | None]) ->
 @contextmanager
 def _workspace(folder: Path, task: str) -> Iterator[Path]:
     """A temporary folder inside `folder`, which one job at a time may have; a killed one's is swept."""
-    descriptor = -1
-    try:
+    with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            _lock(descriptor, folder)
+            stack.enter_context(locks.holding(folder / locks.OF_FOLDER))
             for stale in folder.glob(f"{_TEMP_PREFIX}*"):
                 shutil.rmtree(stale, ignore_errors=True)
             temporary = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=folder))
+        except locks.Held as held:
+            raise DataPrepError(
+                f"source.path: another job is downloading or unpacking in {folder}: {held}; start this one when it is "
+                "done"
+            ) from None
         except OSError as error:
             raise DataPrepError(
                 f"source.path: can't {task} in {folder}: {error.strerror}; do it by hand in a folder of yours, and "
@@ -155,20 +158,6 @@ def _workspace(folder: Path, task: str) -> Iterator[Path]:
             yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataPrepError(
-            f"source.path: another job is downloading or unpacking in {folder}: start this one when it is done"
-        ) from None
-    except OSError:
-        pass  # network file systems that don't lock folders answer EBADF or ENOLCK: go on without
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, smooth_image, snapshot
 from pydantic import ValidationError
 
+from data_prep import convert
 from data_prep.config import OutputConfig, PrepareConfig, ResizeConfig
 from data_prep.convert import prepare
 from data_prep.digest import content_hash, payload_checksum
@@ -271,8 +274,25 @@ def test_two_jobs_cant_write_one_folder(source: Path, tmp_path: Path) -> None:
         if "shards" in line:
             prepare(config, progress=lambda line: None)
 
-    with pytest.raises(DataPrepError, match="another data-prep job"):
+    with pytest.raises(DataPrepError, match=rf"another data-prep job .*: process {os.getpid()} on "):
         prepare(config, progress=second_job)
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_a_dataset_finished_while_a_job_was_planning_is_not_replaced(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = convert._list_and_plan
+
+    def slow_plan(*arguments: Any) -> Any:
+        monkeypatch.setattr(convert, "_list_and_plan", plan)
+        prepare_folder(source, tmp_path / "out", samples_per_shard=2, max_rejected=0.1)
+        return plan(*arguments)
+
+    monkeypatch.setattr(convert, "_list_and_plan", slow_plan)
+    with pytest.raises(DataPrepError, match="holds a finished dataset that is not what this job makes"):
+        prepare_folder(source, tmp_path / "out", samples_per_shard=3, max_rejected=0.1)
+    assert verify(tmp_path / "out").ok
 
 
 @pytest.mark.parametrize(

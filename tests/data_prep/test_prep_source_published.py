@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import os
@@ -36,6 +35,7 @@ from torchvision import datasets
 from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
+from data_prep.locks import OF_FOLDER, holding
 from data_prep.source_config import Cifar10Source, Cifar100Source, Flowers102Source, Stl10Source
 from data_prep.sources import Listing, open_source
 from data_prep.sources.mat_file import read_mat
@@ -313,11 +313,9 @@ def test_flowers102_downloads_what_is_missing(
 
 def test_two_jobs_do_not_unpack_into_one_folder(tmp_path: Path) -> None:
     write_files(tmp_path, {"stl10_binary.tar.gz": archive("stl10_binary", stl10_files(1, 1)[0])})
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(DataPrepError, match="another job is downloading or unpacking"):
+    said = f"another job is downloading or unpacking in .*: process {os.getpid()} on "
+    with holding(tmp_path / OF_FOLDER), pytest.raises(DataPrepError, match=said):
         listing(Stl10Source(path=tmp_path, check_md5=False))
-    os.close(descriptor)
     assert len(listing(Stl10Source(path=tmp_path, check_md5=False)).splits["train"]) == 1
 
 

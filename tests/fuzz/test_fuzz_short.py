@@ -11,7 +11,7 @@ import pytest
 from mutations import mutate
 
 FILES = 300
-LATER = ("job file (YAML)", "weights (.pth, .npz)")
+LATER = ("job file (YAML)", "checkpoint: manifest", "checkpoint: state.json", "weights (.pth, .npz)")
 """Their readers still have faults, which are being mended."""
 
 

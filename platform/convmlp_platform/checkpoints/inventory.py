@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.errors import CheckpointError
 from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
-from data_prep.json_files import Count
 
 FOLDER = "checkpoints"
 
@@ -31,15 +31,6 @@ class CheckpointRow:
     epoch: float | None = None
     metrics: dict[str, float] | None = None
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What is shown of a checkpoint's state.json."""
-
-    samples_seen: Count | None = None
-    epoch: float | None = None
-    metrics: dict[str, float] | None = None
 
 
 def list_checkpoints(location: str | Path) -> list[CheckpointRow]:
@@ -135,15 +126,15 @@ def _row(checkpointer: Checkpointer, step: int) -> CheckpointRow:
     location = checkpointer.store.location(step)
     try:
         files = checkpointer.files(step)
-        facts = checkpointer.facts(step, _Facts)
-    except CheckpointError as error:
+        facts = json.loads(checkpointer.store.read(step, layout.STATE))
+    except (CheckpointError, OSError, ValueError, DataPrepError) as error:
         return CheckpointRow(step, location, problem=str(error))
     return CheckpointRow(
         step,
         location,
         sum(record.bytes for record in files.values()),
         len(files),
-        facts.samples_seen,
-        facts.epoch,
-        facts.metrics,
+        facts.get("samples_seen"),
+        facts.get("epoch"),
+        facts.get("metrics"),
     )

@@ -2,7 +2,8 @@
 
 A piece is fetched by one process while the others wait: whoever holds `flock` on `NAME.part` fetches into it and
 renames it to `NAME`. The kernel drops the lock of a killed process, and the next one starts that file anew, so
-there is nothing to clean up and no age at which a lock counts as stale.
+there is nothing to clean up and no age at which a lock counts as stale. A file system without `flock` gets locks in
+the folder `locks` instead (`data_prep.locks`), which is slower.
 
 Nothing is synced to disk. A piece that lost its bytes in a power cut has another size or fails its samples'
 checksums, is then forgotten (`discard`) and fetched again.
@@ -11,7 +12,6 @@ checksums, is then forgotten (`discard`) and fetched again.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -21,13 +21,14 @@ from pathlib import Path
 
 from convmlp_platform.errors import StorageUnreachable
 from data_prep.errors import os_cause
+from data_prep.locks import Held, flocked
 
 Fetch = Callable[[], bytes]
 KEPT_PREFIX = "index-"
 """Names that are evicted last: small pieces that every process needs."""
 
 _PART = ".part"
-_USAGE = "usage"
+_USAGE, _LOCKS = "usage", "locks"
 # How far an eviction goes below the limit, so that the folder is listed once in many fetches.
 _EVICT_TO = 0.9
 
@@ -62,7 +63,7 @@ class BlockCache:
     pieces go first (the time is kept as the file's mtime, because many mounts don't keep access times).
 
     Raises:
-        StorageUnreachable: the folder can't be made or written, has no room, or is on a file system without `flock`.
+        StorageUnreachable: the folder can't be made or written, or has no room.
     """
 
     def __init__(self, options: CacheOptions) -> None:
@@ -121,11 +122,9 @@ class BlockCache:
         path = self.folder / (name + _PART)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield descriptor if _is_named(path, descriptor) else None
+            with flocked(descriptor, self.folder / _LOCKS / path.name):
+                yield descriptor if _is_named(path, descriptor) else None
         finally:
-            # Not left to close(): a child forked meanwhile would hold the lock with its copy of the descriptor.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _fill(self, name: str, size: int | None, part: int, fetch: Fetch) -> CachedPiece | None:
@@ -171,10 +170,9 @@ class BlockCache:
         """The count's file, locked."""
         descriptor = os.open(self.folder / _USAGE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield descriptor
+            with flocked(descriptor, self.folder / _LOCKS / _USAGE):
+                yield descriptor
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _evict(self, size: int, make_room: bool) -> int:
@@ -185,7 +183,9 @@ class BlockCache:
                 status = entry.stat()
             except FileNotFoundError:
                 continue
-            if entry.name == _USAGE or (entry.name.endswith(_PART) and _remove_if_stale(Path(entry.path))):
+            if entry.name in (_USAGE, _LOCKS):
+                continue
+            if entry.name.endswith(_PART) and self._remove_if_stale(Path(entry.path)):
                 continue
             used += status.st_size
             if not entry.name.endswith(_PART):
@@ -201,6 +201,22 @@ class BlockCache:
             used -= bytes_
         return used
 
+    def _remove_if_stale(self, path: Path) -> bool:
+        """Remove the `.part` of a process that was killed; False for one that is being written, which is locked."""
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return True
+        try:
+            with flocked(descriptor, self.folder / _LOCKS / path.name, wait=False):
+                if _is_named(path, descriptor):
+                    path.unlink()
+                return True
+        except (BlockingIOError, Held):
+            return False
+        finally:
+            os.close(descriptor)
+
     def _touch(self, path: Path) -> None:
         """Mark as used now; a folder that may only be read is served as it is."""
         try:
@@ -214,10 +230,6 @@ class BlockCache:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StorageUnreachable(
                 f"{where}: the disk is full: lower data.cache_bytes (={self.limit}) below what is free there"
-            )
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
-            return StorageUnreachable(
-                f"{where}: its file system has no file locks: choose a folder on a local disk", cause="job"
             )
         return StorageUnreachable(f"{where} can't be used: {error.strerror or error}", cause=os_cause(error))
 
@@ -233,21 +245,3 @@ def _is_named(path: Path, descriptor: int) -> bool:
         return path.stat().st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:
         return False
-
-
-def _remove_if_stale(path: Path) -> bool:
-    """Remove the `.part` of a process that was killed; False for one that is being written, which is locked."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_named(path, descriptor):
-            path.unlink()
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)

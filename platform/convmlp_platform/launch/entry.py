@@ -19,6 +19,8 @@ from data_prep.manifest import MANIFEST_NAME, DatasetManifest
 if TYPE_CHECKING:
     from convmlp_platform.launch.capacity import Node
 
+_TAKEN_OVER = "another driver"
+
 
 def launch(job: PrepareJob | TrainJob | EvaluateJob | SweepJob, *, use_ray: bool) -> int:
     """Run `job` to its end and print what came of it; returns the exit code (0, or 128 + the signal that
@@ -114,16 +116,35 @@ def _train_on_ray(job: TrainJob) -> int:
 
 def _train_here(job: TrainJob) -> int:
     import signal
+    from contextlib import ExitStack
 
+    from convmlp_platform.distributed import joined_world, on_main
+    from convmlp_platform.launch.lease import lease, refuse_if_held
     from convmlp_platform.launch.summary import summary_of
     from convmlp_platform.training.interruption import StopRequest
     from convmlp_platform.training.run import run
+    from convmlp_platform.training.run_folder import run_path
 
-    _preflight(job)
-    stop = StopRequest()
-    with stop.listening(signal.SIGTERM, signal.SIGINT):
-        result = run(job, stop=stop)
     is_main = os.environ.get("RANK", "0") == "0"
+    if (
+        os.environ.get("WORLD_SIZE", "1") == "1"
+    ):  # several ranks are refused together, or they wait for each other
+        refuse_if_held(run_path(job))
+    _preflight(job)
+    stop, held = StopRequest(), ExitStack()
+
+    def take_lease() -> None:
+        held.enter_context(lease(run_path(job), on_lost=lambda: stop.ask(_TAKEN_OVER)))
+
+    with (
+        stop.listening(signal.SIGTERM, signal.SIGINT),
+        joined_world(job.launch.use_gpu is not False) as world,
+        held,
+    ):
+        on_main(world, take_lease)  # refused, all ranks end at once
+        result = run(job, stop=stop)
+    if result.stopped == _TAKEN_OVER:
+        raise LaunchError(f"another driver has taken over run {job.name!r}; this one has stopped")
     if result.stopped is not None:
         if is_main:
             messages.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from convmlp_platform.config.evaluate import EvaluateJob
@@ -12,6 +13,7 @@ from convmlp_platform.evaluation.record import record
 from convmlp_platform.evaluation.result import EvaluationResult
 from convmlp_platform.evaluation.table import console_lines
 from convmlp_platform.launch import messages
+from convmlp_platform.launch.lease import result_lease
 from data_prep.console import adapt_streams
 
 
@@ -24,11 +26,12 @@ def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
     problems = preflight_evaluation(job).problems
     if problems:
         raise ConfigError("\n".join(problems))
-    result = _on_ray(job) if use_ray else _here(job)
-    for line in console_lines(result):
-        messages.say(line)
-    messages.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
-    record(job, result, messages.say)
+    with result_lease(Path(job.output.path) / job.name):
+        result = _on_ray(job) if use_ray else _here(job)
+        for line in console_lines(result):
+            messages.say(line)
+        messages.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
+        record(job, result, messages.say)
     return 0
 
 

@@ -12,7 +12,8 @@ from convmlp_platform.config.load import flatten
 from convmlp_platform.config.schema import PrepareJob
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.tracking.preparation import Preparation, PreparationTracker
-from data_prep.folder import REJECTED_NAME
+from data_prep.errors import DataPrepError
+from data_prep.folder import REJECTED_NAME, exclusive_folder
 from data_prep.manifest import DatasetManifest
 from data_prep.object_report import ODD_OBJECTS_NAME
 
@@ -40,12 +41,13 @@ def record(
         if run_id := tracker.logged_run():
             say(f"  tracking  MLflow has it already: run {run_id}")
             return
-        if not tracker.is_recorded:
-            _draw(folder, manifest, say)
-            tracker.record(preparation)
-        run_id = tracker.send()
+        with exclusive_folder(folder):
+            if not tracker.is_recorded:
+                _draw(folder, manifest, say)
+                tracker.record(preparation)
+            run_id = tracker.send()
         say(f"  tracking  MLflow run {run_id} in experiment {job.tracking.experiment}")
-    except PlatformError as error:
+    except (PlatformError, DataPrepError) as error:
         say(f"  tracking  {error}")
 
 

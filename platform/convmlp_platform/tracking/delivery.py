@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from convmlp_platform.tracking.journal import (
     Artifact,
+    Chunk,
     Dataset,
     Metrics,
     Params,
@@ -26,6 +27,7 @@ from convmlp_platform.tracking.journal import (
     Tags,
     VersionTags,
 )
+from convmlp_platform.tracking.server import error_text
 from convmlp_platform.tracking.state import Target
 from convmlp_platform.tracking.store import ensure_experiment
 
@@ -44,6 +46,31 @@ _FORBIDDEN = re.compile(r"[^\w\-. :/]")
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
 
 Item = TypeVar("Item")
+
+
+def in_batches(chunk: Chunk) -> Iterator[tuple[list[Record], int]]:
+    """The records of a chunk in groups of few requests each, and the offset behind each group.
+
+    Only metrics and tags are gathered: all else has its own place in the order of things.
+    """
+    group: list[Record] = []
+    end = metrics = tags = 0
+    for record, behind in zip(chunk.records, chunk.ends, strict=True):
+        more_metrics = len(record.values) if isinstance(record, Metrics) else 0
+        more_tags = len(record.values) if isinstance(record, Tags) else 0
+        alone = not isinstance(record, (Metrics, Tags, Artifact))
+        if group and (
+            alone or metrics + more_metrics > _METRICS_A_BATCH or tags + more_tags > _OTHERS_A_BATCH
+        ):
+            yield group, end
+            group, metrics, tags = [], 0, 0
+        group.append(record)
+        end, metrics, tags = behind, metrics + more_metrics, tags + more_tags
+        if alone:
+            yield group, end
+            group = []
+    if group or end != chunk.end:
+        yield group, chunk.end
 
 
 class RunLost(Exception):
@@ -85,13 +112,14 @@ def run_exists(client: MlflowClient, run_id: str) -> bool:
 class Delivery:
     """Sends records to run `run_id`. `dropped` counts what the server refused for good."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, uri: str) -> None:
         self.client = client
         self.run_id = run_id
+        self.uri = uri
         self.dropped = 0
 
     def send_values(self, records: Sequence[Record]) -> None:
-        """Send all but the artifacts.
+        """Send all but artifacts and the run's end, which `send_end` sends.
 
         Raises:
             RunLost: start again with another run.
@@ -105,11 +133,18 @@ class Delivery:
         for record in records:
             if isinstance(record, Dataset):
                 self._guarded(partial(self._send_dataset, record), f"dataset {record.name}")
-            elif isinstance(record, Status):
-                self._guarded(partial(self._send_status, record), f"status {record.status}")
+            elif isinstance(record, Status) and not record.is_end:
+                self._guarded(
+                    partial(self.client.update_run, self.run_id, status="RUNNING"), "status RUNNING"
+                )
             elif isinstance(record, VersionTags):
                 what = f"tags of models:/{record.model}/{record.version}"
                 self._guarded(partial(self._send_version_tags, record), what)
+
+    def send_end(self, record: Status) -> None:
+        """Say how and when the run ended. Raises as `send_values` does."""
+        end = partial(self.client.set_terminated, self.run_id, record.status, end_time=record.time)
+        self._guarded(end, f"status {record.status}")
 
     def send_artifact(self, artifact: Artifact) -> None:
         """Upload one file or folder; one that is gone is dropped.
@@ -166,12 +201,6 @@ class Delivery:
         tags = [InputTag("mlflow.data.context", record.context), InputTag("digest", record.digest)]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
-    def _send_status(self, record: Status) -> None:
-        if record.status == "RUNNING":
-            self.client.update_run(self.run_id, status="RUNNING")
-        else:
-            self.client.set_terminated(self.run_id, record.status, end_time=record.time)
-
     def _send_version_tags(self, record: VersionTags) -> None:
         for key, value in (record.values | {record.run_tag: self.run_id}).items():
             self.client.set_model_version_tag(record.model, record.version, _valid_key(key), value)
@@ -192,7 +221,7 @@ class Delivery:
             send()
         except Exception as error:
             self._raise_unless_refused(error)
-            self._drop(what, str(error))
+            self._drop(what, error_text(error, self.uri))
 
     def _raise_unless_refused(self, error: Exception) -> None:
         if getattr(error, "error_code", None) not in _REFUSED:

@@ -13,6 +13,7 @@ from convmlp_platform.config.sections import TrackingTarget
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.feeder import Feeder
 from convmlp_platform.tracking.journal import Record
+from convmlp_platform.tracking.server import silence
 from convmlp_platform.tracking.state import (
     Target,
     journal_path,
@@ -22,7 +23,7 @@ from convmlp_platform.tracking.state import (
     tracking_folder,
     without_secrets,
 )
-from convmlp_platform.tracking.uri import silence, tracking_uri
+from convmlp_platform.tracking.uri import tracking_uri
 from data_prep.files import write_atomically
 
 SEND_SECONDS = 60.0
@@ -112,5 +113,5 @@ def sent_to(folder: Path) -> str | None:
     except (TrackingError, OSError):
         return None
     state = load_feed(folder)
-    sent = state.address == target.address and min(state.values, state.artifacts) >= size
+    sent = state.address == target.address and state.has_all(size)
     return state.run_id if sent else None

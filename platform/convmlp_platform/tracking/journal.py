@@ -82,6 +82,11 @@ class Status(_Record):
     kind: Literal["status"] = "status"
     status: RunStatus
 
+    @property
+    def is_end(self) -> bool:
+        """Whether the run ends with it, for now."""
+        return self.status != "RUNNING"
+
 
 class VersionTags(_Record):
     """Tags of a version of a registered model that this run says something about; `run_tag` gets the run's id."""

@@ -8,8 +8,7 @@ the same result twice is noticed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.bundle import WEIGHTS_NAME, read_spec
 from convmlp_platform.tracking.delivery import run_exists
 from convmlp_platform.tracking.log_bundle import log_bundle
-from convmlp_platform.tracking.state import without_secrets
+from convmlp_platform.tracking.server import mlflow_errors
 from convmlp_platform.tracking.store import ensure_experiment, fluent_at, open_client
 from convmlp_platform.tracking.uri import sqlite_path, tracking_uri
 from data_prep.files import sha256_file
@@ -95,7 +94,7 @@ def register_bundle(
     all_tags |= {DATASET_DIGEST_TAG: digest, WEIGHTS_TAG: sha256_file(bundle / WEIGHTS_NAME)}
     all_tags |= {TASK_TAG: spec.task.name, GATE_TAG: spec.task.best_metric}
     uri = tracking_uri(section)
-    with _as_tracking_error(uri, f"model {name!r} is not registered; its bundle stays in {bundle}"):
+    with mlflow_errors(uri, f"model {name!r} is not registered; its bundle stays in {bundle}"):
         client = open_client(uri)
         version = _existing_version(client, name, all_tags[WEIGHTS_TAG])
         if version is None:
@@ -135,7 +134,7 @@ def resolve(uri: str, *, section: TrackingTarget | None = None, into: Path | Non
             f"{uri}: there is no model registry at {path}; go to the folder the job ran in, "
             "or set CONVMLP_ROOT to it or MLFLOW_TRACKING_URI to the server"
         )
-    with _as_tracking_error(store, f"{uri} can't be looked up"):
+    with mlflow_errors(store, f"{uri} can't be looked up"):
         client = open_client(store)
         version = _find_version(client, uri)
         local = _download(store, f"models:/{version.name}/{version.version}", into)
@@ -233,16 +232,3 @@ def _download(store: str, uri: str, into: Path | None) -> Path:
     target = str(into) if into is not None and sqlite_path(store) is None else None
     with fluent_at(store):  # with `tracking_uri=` alone it looks models:/ up elsewhere
         return Path(download_artifacts(artifact_uri=uri, dst_path=target))
-
-
-@contextmanager
-def _as_tracking_error(uri: str, consequence: str) -> Iterator[None]:
-    """MLflow's errors and those of artifact stores as one sentence."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0][:400] if str(error) else type(error).__name__
-        shown = without_secrets(uri)
-        raise TrackingError(f"{consequence}: MLflow at {shown} says: {reason.replace(uri, shown)}") from error

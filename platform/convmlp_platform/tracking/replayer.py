@@ -14,23 +14,27 @@ import math
 import os
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from convmlp_platform.errors import PlatformError, TrackingError
-from convmlp_platform.tracking.delivery import Delivery, RunLost, find_or_create_run, run_exists
+from convmlp_platform.tracking.delivery import Delivery, RunLost, find_or_create_run, in_batches, run_exists
 from convmlp_platform.tracking.feeder import PipeLifeline
-from convmlp_platform.tracking.journal import Artifact, now_ms, read_chunk
+from convmlp_platform.tracking.journal import Artifact, Status, now_ms, read_chunk
+from convmlp_platform.tracking.server import error_text
 from convmlp_platform.tracking.state import (
     FeedState,
-    exclusive_feed,
+    feed_lock,
     journal_path,
     load_feed,
     load_target,
     save_feed,
+    tracking_folder,
     without_secrets,
 )
 from convmlp_platform.tracking.uri import URI_VARIABLE
+from data_prep.locks import Held, Holder, Lock, holding
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,16 +72,22 @@ class Replayer:
         """Bytes of the journal that were not sent yet."""
         path = journal_path(self.run_dir)
         size = path.stat().st_size if path.exists() else 0
-        return max(0, size - min(self.state.values, self.state.artifacts))
+        end = 0 if self.state.end is None else len(self.state.end.model_dump_json()) + 1
+        return max(0, size - min(self.state.values, self.state.artifacts)) or end
 
     def advance(self) -> bool:
-        """Send the next stretch of values and the next artifact; whether anything is left.
+        """Send the next stretch of values and the next artifact; whether anything is left. The run's end goes last.
 
         Raises whatever MLflow and the artifact store raise; nothing is lost, call again.
         """
         try:
             delivery = self._connect()
-            return self._advance_values(delivery) | self._advance_artifacts(delivery)
+            if self._advance_values(delivery) | self._advance_artifacts(delivery):
+                return True
+            if self.state.end is not None:
+                delivery.send_end(self.state.end)
+                self._remember(self.state.model_copy(update={"end": None}))
+            return False
         except RunLost:
             logger.warning("MLflow has lost run %s: its whole journal goes to a new run", self.state.run_id)
             self._delivery = None
@@ -99,7 +109,7 @@ class Replayer:
             self._remember(self.state.model_copy(update={"run_id": run_id}))
         elif not run_exists(self._client, run_id):
             raise RunLost(run_id)
-        self._delivery = Delivery(self._client, run_id)
+        self._delivery = Delivery(self._client, run_id, self.uri)
         return self._delivery
 
     def _advance_values(self, delivery: Delivery) -> bool:
@@ -110,8 +120,13 @@ class Replayer:
         # What is sent must be durable here, or a machine's crash makes the journal shorter than the offset.
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        delivery.send_values(chunk.records)
-        self._remember(self.state.model_copy(update={"values": chunk.end}))
+        for records, end in in_batches(chunk):
+            delivery.send_values(records)
+            known: dict[str, object] = {"values": end}
+            for record in records:
+                if isinstance(record, Status):
+                    known |= {"end": record if record.is_end else None}
+            self._remember(self.state.model_copy(update=known))
         return True
 
     def _advance_artifacts(self, delivery: Delivery) -> bool:
@@ -135,44 +150,83 @@ class Replayer:
 
 def run_replayer(run_dir: Path, uri: str, lifeline: Lifeline) -> int:
     """Feed until the lifeline ends and everything is sent or the time to flush is over; bytes left unsent."""
-    with exclusive_feed(run_dir) as alone:
-        if not alone:  # the replayer of a killed attempt is still flushing
-            return -1
-        replayer = Replayer(run_dir, uri)
-        pause, failures = POLL_SECONDS, 0
-        deadline = give_up = math.inf
-        closing = False
-        while True:
-            try:
-                more = replayer.advance()
-                if failures:
-                    logger.warning("MLflow at %s is back after %d attempts", without_secrets(uri), failures)
-                pause, failures = POLL_SECONDS, 0
-            except Exception as error:
-                more, failures = True, failures + 1
-                if failures == 1:
-                    _warn_unreachable(uri, error)
-                pause = min(2 * pause, MAX_PAUSE_SECONDS)
-            if not closing:
-                left = lifeline.wait(0 if more and not failures else pause)
-                if left is not None:
-                    closing, now = True, time.monotonic()
-                    deadline, give_up = now + left, now + min(left, GIVE_UP_SECONDS)
-            elif not more:
-                return 0
-            elif time.monotonic() >= (give_up if failures else deadline):
-                return replayer.pending_bytes
-            elif failures:
-                time.sleep(POLL_SECONDS / 2)
+    closing = _Closing(lifeline)
+    while True:
+        lock = feed_lock(run_dir, helper=True)
+        if not _taken(lock, closing):
+            return Replayer(run_dir, uri).pending_bytes
+        try:
+            left = _feed(Replayer(run_dir, uri), closing, lock)
+        finally:
+            lock.release()
+        if left is not None:
+            return left
 
 
-def _warn_unreachable(uri: str, error: Exception) -> None:
-    reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-    logger.warning(
-        "MLflow at %s takes nothing now (%s): the run goes on, its records wait in the journal",
-        without_secrets(uri),
-        reason.replace(uri, without_secrets(uri)),
-    )
+class _Closing:
+    """The lifeline, and the times that its end sets."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        self._lifeline = lifeline
+        self.deadline = self.give_up = math.inf
+
+    @property
+    def has_begun(self) -> bool:
+        return self.deadline < math.inf
+
+    def wait(self, seconds: float) -> None:
+        """Wait up to `seconds` for the lifeline's end."""
+        left = self._lifeline.wait(seconds)
+        if left is not None:
+            now = time.monotonic()
+            self.deadline, self.give_up = now + left, now + min(left, GIVE_UP_SECONDS)
+
+
+def _taken(lock: Lock, closing: _Closing) -> bool:
+    """Take the lock as soon as the replayer of a killed attempt has ended; False where time ends before."""
+    failed = False
+    while time.monotonic() < closing.deadline:
+        try:
+            if lock.try_take():
+                return True
+        except OSError as error:  # a full disk may have room again
+            if not failed:
+                logger.warning("%s can't be written: %s", lock.path, error.strerror)
+            failed = True
+        if closing.has_begun:
+            time.sleep(POLL_SECONDS / 2)
+        else:
+            closing.wait(POLL_SECONDS)
+    return False
+
+
+def _feed(replayer: Replayer, closing: _Closing, lock: Lock) -> int | None:
+    """Send all there is and will be; bytes left unsent, None where another process has taken the lock over."""
+    pause, failures, shown = POLL_SECONDS, 0, without_secrets(replayer.uri)
+    while not lock.lost.is_set():
+        try:
+            more = replayer.advance()
+            if failures:
+                logger.warning("MLflow at %s is back after %d attempts", shown, failures)
+            pause, failures = POLL_SECONDS, 0
+        except Exception as error:
+            more, failures = True, failures + 1
+            if failures == 1:
+                logger.warning(
+                    "MLflow at %s takes nothing now (%s): the run goes on, its records wait in the journal",
+                    shown,
+                    error_text(error, replayer.uri),
+                )
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+        if not closing.has_begun:
+            closing.wait(0 if more and not failures else pause)
+        elif not more:
+            return 0
+        elif time.monotonic() >= (closing.give_up if failures else closing.deadline):
+            return replayer.pending_bytes
+        elif failures:
+            time.sleep(POLL_SECONDS / 2)
+    return None
 
 
 def replay(run_dir: Path) -> str:
@@ -184,9 +238,15 @@ def replay(run_dir: Path) -> str:
         TrackingError: no tracked run in `run_dir`, another process is sending it, or MLflow can't take it.
     """
     uri = os.environ.get(URI_VARIABLE) or load_target(run_dir).uri
-    with exclusive_feed(run_dir) as alone:
-        if not alone:
-            raise TrackingError(f"{run_dir}: its journal is being sent by another process: the run is alive")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(holding(feed_lock(run_dir).path))
+        except Held as held:
+            raise TrackingError(
+                f"{run_dir}: its journal is being sent by {held}{_whose(held.holder)}"
+            ) from None
+        except OSError as error:
+            raise TrackingError(f"{tracking_folder(run_dir)} can't be written: {error.strerror}") from None
         replayer = Replayer(run_dir, uri)
         try:
             while replayer.advance():
@@ -196,10 +256,16 @@ def replay(run_dir: Path) -> str:
         except Exception as error:
             left = f"{replayer.pending_bytes:,} bytes of {journal_path(run_dir)} are unsent"
             raise TrackingError(
-                f"MLflow at {without_secrets(uri)} doesn't take the run: {error} ({left})"
-            ) from error
+                f"MLflow at {without_secrets(uri)} doesn't take the run: {error_text(error, uri)} ({left})"
+            ) from None
     assert replayer.state.run_id is not None
     return replayer.state.run_id
+
+
+def _whose(holder: Holder | None) -> str:
+    if holder is not None and holder.is_orphan:
+        return ", whose run has ended: it sends what is left and ends within a minute"
+    return ": the run is alive" if holder is not None and holder.parent is not None else ""
 
 
 def main() -> int:
@@ -212,10 +278,7 @@ def main() -> int:
     os.nice(5)
     lifeline = PipeLifeline(sys.stdin.fileno())
     run_dir, uri = Path(sys.argv[1]), os.environ[URI_VARIABLE]
-    while (left := run_replayer(run_dir, uri, lifeline)) < 0:
-        if lifeline.wait(POLL_SECONDS) is not None:
-            return 3
-    return 0 if left == 0 else 3
+    return 0 if run_replayer(run_dir, uri, lifeline) == 0 else 3
 
 
 if __name__ == "__main__":

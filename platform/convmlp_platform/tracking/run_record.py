@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from convmlp_platform.config.sections import TrackingTarget
 from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.server import mlflow_errors, silence
 from convmlp_platform.tracking.state import without_secrets
 from convmlp_platform.tracking.store import open_client
-from convmlp_platform.tracking.uri import silence, sqlite_path, tracking_uri
+from convmlp_platform.tracking.uri import sqlite_path, tracking_uri
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # The histories that are fetched: MLflow gives one metric's at a time.
@@ -37,24 +38,22 @@ def read_run(run_id: str, section: TrackingTarget | None = None) -> RunRecord:
     Raises:
         TrackingError: MLflow doesn't answer, or has no such run.
     """
-    from mlflow.exceptions import MlflowException
-
     uri = tracking_uri(section)
     if (reason := silence(uri)) is not None:
         raise TrackingError(f"MLflow at {without_secrets(uri)} can't be asked for run {run_id}: {reason}")
     path = sqlite_path(uri)
     if path is not None and not path.is_file():
-        raise TrackingError(f"run {run_id}: there is no MLflow at {uri}; MLFLOW_TRACKING_URI names another")
-    client = open_client(uri)
-    try:
+        raise TrackingError(
+            f"run {run_id}: there is no MLflow at {without_secrets(uri)}; MLFLOW_TRACKING_URI names another"
+        )
+    with mlflow_errors(uri, f"run {run_id} can't be read"):
+        client = open_client(uri)
         run = client.get_run(run_id)
         by_step: dict[int, dict[str, float]] = {}
         for name in run.data.metrics:
             if name.startswith(_PREFIXES):
                 for point in client.get_metric_history(run_id, name):
                     by_step.setdefault(point.step, {})[name] = point.value
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {without_secrets(uri)}: run {run_id}: {error.message}") from None
     datasets = run.inputs.dataset_inputs if run.inputs else []
     ended, started = run.info.end_time, run.info.start_time
     return RunRecord(

@@ -3,24 +3,27 @@
 journal.jsonl   all records (see `journal`)                       written by the training process
 target.json     which server, experiment and run name             written by the training process
 feed.json       the run's id and how far the journal was sent     written by the one holding feed.lock
+feed.lock       the process that sends, see `data_prep.locks`
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.journal import Status
 from data_prep.files import write_atomically
 from data_prep.json_files import Count, DamagedJson, read_json
+from data_prep.locks import Lock
+
+# A login that holds a slash is taken for one where what stands behind the colon can't be a port.
+_LOGIN = re.compile(r"(\w[\w+.-]*://)([^/?#]*@|[^/?#@]+:(?!\d*(?:[/?#]|$))[^@]*@)?(.*)", re.DOTALL)
+_SECRET_OPTION = re.compile(r"(user|\w*pass(word|wd)?|pwd|\w*token|\w*secret)=", re.IGNORECASE)
 
 
 def tracking_folder(run_dir: Path) -> Path:
@@ -58,14 +61,26 @@ class FeedState(BaseModel):
     run_id: str | None = None
     values: Count = Field(0, description="offset behind the last metric, param, tag, dataset, status sent")
     artifacts: Count = Field(0, description="offset behind the last artifact sent")
+    end: Status | None = Field(None, description="the run's end, which is sent when nothing else is left")
+
+    def has_all(self, size: int) -> bool:
+        """Whether a journal of `size` bytes was sent."""
+        return min(self.values, self.artifacts) >= size and self.end is None
 
 
 def without_secrets(uri: str) -> str:
-    """`uri` without its user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """`uri` without its user and password, which drivers of databases take in the query, too."""
+    scheme, login, rest = split_login(uri)
+    place, mark, query = rest.partition("?")
+    kept = "&".join(one for one in query.split("&") if not _SECRET_OPTION.match(one))
+    return scheme + (place + mark + kept if kept else place) if login or kept != query else uri
+
+
+def split_login(uri: str) -> tuple[str, str, str]:
+    """A URI's `SCHEME://`, `USER:PASSWORD@` and the rest, which of a password that should have been quoted is right,
+    too."""
+    found = _LOGIN.match(uri)
+    return (found[1], found[2] or "", found[3]) if found else ("", "", uri)
 
 
 def load_target(run_dir: Path) -> Target:
@@ -115,16 +130,6 @@ def _save(path: Path, model: BaseModel) -> None:
     write_atomically(path, json.dumps(model.model_dump(), indent=1).encode() + b"\n")
 
 
-@contextmanager
-def exclusive_feed(run_dir: Path) -> Iterator[bool]:
-    """Yield whether this process is now the only one that sends this run's journal."""
-    descriptor = os.open(tracking_folder(run_dir) / "feed.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            alone = False
-        yield alone
-    finally:
-        os.close(descriptor)
+def feed_lock(run_dir: Path, *, helper: bool = False) -> Lock:
+    """The lock that one process at a time must hold to send this run's journal; `helper` as in `data_prep.locks`."""
+    return Lock(tracking_folder(run_dir) / "feed.lock", helper=helper)

@@ -5,7 +5,6 @@ The import takes 2-7 s on two shared cores and a new SQLite file 2 s more.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -13,12 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.state import without_secrets
+from convmlp_platform.tracking.server import mlflow_errors, settle_mlflow
 from convmlp_platform.tracking.uri import artifact_location, sqlite_path
+from data_prep import locks
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_CREATED_WITHIN_S = 120.0
 _CHATTY = ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc")
 
 
@@ -26,24 +27,17 @@ def open_client(uri: str) -> MlflowClient:
     """A client of tracking and registry at `uri`, which is created where it is a SQLite file not yet there.
 
     Raises:
-        TrackingError: the SQLite file can't be made or opened.
+        TrackingError: the SQLite file can't be made or opened, or the database doesn't answer.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow's own defaults (7 retries of 120 s each) keep a caller waiting for a quarter of an hour.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    settle_mlflow()
     from mlflow import MlflowClient
 
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        with _only_one_creates(uri):
-            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            if sqlite_path(uri) is not None:
-                client.get_experiment("0")
-    except OSError as error:
-        raise TrackingError(f"{without_secrets(uri)}: can't be opened: {error}") from error
+    with mlflow_errors(uri, "it can't be opened"), _only_one_creates(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if sqlite_path(uri) is not None:
+            client.get_experiment("0")
     return client
 
 
@@ -55,9 +49,12 @@ def _only_one_creates(uri: str) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        with locks.holding(lock, patience=_CREATED_WITHIN_S):
+            yield
+    except locks.Held as held:
+        raise TrackingError(f"{path} is being opened by {held}, for {_CREATED_WITHIN_S:g} s by now") from None
 
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from convmlp_platform.config.paths import root
-from convmlp_platform.config.sections import TrackingTarget
+from convmlp_platform.config.sections import TrackingSection, TrackingTarget
+from convmlp_platform.tracking.server import registry_problem, silence
 from convmlp_platform.tracking.state import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ def artifact_location(uri: str) -> str | None:
 
 
 def check_tracking(section: TrackingTarget) -> list[str]:
-    """What would surely fail, one sentence each. Opens no MLflow and takes at most 3 s.
+    """What would surely fail, one sentence each. A server is asked for a few seconds at most.
 
     A server that doesn't answer is only logged as a warning, with `register_as` too: records wait in the
     run's journal, the best model in its folder, and both can be sent when the server is back.
@@ -54,8 +53,12 @@ def check_tracking(section: TrackingTarget) -> list[str]:
     problem = _scheme_problem(uri, field) or _sqlite_problem(uri, field)
     if problem:
         return [problem]
-    _warn_if_unreachable(uri, field)
-    return []
+    if not _answers(uri, field):
+        return []
+    registered = section.register_as if isinstance(section, TrackingSection) else None
+    if registered is None or (problem := registry_problem(uri)) is None:
+        return []
+    return [f"tracking.register_as (={registered.name!r}): {problem}, or --set tracking.register_as=null"]
 
 
 def _scheme_problem(uri: str, field: str) -> str | None:
@@ -88,7 +91,7 @@ def _sqlite_problem(uri: str, field: str) -> str | None:
     return None
 
 
-def _warn_if_unreachable(uri: str, field: str) -> None:
+def _answers(uri: str, field: str) -> bool:
     reason = silence(uri)
     if reason:
         logger.warning(
@@ -97,17 +100,4 @@ def _warn_if_unreachable(uri: str, field: str) -> None:
             without_secrets(uri),
             reason,
         )
-
-
-def silence(uri: str) -> str | None:
-    """Why the server at `uri` doesn't answer, asked for at most 3 s; None where it does, or is no server."""
-    if not uri.startswith(("http://", "https://")):
-        return None
-    try:
-        # urllib takes user and password for a part of the host's name.
-        with urllib.request.urlopen(f"{without_secrets(uri).rstrip('/')}/health", timeout=3):
-            return None
-    except urllib.error.HTTPError:
-        return None  # whoever answers, if only to ask for a password, is there
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
+    return reason is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from convmlp_platform.data.block_cache import BlockCache, CacheOptions, Fetch
 from convmlp_platform.errors import DataError
+from data_prep import locks
 
 FORK = multiprocessing.get_context("fork")
 
@@ -37,7 +39,17 @@ def never() -> bytes:
 
 
 def stored(cache: BlockCache) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in cache.folder.iterdir() if path.name != "usage"}
+    kept = (path for path in cache.folder.iterdir() if path.name not in ("usage", "locks"))
+    return {path.name: path.stat().st_size for path in kept}
+
+
+@pytest.fixture(params=["flock", "no flock"])
+def locking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if request.param == "no flock":
+        monkeypatch.setattr(locks.fcntl, "flock", refuse)
 
 
 def in_processes(count: int, work: Callable[[int], None]) -> None:
@@ -49,6 +61,7 @@ def in_processes(count: int, work: Callable[[int], None]) -> None:
     assert [process.exitcode for process in processes] == [0] * count
 
 
+@pytest.mark.usefixtures("locking")
 def test_a_piece_is_fetched_once_by_many_processes(tmp_path: Path) -> None:
     barrier = FORK.Barrier(4)
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -73,6 +86,7 @@ def test_a_piece_is_fetched_once_by_many_processes(tmp_path: Path) -> None:
     assert stored(cache_in(tmp_path / "cache")) == {f"piece-{number}": 5000 for number in range(40)}
 
 
+@pytest.mark.usefixtures("locking")
 def test_a_fetch_killed_midway_is_done_anew(tmp_path: Path) -> None:
     inside: Event = FORK.Event()
 
@@ -99,6 +113,7 @@ def test_a_fetch_killed_midway_is_done_anew(tmp_path: Path) -> None:
     assert stored(cache) == {"a": 9}
 
 
+@pytest.mark.usefixtures("locking")
 def test_what_killed_fetches_left_is_swept_with_the_next_eviction(tmp_path: Path) -> None:
     cache = cache_in(tmp_path, 3000)
     (cache.folder / "orphan.part").write_bytes(b"x" * 500)

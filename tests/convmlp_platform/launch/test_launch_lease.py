@@ -1,4 +1,4 @@
-"""One driver a run: the living keep their lease, the dead don't."""
+"""One driver a run: the living keep their lease, the dead don't. How it is kept: tests/data_prep/test_locks.py."""
 
 from __future__ import annotations
 
@@ -12,28 +12,8 @@ from pathlib import Path
 import pytest
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch import lease as lease_module
-from convmlp_platform.launch.lease import NAME, lease, refuse_if_held
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "RENEW_S", 0.05)
-    monkeypatch.setattr(lease_module, "STALE_S", 0.5)
-
-
-def change(run: Path, **fields: object) -> None:
-    """As another driver would have written it."""
-    found = json.loads((run / NAME).read_text())
-    (run / NAME).write_text(json.dumps(found | fields))
-
-
-def left_behind(run: Path, **fields: object) -> None:
-    """The lease of a driver that had no time to end it."""
-    with lease(run):
-        text = (run / NAME).read_text()
-    (run / NAME).write_text(text)
-    change(run, token="another", **fields)
+from convmlp_platform.launch.lease import NAME, lease, refuse_if_held, result_lease
+from data_prep import locks
 
 
 def test_a_second_driver_is_refused_and_told_by_whom(tmp_path: Path) -> None:
@@ -47,46 +27,34 @@ def test_a_second_driver_is_refused_and_told_by_whom(tmp_path: Path) -> None:
 
 
 def test_a_killed_driver_of_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "pass"])
-    process.wait()
-    left_behind(tmp_path, pid=process.pid)
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom data_prep.locks import Lock\n"
+        "assert Lock(Path(sys.argv[1])).try_take()\nos._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / NAME)], check=True)
+    assert (tmp_path / NAME).exists()
     refuse_if_held(tmp_path)
     began = time.monotonic()
     with lease(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
-    assert time.monotonic() - began < lease_module.STALE_S / 2
+    assert time.monotonic() - began < locks.STALE_S / 2
 
 
-def test_a_process_id_that_was_given_again_is_not_the_driver(tmp_path: Path) -> None:
-    left_behind(tmp_path, born=1.0)
-    with lease(tmp_path):
+def test_a_folder_that_cant_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LaunchError, match=r"checkpoint\.path: can't write to .*file/run: Not a directory"):
+        lease(tmp_path / "file" / "run").__enter__()
+
+
+def test_two_evaluations_of_one_name_dont_write_the_same_result(tmp_path: Path) -> None:
+    result = tmp_path / "results" / "digits"
+    with result_lease(result):
+        result.mkdir()
+        result.rename(tmp_path / "results" / "old")  # as the writer of a result does
+        with pytest.raises(
+            LaunchError, match=rf"result 'digits' is being written .* process {os.getpid()} on "
+        ):
+            result_lease(result).__enter__()
+    with result_lease(result):
         pass
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_driver_elsewhere_is_dead_once_it_has_not_renewed(tmp_path: Path) -> None:
-    left_behind(tmp_path, machine="elsewhere", renewed=time.time() + 3600)  # clocks differ
-    with lease(tmp_path) as lost:
-        assert not lost.is_set()
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_driver_elsewhere_that_renews_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left_behind(tmp_path, machine="elsewhere", renewed=1.0)
-    monkeypatch.setattr(lease_module.time, "sleep", lambda _: change(tmp_path, renewed=2.0))
-    with pytest.raises(LaunchError, match="another driver"):
-        lease(tmp_path).__enter__()
-
-
-@pytest.mark.usefixtures("quick")
-def test_whoever_lost_the_lease_is_told_and_leaves_it_alone(tmp_path: Path) -> None:
-    with lease(tmp_path) as lost:
-        change(tmp_path, token="another")
-        assert lost.wait(10)
-    assert json.loads((tmp_path / NAME).read_text())["token"] == "another"
-
-
-def test_a_torn_file_holds_nobody_up(tmp_path: Path) -> None:
-    (tmp_path / NAME).write_text('{"host": "a')
-    with lease(tmp_path):
-        pass
+    assert [file.name for file in (tmp_path / "results").iterdir()] == ["old"]

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from convmlp_platform.config.sections import TrackingSection
 from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.finished_work import sent_to
 from convmlp_platform.tracking.journal import Artifact, Dataset, Journal, Metrics, Params, Record, Status
 from convmlp_platform.tracking.replayer import Replayer, replay
 from convmlp_platform.tracking.state import (
     Target,
+    feed_lock,
     journal_path,
     load_feed,
     load_target,
@@ -19,6 +29,7 @@ from convmlp_platform.tracking.state import (
     without_secrets,
 )
 from convmlp_platform.tracking.store import open_client
+from data_prep.locks import living_holder
 
 
 def record_run(run_dir: Path, store: TrackingSection, *records: Record) -> None:
@@ -119,6 +130,132 @@ def test_replay_needs_a_run(tmp_path: Path) -> None:
         replay(tmp_path)
 
 
-def test_no_password_is_stored() -> None:
-    assert without_secrets("https://me:pw@host:5000/x") == "https://host:5000/x"
-    assert without_secrets("sqlite:////a/b.db") == "sqlite:////a/b.db"
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:pw@host:5000/x", "https://host:5000/x"),
+        ("https://me:p/w?@host:5000/x", "https://host:5000/x"),
+        ("https://me:p@w@host", "https://host"),
+        ("http://[::1]:5000", "http://[::1]:5000"),
+        ("http://[::1", "http://[::1"),
+        ("https://host:5000/a@b", "https://host:5000/a@b"),
+        ("sqlite:////a/b@c:d@e.db", "sqlite:////a/b@c:d@e.db"),
+        ("postgresql://me:pw@host/db?sslmode=require&password=pw", "postgresql://host/db?sslmode=require"),
+    ],
+)
+def test_no_password_is_stored(uri: str, shown: str) -> None:
+    assert without_secrets(uri) == shown
+
+
+class Counted:
+    """MLflow's `log_batch`, counted; the call `fails` is refused by a server in trouble, once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> None:
+        self.metrics: list[int] = []
+        send = MlflowClient.log_batch
+
+        def log_batch(client: Any, run_id: str, **items: Any) -> None:
+            if len(self.metrics) + 1 == fails:
+                self.metrics.append(0)
+                raise ConnectionError("the server went away")
+            self.metrics.append(len(items.get("metrics", ())))
+            send(client, run_id, **items)
+
+        monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+
+
+def test_a_batch_that_was_sent_is_not_sent_again(
+    store: TrackingSection, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_run(run_dir, store, *losses(1000))
+    sent = Counted(monkeypatch, fails=3)
+    with pytest.raises(TrackingError, match="the server went away"):
+        replay(run_dir)
+    before = load_feed(run_dir).values
+    assert 0 < before < journal_path(run_dir).stat().st_size
+    replay(run_dir)
+    assert sent.metrics == [999, 999, 0, 999, 3]
+
+
+def test_the_end_is_sent_when_nothing_else_is_left(
+    store: TrackingSection, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot = tmp_path / "plot.txt"
+    plot.write_text("plot")
+    end = Status(status="FINISHED", time=1_700_000_000_000)
+    record_run(run_dir, store, *losses(2), Artifact(source=str(plot)), end)
+    upload = MlflowClient.log_artifact
+
+    def refuse(*_: object) -> None:
+        raise ConnectionError("the store is away")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
+    with pytest.raises(TrackingError, match="the store is away"):
+        replay(run_dir)
+    state, client = load_feed(run_dir), open_client(store.uri or "")
+    assert client.get_run(str(state.run_id)).info.status == "RUNNING"
+    assert state.end == end and sent_to(run_dir) is None
+    monkeypatch.setattr(MlflowClient, "log_artifact", upload)
+    run = client.get_run(replay(run_dir))
+    assert (run.info.status, run.info.end_time) == ("FINISHED", end.time)
+    assert sent_to(run_dir) == run.info.run_id
+
+
+def test_an_end_that_was_not_the_last_is_never_sent(
+    store: TrackingSection, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(MlflowClient, "set_terminated", lambda *arguments, **_: said.append(arguments[2]))
+    record_run(run_dir, store, Status(status="FAILED"), Status(status="RUNNING"), *losses(1))
+    replay(run_dir)
+    assert said == []
+    record_run(run_dir, store, Status(status="KILLED"))
+    assert open_client(store.uri or "").get_run(replay(run_dir)).info.status == "RUNNING"
+    assert said == ["KILLED"]
+
+
+def test_params_of_a_restart_sent_at_once_keep_the_first_value(store: TrackingSection, run_dir: Path) -> None:
+    record_run(run_dir, store, Params(values={"lr": "1"}), Params(values={"lr": "2"}))
+    run = open_client(store.uri or "").get_run(replay(run_dir))
+    assert (run.data.params["lr"], run.data.tags["changed.lr"]) == ("1", "2")
+
+
+FEEDS = """
+import sys, time
+from pathlib import Path
+from convmlp_platform.tracking.feeder import Feeder
+feeder = Feeder(Path(sys.argv[1]), sys.argv[2])
+feeder.ensure_alive()
+print(feeder._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_stopped_replayer_is_named_and_killed_once_its_run_is_gone(
+    store: TrackingSection, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_run(run_dir, store, *losses(2))
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # so that it doesn't end before it is stopped
+        uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        parent = subprocess.Popen([sys.executable, "-c", FEEDS, str(run_dir), uri], stdout=subprocess.PIPE)
+        assert parent.stdout is not None
+        replayer = int(parent.stdout.readline())
+        try:
+            until = time.monotonic() + 60
+            while living_holder(feed_lock(run_dir).path) is None:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            os.kill(replayer, signal.SIGSTOP)
+            while "stopped" not in str(living_holder(feed_lock(run_dir).path)):
+                assert time.monotonic() < until
+            with pytest.raises(
+                TrackingError, match=rf"process {replayer} .*`kill -CONT .*: the run is alive"
+            ):
+                replay(run_dir)
+        finally:
+            parent.kill()
+            parent.wait()
+            parent.stdout.close()
+        run_id = replay(run_dir)
+        assert len(open_client(store.uri or "").get_metric_history(run_id, "loss")) == 2
+        assert f"process {replayer}, left stopped by one that has ended, is killed" in caplog.text

@@ -126,7 +126,14 @@ def test_a_server_that_never_answers_blocks_nothing(
     assert tracker.run_id is None
 
 
-def test_a_restarted_run_goes_on_in_the_same_mlflow_run(store: TrackingSection, run_dir: Path) -> None:
+def test_a_restarted_run_goes_on_in_the_same_mlflow_run(
+    store: TrackingSection, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on file systems without flock: NFS and Lustre answer so in every process."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import fcntl, os\ndef refuse(*_):\n    raise OSError(38, os.strerror(38))\nfcntl.flock = refuse\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     ids = []
     for attempt in range(2):
         tracker = Tracker.open(store, run_dir=run_dir, run_name="again")
