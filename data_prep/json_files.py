@@ -20,6 +20,12 @@ Form = TypeVar("Form")
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """A number of steps, samples, bytes: what fits into 64 bits, never negative."""
 
+Seconds = Annotated[float, Field(ge=-1e11, le=1e11)]
+"""Unix seconds, or a duration: three thousand years at most, so that sums and products of them stay finite."""
+
+Workers = Annotated[int, Field(ge=0, le=1 << 20)]
+"""A number of training processes, or of one among them."""
+
 _MAX_BYTES = 1 << 30
 _LARGEST_INTEGER = 1 << 64
 _PROBLEMS_SHOWN = 3

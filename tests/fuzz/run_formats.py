@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from convmlp_platform.health.goodput import account_of
 from convmlp_platform.health.goodput_text import report_lines
 from convmlp_platform.health.heartbeat import HeartbeatWriter, read_heartbeat
 from convmlp_platform.health.phases import Phase
+from convmlp_platform.launch.lease import lease, refuse_if_held
 from convmlp_platform.launch.sweep_record import read_end
 from convmlp_platform.tracking.bundle import BundleSpec, load_bundle, write_bundle
 from convmlp_platform.tracking.images import open_image, rgb_pixels
@@ -97,7 +99,7 @@ def _facts(location: str) -> Facts:
 
 
 def _hash(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _resume(folder: Path) -> Facts:
@@ -239,6 +241,20 @@ def _read_run(folder: Path) -> Facts:
     return frozenset([json.dumps(stored_identity(folder), sort_keys=True)])
 
 
+def _make_driver(folder: Path) -> None:
+    """The lease that a driver which is gone by now left behind."""
+    child = os.fork()
+    if child == 0:
+        with lease(folder):
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _read_driver(folder: Path) -> Facts:
+    refuse_if_held(folder)
+    return frozenset()
+
+
 def _make_records(folder: Path) -> None:
     """The small ones."""
     (folder / "job.json").write_text(_job_json())
@@ -358,6 +374,7 @@ RUN_FORMATS = [
     Format("goodput log", _make_goodput, "goodput/*/*.jsonl", _read_goodput, text="jsonl"),
     Format("heartbeat", _make_heartbeat, "beat", _read_heartbeat, checked=True, whole=_both_beats),
     Format("run.json", _make_run, "run.json", _read_run, text="json"),
+    Format("driver.json", _make_driver, "driver.json", _read_driver, text="json", share=0.5),
     Format("small records of a run", _make_records, "**/*.json", _read_records, text="json", share=1.5),
     Format("bundle.json", _make_bundle, "bundle.json", _read_bundle, text="json"),
     Format("bundle weights", _make_bundle, "model.safetensors", _read_bundle, share=0.5),

@@ -11,14 +11,25 @@ import pytest
 from mutations import mutate
 
 FILES = 300
-LATER = ("job file (YAML)", "checkpoint: manifest", "checkpoint: state.json", "weights (.pth, .npz)")
+LATER = ("job file (YAML)",)
 """Their readers still have faults, which are being mended."""
 
 
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     """In a process of its own, which has no other test's threads when it forks."""
     script = Path(__file__).with_name("run_fuzz.py")
-    command = [sys.executable, str(script), "--files", str(FILES), "--seed", "3", "--keep", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(script),
+        "--files",
+        str(FILES),
+        "--seed",
+        "3",
+        "--keep",
+        str(tmp_path),
+        "--processes",
+        "1",
+    ]
     command += [word for one in LATER for word in ("--without", one)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.json_files import Count, parse_json_lines
+from data_prep.json_files import Count, Seconds, Workers, parse_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,13 @@ class _Event(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    time: float
+    time: Seconds
     kind: str
     start: Count | None = None
-    num_workers: Count | None = None
-    world_size: Count | None = None
-    seconds: dict[str, float] | None = None
-    stalled_s: float | None = None
+    num_workers: Workers | None = None
+    world_size: Workers | None = None
+    seconds: dict[str, Seconds] | None = None
+    stalled_s: Seconds | None = None
     cause: str | None = None
     rank: int | None = None
     host: str | None = None

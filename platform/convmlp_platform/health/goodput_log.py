@@ -23,17 +23,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
 from convmlp_platform.health.phases import PhaseClock
-from data_prep.json_files import Count, DamagedJson, parse_json, parse_json_lines
+from data_prep.json_files import Count, DamagedJson, Seconds, Workers, parse_json, parse_json_lines
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 TICK_SECONDS = 10.0
 _LINE_BYTES = 320
-_Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Spent = Annotated[Seconds, Field(ge=0.0)]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class LogHeader:
     attempt: Count
     parent: Count
     start_step: Count
-    rank: Count
-    world_size: Count
+    rank: Workers
+    world_size: Workers
     host: str
     device: str
     pid: Count
-    began: FiniteFloat
+    began: Seconds
     start: Count | None = None
-    price_per_hour: _Seconds | None = None
+    price_per_hour: _Spent | None = None
     currency: str = "USD"
     schema: int = SCHEMA
 
@@ -72,10 +72,10 @@ class LogHeader:
 class LogLine:
     """Seconds of each phase (by its name) since the process began, at `time`, with `step` steps done."""
 
-    time: FiniteFloat
+    time: Seconds
     step: Count
     phase: str
-    seconds: Mapping[str, _Seconds]
+    seconds: Mapping[str, _Spent]
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Of an evaluation, on rank 0."""
 

@@ -80,6 +80,8 @@ def test_damaged_events_are_left_out(tmp_path: Path) -> None:
         b'{"time": 1, "kind": "attempt_started", "start": "7"}',
         b'{"time": 1, "kind": "attempt_started", "start": 1' + b"0" * 400 + b"}",
         b'{"time": 1, "kind": "attempt_running", "start": 1, "seconds": {"load": "x"}}',
+        b'{"time": 1e300, "kind": "driver_ended"}',
+        b'{"time": 1, "kind": "attempt_started", "start": 1, "world_size": 1000000000000}',
         b'{"time": true, "kind": []}',
         b'{"kind": "driver_ended"}',
     ]
