@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from chaos_site import REPOSITORY, ChaosError, Site, is_alive, wait_for
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.data.proof import check_ledger
+from convmlp_platform.training.evaluations import RECORD, metrics_of
 
 LOSS_TOLERANCE = 1e-3
 TIME_TOLERANCE = 0.02
@@ -22,11 +24,13 @@ TIME_TOLERANCE = 0.02
 
 
 def final_checkpoint(folder: Path) -> Checkpoint:
-    """The newest, every byte of it verified."""
+    """The newest, every byte of it verified, with the metrics of its evaluation."""
     location = Checkpointer(folder).newest()
     if location is None:
         raise ChaosError(f"{folder} holds no checkpoint")
-    return load(location)
+    found = load(location)
+    metrics = metrics_of(folder.parent / RECORD, found.step, found.facts["attempt"])
+    return replace(found, facts=found.facts | {"metrics": metrics})
 
 
 def weights_hash(checkpoint: Checkpoint) -> str:

@@ -59,3 +59,34 @@ def test_an_odd_batch_is_refused() -> None:
 def test_bad_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         create_mixing(4, **options)
+
+
+def shares(count: int = 300, **options: float) -> np.ndarray:
+    """The smaller image's share of each of many batches of two, and whether CutMix made it: [count, 2]."""
+    mixing = create_mixing(2, **options)
+    assert mixing is not None
+    np.random.seed(1)
+    found = []
+    for _ in range(count):
+        mixed, targets = mixing(torch.arange(2.0).view(2, 1, 1, 1).repeat(1, 3, 16, 16), torch.arange(2))
+        cut = bool(((mixed == 0) | (mixed == 1)).all()) and 0 < float(targets[0, 1]) < 1
+        found.append((float(targets[0].min()), cut))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(1000.0, 0.01), (0.01, 1000.0)])
+def test_each_method_has_its_own_alpha(mixup: float, cutmix: float) -> None:
+    """A large alpha draws shares near one half, a small one near none."""
+    for switch_prob, alpha in ((0.0, mixup), (1.0, cutmix)):
+        found = shares(mixup=mixup, cutmix=cutmix, switch_prob=switch_prob)[:, 0]
+        if alpha > 1:  # a box that is cut off at the border takes less than its share
+            assert np.median(found) > 0.2
+        else:
+            assert np.median(found) < 0.01
+
+
+def test_as_many_batches_are_mixed_and_cut_as_was_asked_for() -> None:
+    found = shares(600, mixup=1.0, cutmix=1.0, prob=0.3, switch_prob=0.2)
+    mixed = found[:, 0] > 0
+    assert 0.24 < mixed.mean() < 0.36
+    assert 0.1 < found[mixed, 1].mean() < 0.3

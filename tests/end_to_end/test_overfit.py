@@ -3,13 +3,14 @@ platform's own job. Each takes minutes on one core."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from convmlp_platform.training.evaluations import RECORD, read_evaluations
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,5 @@ def test_eight_images_are_learned_by_heart(task: str, format: str, tmp_path: Pat
 
 
 def last_evaluation(run: Path) -> dict[str, float]:
-    """The metrics of the newest checkpoint's evaluation."""
-    steps = sorted((run / "checkpoints").glob("step-*/manifest.json"))
-    return dict(json.loads(steps[-1].read_text())["metrics"])
+    """The newest evaluation's metrics."""
+    return [line.metrics for line in read_evaluations(run / RECORD) if line.metrics][-1]

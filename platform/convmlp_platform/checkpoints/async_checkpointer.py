@@ -163,6 +163,11 @@ class AsyncCheckpointer:
                 found.append(self._events.get_nowait())
         return found
 
+    def wait_tried(self) -> None:
+        """Return when no save is being written: the last one is committed, or was refused for now."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing)
+
     def wait(self, timeout: float | None = None) -> str | None:
         """Return when the save under way is committed (at once where there is none): the newest committed location.
 

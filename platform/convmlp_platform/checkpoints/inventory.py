@@ -30,6 +30,7 @@ class CheckpointRow:
     samples_seen: int | None = None
     epoch: float | None = None
     metrics: dict[str, float] | None = None
+    attempt: int = 0
     problem: str | None = None
 
 
@@ -136,5 +137,7 @@ def _row(checkpointer: Checkpointer, step: int) -> CheckpointRow:
         len(files),
         facts.get("samples_seen"),
         facts.get("epoch"),
-        facts.get("metrics"),
+        # A step is saved before it is evaluated; what older releases saved knows its own evaluation.
+        facts.get("metrics") if facts.get("evaluated", step) == step else None,
+        facts.get("attempt", 0),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from convmlp_platform.checkpoints.inventory import list_checkpoints
 
     for row in list_checkpoints(arguments.place):
-        print(_line(row))
+        print(_line(_evaluated(row)))
     return 0
 
 
@@ -43,7 +44,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     problems = []
     for row in verify_checkpoints(arguments.place):
-        print(_line(row, whole="whole"), flush=True)
+        print(_line(_evaluated(row), whole="whole"), flush=True)
         problems += [row.problem] if row.problem else []
     return fail("\n".join(problems), 1) if problems else 0
 
@@ -54,6 +55,16 @@ def _export(arguments: argparse.Namespace) -> int:
     facts = export_checkpoint(arguments.place, arguments.output, arguments.weights)
     print(f"{arguments.output}: {facts['weights']} weights after step {facts['step']} of {facts['source']}")
     return 0
+
+
+def _evaluated(row: CheckpointRow) -> CheckpointRow:
+    """With what the run's record says of its evaluation, where the checkpoint lies in a run's folder."""
+    from convmlp_platform.training.evaluations import RECORD, metrics_of
+
+    record = Path(row.location).parents[1] / RECORD
+    if row.metrics or row.problem or not record.is_file():
+        return row
+    return replace(row, metrics=metrics_of(record, row.step, row.attempt))
 
 
 def _line(row: CheckpointRow, whole: str = "") -> str:

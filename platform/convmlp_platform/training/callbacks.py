@@ -21,7 +21,8 @@ class Callback:
         """Every `training.log_every_steps` steps: train/loss, train/lr, train/images_per_second, ..."""
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
-        """After an evaluation: eval/loss, eval/top1 (per cent), ..."""
+        """After an evaluation, which is on record: eval/loss, eval/top1 (per cent), ... A process that dies in here is
+        told again when it goes on."""
 
     def on_save(self, event: SaveEvent) -> None:
         """A checkpoint was committed, refused by the storage, or put off; on rank 0 alone."""

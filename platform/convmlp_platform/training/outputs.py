@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.engine.base import Engine
-from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
+from convmlp_platform.engine.types import State
+from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.bundle import BundleSpec, read_spec, write_bundle
 from convmlp_platform.tracking.journal import metric_history
 from convmlp_platform.tracking.state import journal_path
 from convmlp_platform.tracking.tracker import Tracker
@@ -21,6 +24,8 @@ from convmlp_platform.training.run_folder import RunFolder
 from convmlp_platform.training.state import TrainState
 from data_prep.manifest import DatasetManifest
 
+logger = logging.getLogger(__name__)
+
 
 class Telemetry(Callback):
     """Hands metrics to the tracker, which never makes the run wait."""
@@ -29,13 +34,20 @@ class Telemetry(Callback):
         self.tracker, self.folder = tracker, folder
 
     def on_start(self, state: TrainState, stop_step: int) -> None:
+        self._first = state.step
         log_new_incidents(self.tracker, self.folder)
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
         self.tracker.log_metrics(metrics, state.step)
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
-        self.on_log(metrics, state)
+        """Log it once: the process before may have died after it had."""
+        if state.step != self._first or not self._has(metrics, state.step):
+            self.on_log(metrics, state)
+
+    def _has(self, metrics: dict[str, float], step: int) -> bool:
+        known = dict(metric_history(journal_path(self.folder.path))).get(step, {})
+        return all(str(known.get(name)) == str(value) for name, value in metrics.items())  # NaN is NaN
 
     def on_save(self, event: SaveEvent) -> None:
         if event.kind == "committed":
@@ -68,19 +80,51 @@ class Telemetry(Callback):
         self.tracker.log_artifact(plot_curves(curves, self.folder.plots / "curves.png"), "plots")
 
 
-class BestModel(Callback):
+class BestModel:
     """Keeps the best weights (the averaged ones, where the run averages) as a bundle ready for use."""
 
     def __init__(self, job: TrainJob, manifest: DatasetManifest, engine: Engine, folder: RunFolder) -> None:
         self.job, self.manifest, self.engine, self.folder = job, manifest, engine, folder
+        self._unwritten: tuple[State, BundleSpec] | None = None
 
-    def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
-        if state.best != metrics:
-            return
+    def metrics(self) -> dict[str, float]:
+        """Those of the evaluation that the bundle is of; empty where this run has none that can be read."""
+        if not self.folder.best.is_dir():
+            return {}
+        try:
+            provenance = read_spec(self.folder.best).provenance
+            ours = provenance.get("identity") == self.folder.identity
+            return {name: float(value) for name, value in provenance["metrics"].items()} if ours else {}
+        except (TrackingError, AttributeError, KeyError, TypeError, ValueError) as error:
+            logger.warning(
+                "%s can't be read, so the next evaluation's is the best: %s", self.folder.best, error
+            )
+            return {}
+
+    def keep(self, state: TrainState) -> None:
+        """Write the weights as they are now, with `state.best` as their metrics (collective)."""
         with self.engine.averaged_weights():
             weights = self.engine.full_model_state()
         if self.engine.world.is_main:
-            write_bundle(self.folder.best, weights, self.spec(state))
+            self._unwritten = weights, self.spec(state)
+            self.write()
+
+    def write(self, *, last: bool = False) -> None:
+        """Write what the storage has refused so far, on rank 0. That it refuses again costs a line, unless it is the
+        `last` time.
+
+        Raises:
+            TrackingError: it was the last time.
+        """
+        if self._unwritten is None:
+            return
+        try:
+            write_bundle(self.folder.best, *self._unwritten)
+            self._unwritten = None
+        except TrackingError as error:
+            if last:
+                raise
+            logger.warning("%s; training goes on, it is tried again after the next evaluation", error)
 
     def spec(self, state: TrainState) -> BundleSpec:
         """All that using the model takes beside its weights."""

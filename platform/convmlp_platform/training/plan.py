@@ -94,7 +94,7 @@ class StepPlan:
         return ended and epoch % (self.job.eval.every_epochs or 1) == 0
 
     def saves_after(self, step: int) -> bool:
-        """After evaluations, and every `checkpoint.every_steps`."""
+        """Before evaluations, and every `checkpoint.every_steps`."""
         every = self.job.checkpoint.every_steps
         return self.evaluates_after(step) or (every is not None and step % every == 0)
 

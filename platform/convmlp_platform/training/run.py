@@ -79,7 +79,6 @@ def run(
                 Telemetry(tracker, folder),
                 GoodputReport(tracker, folder),
             ]
-        watchers.append(BestModel(job, manifest, engine, folder))
         eval_loader = build.build_eval_loader(job, manifest, folder, world)
         watchers.append(pictures := SamplePictures(job.name, eval_loader.split, folder, tracker))
         trainer = Trainer(
@@ -91,12 +90,13 @@ def run(
             Checkpointer(run_folder.checkpoints_of(job), job.checkpoint.keep),
             build.build_ledger(job, folder, train_loader, manifest),
             folder,
+            BestModel(job, manifest, engine, folder),
             [*watchers, *callbacks],
             clock,
             stop or StopRequest(),
         )
         state = trainer.resume()
-        complete = state.step >= plan.stop_step
+        complete = trainer.is_complete(state)
         try:
             if not complete:
                 state = trainer.fit(state)

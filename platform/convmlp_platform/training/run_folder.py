@@ -3,6 +3,7 @@
 RUNS/NAME/run.json        the run's identity and the settings it comes from
           job.json        the whole job as it was last started, without secrets
           checkpoints/    see checkpoints.layout
+          evaluations.jsonl  what each evaluation gave, see training.evaluations
           init/           the weights it began with, see training.init_record
           best/           the best model so far, ready to be loaded or registered
           ledger/         which samples each rank used, see data.ledger
@@ -74,6 +75,11 @@ class RunFolder:
     def rollbacks(self) -> Path:
         """What must be known of rollbacks after a restart; no checkpoint can hold it, being older."""
         return self.path / "rollbacks.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """JSON lines of what was evaluated, which no checkpoint knows: see training.evaluations."""
+        return self.path / "evaluations.jsonl"
 
     @property
     def best(self) -> Path:

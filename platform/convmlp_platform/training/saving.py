@@ -73,7 +73,9 @@ class Saver:
         )
         self.checkpoint = location
         seen, attempt = facts["samples_seen"], facts.get("attempt", 0)
-        return TrainState(checkpoint.step, seen, attempt, facts["metrics"], facts["best"]), facts
+        # Releases before there was this fact evaluated a step before they saved it.
+        evaluated = facts.get("evaluated", checkpoint.step)
+        return TrainState(checkpoint.step, seen, attempt, facts["metrics"], facts["best"], evaluated), facts
 
     def open(self, record: LedgerWriter) -> None:
         """Begin to save an attempt, whose ledger is `record`."""
@@ -120,12 +122,22 @@ class Saver:
                 own = self.engine.own_state()
                 self._writer.save(self._snapshot(state, own), wait=True, changing=own.changing)
 
+    def wait_tried(self) -> None:
+        """Return once the save under way is committed, or was refused for now, and its tensors may change
+        (collective)."""
+        with self.clock.during(Phase.CHECKPOINT):
+            if self._writer:
+                self._writer.settle()
+                self._writer.wait_tried()
+            wait_for_all(self.engine.world)
+
     def _snapshot(self, state: TrainState, own: OwnState) -> Checkpoint:
         facts = {
             "samples_seen": state.samples_seen,
             "attempt": state.attempt,
             "metrics": state.metrics,
             "best": state.best,
+            "evaluated": state.evaluated,
             "updates": self.engine.updates,
             "extra": self.engine.extra_state(),
             **self.own_facts(state),

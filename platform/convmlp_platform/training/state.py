@@ -10,7 +10,8 @@ class TrainState:
     """`step` steps are done, which used `samples_seen` samples: with the job, that is the whole data state.
 
     `attempt` is the start of training that did the last of them, 0 before any (data.ledger).
-    `metrics` are the newest evaluation's; `best` those of the evaluation whose weights were kept.
+    `metrics` are those of the newest evaluation, which was after `evaluated` steps (0: there was none); `best` those of
+    the evaluation whose weights were kept.
     """
 
     step: int = 0
@@ -18,3 +19,4 @@ class TrainState:
     attempt: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    evaluated: int = 0

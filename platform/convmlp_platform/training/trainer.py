@@ -1,11 +1,12 @@
-"""The loop: steps, and what is due after them."""
+"""The loop: steps, and what is due after them. A step is committed before it is evaluated."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Any
 
 from convmlp.tasks.task import Metrics
@@ -20,15 +21,23 @@ from convmlp_platform.health.phases import Phase, PhaseClock
 from convmlp_platform.training.agreement import first_reason
 from convmlp_platform.training.bad_steps import BadStep, BadSteps
 from convmlp_platform.training.callbacks import Callback
-from convmlp_platform.training.evaluate import evaluate
+from convmlp_platform.training.evaluations import Evaluations
 from convmlp_platform.training.guard import Action, Guard, Rollbacks
 from convmlp_platform.training.guarded_step import GuardedSteps, StepResult
 from convmlp_platform.training.interruption import StopRequest
 from convmlp_platform.training.meter import Meter
+from convmlp_platform.training.outputs import BestModel
 from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.run_folder import RunFolder
-from convmlp_platform.training.saving import Saver, StateFacts
+from convmlp_platform.training.saving import Saver, StateFacts, check_newest
 from convmlp_platform.training.state import TrainState
+
+
+class _End(Enum):
+    """How an attempt ended that needn't go back."""
+
+    REACHED = auto()
+    TOLD = auto()
 
 
 @dataclass
@@ -43,6 +52,7 @@ class Trainer:
     checkpointer: Checkpointer
     ledger: Ledger
     folder: RunFolder
+    best: BestModel
     callbacks: Sequence[Callback]
     clock: PhaseClock = field(default_factory=PhaseClock)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -58,7 +68,16 @@ class Trainer:
             self.engine, self.guard, bad_steps, self.clock, self.stop, self.saver.step_up_to
         )
         self.engine.on_micro_batch = self.clock.progress
-        self._reserved = False
+        self.evaluations = Evaluations(
+            self.engine,
+            self.eval_loader,
+            self.metrics,
+            self.folder.evaluations,
+            self.best,
+            self.clock,
+            self.stop,
+        )
+        self._reserved = self._has_record = False
 
     @property
     def checkpoint(self) -> str | None:
@@ -73,45 +92,56 @@ class Trainer:
     def _load(self, location: str) -> TrainState:
         state, facts = self.saver.load(location)
         self.guard.load(facts.get("guard", {}), state.step)
+        self._has_record = "evaluated" in facts
+        self.evaluations.resume(state)
         return state
 
+    def is_complete(self, state: TrainState) -> bool:
+        """Whether nothing is left to do: no step, no evaluation, no report."""
+        if state.step != self.plan.stop_step:
+            return state.step > self.plan.stop_step
+        # Of a release that kept no record of evaluations, a run at its last step has ended.
+        return not self._owes_evaluation(state) and (self.evaluations.has_ended() or not self._has_record)
+
     def fit(self, state: TrainState) -> TrainState:
-        """Train from `state` to the plan's end, or to the step in which a rank is told to stop.
+        """Train from `state` to the plan's end, or to the step or evaluation in which a rank is told to stop.
 
         Raises:
             NumbersError: loss or gradients stay wrong through all that `guard` allows.
         """
         self.clock.bear(self.train_loader.patience_s)
-        while (bad := self._attempt(state)) is not None:
-            state = self._go_back(bad)
+        while isinstance(end := self._attempt(state), BadStep):
+            state = self._go_back(end)
         self.clock.enter(Phase.FINISH)
-        if state.step < self.plan.stop_step:
+        if end is _End.TOLD:
             self.stopped = first_reason(self.stop.reason)
             self.saver.save(state, wait=True)
         self._record.close()
         self.saver.close()
-        if self.stopped is None:
-            self._tell("on_end", state)
-        else:
+        if self.stopped is not None:
             self._tell("on_stop", self.stopped, state)
+            return state
+        on_main(self.engine.world, lambda: self.best.write(last=True))
+        self._tell("on_end", state)
+        self.evaluations.ended(state)
         return state
 
-    def _attempt(self, state: TrainState) -> BadStep | None:
+    def _attempt(self, state: TrainState) -> BadStep | _End:
         """Train until the end, a stop, or a step from which the run must go back: then that."""
         stop = self.plan.stop_step
         self._record = self.ledger.start(self.engine.world, state.step, state.attempt)
         state.attempt = self._record.header.attempt
         self.saver.open(self._record)
         self._tell("on_start", state, stop)
+        told = not self._catch_up(state)
         meter = Meter(self.engine.world, self.plan.job.training.global_batch_size, self.clock)
-        told = False
         with closing(self.train_loader.steps(state.step, stop)) as batches:
             while state.step < stop and not told:
                 result = self._step(state, batches, meter)
                 if result.bad is not None and result.bad.action is Action.ROLLBACK:
                     return result.bad
-                told |= result.told
-        return None
+                told = result.told
+        return _End.TOLD if told else _End.REACHED
 
     def _step(self, state: TrainState, batches: Iterator[list[MicroBatch]], meter: Meter) -> StepResult:
         began = time.monotonic()
@@ -134,26 +164,47 @@ class Trainer:
         if result.updated and not self._reserved:
             self._reserved = True
             self.saver.reserve(state)
-        self._after_step(state, meter, lr)
-        return result
+        return replace(result, told=not self._after_step(state, meter, lr, result.told))
 
-    def _after_step(self, state: TrainState, meter: Meter, lr: float) -> None:
+    def _after_step(self, state: TrainState, meter: Meter, lr: float, told: bool) -> bool:
+        """Log, save, then evaluate, as is due; False: a rank was told to stop (`told`: in the step itself)."""
         if self.plan.logs_after(state.step):
             self._tell("on_log", meter.read(lr), state)
-        if self.plan.evaluates_after(state.step):
-            with self.clock.during(Phase.EVALUATE):
-                state.metrics = evaluate(self.engine, self.eval_loader, self.metrics, self.clock.progress)
-                if not state.best or self._merit(state.metrics) > self._merit(state.best):
-                    state.best = state.metrics
-                with self.clock.during(Phase.CHECKPOINT):  # rank 0 writes the best weights to a storage
-                    self._tell("on_evaluation", state.metrics, state)
+        evaluates = self.plan.evaluates_after(state.step)
         if self.saver.owed or self.plan.saves_after(state.step):
-            self.saver.save(state, wait=state.step == self.plan.stop_step)
+            self.saver.save(state, wait=evaluates)
+            if evaluates:
+                self.saver.wait_tried()
         self.saver.poll()
+        if evaluates and not told:
+            told = not self._evaluate(state)
+        return not told
 
-    def _merit(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Of two evaluations the better one's is greater; a detector's precision is long 0, while its loss falls."""
-        return metrics[f"eval/{self.engine.task.best_metric}"], -metrics["eval/loss"]
+    def _evaluate(self, state: TrainState) -> bool:
+        """Evaluate a state whose step is committed; False: a rank was told to stop first."""
+        if not self.evaluations.take(state, lambda: check_newest(self._record)):
+            return False
+        self._tell_evaluation(state)
+        return True
+
+    def _tell_evaluation(self, state: TrainState) -> None:
+        with self.clock.during(Phase.CHECKPOINT):
+            self._tell("on_evaluation", state.metrics, state)
+        self.evaluations.told(state)
+
+    def _owes_evaluation(self, state: TrainState) -> bool:
+        """Whether the run died, or was stopped, between the commit of this step and the end of its evaluation."""
+        due = 0 < state.step <= self.plan.stop_step and self.plan.evaluates_after(state.step)
+        return due and state.evaluated != state.step
+
+    def _catch_up(self, state: TrainState) -> bool:
+        """What was left undone after the commit of the step that training goes on from; False: told to stop."""
+        if self._owes_evaluation(state):
+            return self._evaluate(state)
+        if not self.evaluations.was_told(state):
+            self.evaluations.keep_best(state)
+            self._tell_evaluation(state)
+        return True
 
     def _go_back(self, bad: BadStep) -> TrainState:
         """Put the run where it stood before the first of the bad steps, as a restart would (collective).

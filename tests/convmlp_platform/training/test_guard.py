@@ -49,6 +49,62 @@ def test_each_policy_begins_where_it_says(policy: Any, expected: Action) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("window", "loss", "expected"),
+    [
+        ((1.0, 2.9, 1.0), 3.1, Action.SKIP),  # the median's three times, not the mean's or the largest's
+        ((2.0, 1.0, 2.0), 5.9, Action.ACCEPT),  # not the smallest's
+        ((1.0, 1.0, 1.0), 3.0, Action.ACCEPT),  # at the limit it is none
+        ((1.0, 1.0), 99.0, Action.ACCEPT),  # too few to know what is usual
+        ((0.1, 0.1, 2.0, 2.0, 2.0), 5.9, Action.ACCEPT),  # only the newest count
+    ],
+)
+def test_a_spike_is_more_than_the_factor_times_the_median_of_the_newest(
+    window: tuple[float, ...], loss: float, expected: Action
+) -> None:
+    guard = Guard(GuardSection(on_spike="skip", spike_window=3, spike_factor=3.0))
+    guard.load({"losses": window}, 0)
+    assert verdicts(guard, 9, loss)[-1] is expected
+
+
+def test_a_loss_that_was_refused_is_not_usual() -> None:
+    guard = Guard(GuardSection(on_spike="skip", spike_window=1, spike_factor=3.0))
+    assert [verdicts(guard, step, loss)[-1] for step, loss in enumerate((1.0, 9.0, 9.0))] == [
+        Action.ACCEPT, Action.SKIP, Action.SKIP,
+    ]  # fmt: skip
+
+
+def test_each_kind_of_fault_has_its_own_policy() -> None:
+    section = GuardSection(on_spike="stop", on_non_finite="skip", spike_window=1)
+    for loss, expected in ((NAN, Action.SKIP), (99.0, Action.STOP)):
+        guard = Guard(section)
+        guard.load({"losses": [1.0]}, 0)
+        assert verdicts(guard, 3, loss)[-1] is expected
+
+
+def test_a_second_rollback_gets_behind_the_furthest_bad_step() -> None:
+    """Past an earlier step nothing is forgiven; past the furthest it is, whether trained or loaded."""
+    section = GuardSection(on_non_finite="rollback", max_rollbacks=2)
+    guard = Guard(section)
+    guard.rolled_back(9)
+    guard.rolled_back(5)
+    assert (guard.rollbacks.in_row, guard.rollbacks.step, guard.rollbacks.total) == (2, 9, 2)
+    assert verdicts(guard, 8, 1.0) == [Action.ACCEPT]
+    assert verdicts(guard, 9, NAN)[-1] is Action.STOP
+    guard.load({}, 9)
+    assert guard.rollbacks.in_row == 2
+    assert verdicts(guard, 9, 1.0) == [Action.ACCEPT]
+    assert (guard.rollbacks.in_row, guard.rollbacks.total) == (0, 2)
+
+
+def test_counts_never_go_back() -> None:
+    guard = Guard(GuardSection(max_skips=5))
+    for step in range(3):
+        verdicts(guard, step, NAN)
+    guard.load({"skipped": 1, "recomputed": 2}, 1)
+    assert (guard.skipped, guard.recomputed) == (3, 3)
+
+
 def test_what_is_cured_by_computing_again_leaves_no_trace_in_the_ladder() -> None:
     guard = Guard(GuardSection())
     for step in range(10):
