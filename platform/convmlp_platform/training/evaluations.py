@@ -34,6 +34,7 @@ from convmlp_platform.training.evaluate import evaluate
 from convmlp_platform.training.interruption import StopRequest
 from convmlp_platform.training.outputs import BestModel
 from convmlp_platform.training.state import TrainState
+from data_prep.files import sync_folder
 from data_prep.json_files import Count, parse_json_lines
 
 logger = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ class Evaluations:
             append_line(self.path, json.dumps({"step": state.step, "attempt": attempt, **facts}))
             if durable:
                 _sync(self.path)
+                sync_folder(self.path.parent)
         except OSError as error:
             logger.warning("the evaluation of step %d isn't on record: %s: %s", state.step, self.path, error)
 

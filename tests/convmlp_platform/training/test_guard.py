@@ -117,7 +117,9 @@ def test_skips_count_in_a_row_only() -> None:
     guard = Guard(GuardSection(max_skips=1))
     for step in range(0, 20, 2):
         assert verdicts(guard, step, NAN)[-1] is Action.SKIP
+        assert guard.first_bad == step
         assert verdicts(guard, step + 1, 1.0) == [Action.ACCEPT]
+        assert guard.first_bad == -1
 
 
 def test_a_rollback_is_forgotten_once_its_step_is_passed() -> None:
