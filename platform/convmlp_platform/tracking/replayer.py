@@ -9,6 +9,7 @@ same.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -212,9 +213,12 @@ def _feed(replayer: Replayer, closing: _Closing, lock: Lock) -> int | None:
         except Exception as error:
             more, failures = True, failures + 1
             if failures == 1:
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 logger.warning(
-                    "MLflow at %s takes nothing now (%s): the run goes on, its records wait in the journal",
-                    shown,
+                    "%s (%s): the run goes on, its records wait in the journal",
+                    f"{replayer.run_dir} can't be written"
+                    if full
+                    else f"MLflow at {shown} takes nothing now",
                     error_text(error, replayer.uri),
                 )
             pause = min(2 * pause, MAX_PAUSE_SECONDS)

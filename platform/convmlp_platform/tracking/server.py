@@ -29,6 +29,7 @@ _SECRET_VARIABLES = (
     "AZURE_STORAGE_ACCESS_KEY",
     "AZURE_STORAGE_CONNECTION_STRING",
 )
+_REASON = re.compile(r"\[(Errno -?\d+|SSL: \w+)\] (\([^)]*\)|[^'\"()])*")
 _SHORTEST_SECRET = 3
 _LONGEST_TEXT = 400
 _NO_MODEL = "/api/2.0/mlflow/logged-models/m-00000000000000000000000000000000"
@@ -81,8 +82,10 @@ def error_text(error: BaseException, uri: str) -> str:
         uri: the tracking URI, which may hold user and password, and which such errors like to quote.
     """
     text = str(error).strip()
-    # Of a failed request only the reason is news: the rest repeats the address.
-    text = text.rpartition("(Caused by ")[2].removesuffix(")") if "(Caused by " in text else text
+    if "(Caused by " in text:  # only the reason is news, the rest repeats the address
+        text = text.rpartition("(Caused by ")[2].removesuffix(")")
+        reason = _REASON.search(text)
+        text = reason[0] if reason else text
     text = text.replace(uri, without_secrets(uri))
     for secret in sorted(_secrets(uri), key=len, reverse=True):
         text = text.replace(secret, "***")

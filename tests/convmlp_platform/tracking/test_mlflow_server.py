@@ -185,3 +185,31 @@ def test_what_mlflow_drops_is_named_without_a_password(
 def test_an_error_without_a_text_is_named_by_its_type() -> None:
     assert error_text(TimeoutError(), "http://h") == "TimeoutError"
     assert error_text(ValueError("a\nb"), "http://h") == "a"
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (
+            "NewConnectionError(\"HTTPConnection(host='h', port=1): Failed to establish a new connection: "
+            '[Errno 111] Connection refused"))',
+            "[Errno 111] Connection refused",
+        ),
+        (
+            "NameResolutionError(\"HTTPConnection(host='h', port=1): Failed to resolve 'h' "
+            '([Errno -2] Name or service not known)"))',
+            "[Errno -2] Name or service not known",
+        ),
+        (
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+            "self-signed certificate (_ssl.c:1006)')))",
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)",
+        ),
+        ("ResponseError('too many 503 error responses'))", "ResponseError('too many 503 error responses')"),
+    ],
+)
+def test_of_a_failed_request_the_reason_is_told(cause: str, reason: str) -> None:
+    begin = (
+        "API request to http://h:1/x failed with exception HTTPConnectionPool(host='h', port=1): Max retries"
+    )
+    assert error_text(OSError(f"{begin} exceeded with url: /x (Caused by {cause}"), "http://h:1") == reason
