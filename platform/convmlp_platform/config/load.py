@@ -89,15 +89,16 @@ def parse_job(
 def _kind_problem(kind: Any, given: bool) -> str:
     if not given:
         return f"required, but missing; one of {', '.join(JOB_KINDS)}"
-    near = nearest(str(kind), JOB_KINDS)
+    near = nearest(str(kind)[:100], JOB_KINDS)
     *others, last = JOB_KINDS
     words = f"{', '.join(others)} or {last}"
-    return f"must be {words} (got {kind!r})" + (f"; did you mean {near}?" if near else "")
+    return f"must be {words} (got {repr(kind)[:100]})" + (f"; did you mean {near}?" if near else "")
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            return file.read(yaml_text.MAX_BYTES + 1)  # what is longer is refused
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such job file{_nearest_files(path)}") from None
     except IsADirectoryError:

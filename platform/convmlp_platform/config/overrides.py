@@ -8,6 +8,8 @@ from typing import Any
 from convmlp_platform.config import yaml_text
 from convmlp_platform.errors import ConfigError
 
+_MAX_DEPTH = 32
+_MAX_SHOWN = 100
 _FORM = "expected KEY=VALUE, e.g. --set optimizer.lr=1e-3"
 
 
@@ -31,8 +33,9 @@ def _apply(values: dict[str, Any], override: str) -> str:
     name, equals, text = override.partition("=")
     name = name.strip()
     if not equals or not all(name.split(".")):
-        raise ConfigError(f"--set {override}: {_FORM}")
-    put(values, name, yaml_text.parse(text, f"--set {override}"), f"--set {override}")
+        raise ConfigError(f"--set {override[:_MAX_SHOWN]}: {_FORM}")
+    origin = f"--set {override if len(override) <= _MAX_SHOWN else f'{override[:_MAX_SHOWN]}...'}"
+    put(values, name, yaml_text.parse(text, origin), origin)
     return name
 
 
@@ -44,6 +47,8 @@ def put(values: dict[str, Any], name: str, value: Any, origin: str) -> None:
     """
     holder: Any = values
     keys = name.split(".")
+    if len(keys) > _MAX_DEPTH:
+        raise ConfigError(f"{origin}: no name of a job has {len(keys):,} parts")
     for depth, key in enumerate(keys):
         here = ".".join(keys[:depth])
         if isinstance(holder, list):
@@ -51,7 +56,7 @@ def put(values: dict[str, Any], name: str, value: Any, origin: str) -> None:
         elif isinstance(holder, dict):
             slot = key
         else:
-            raise ConfigError(f"{origin}: {here} is the value {holder!r} and has no fields")
+            raise ConfigError(f"{origin}: {here} is the value {repr(holder)[:_MAX_SHOWN]} and has no fields")
         if depth == len(keys) - 1:
             holder[slot] = value
         else:
@@ -61,7 +66,7 @@ def put(values: dict[str, Any], name: str, value: Any, origin: str) -> None:
 
 
 def _list_index(holder: list[Any], key: str, here: str, origin: str) -> int:
-    if not key.isdigit() or int(key) >= len(holder):
+    if not (key.isascii() and key.isdigit() and len(key) < 10) or int(key) >= len(holder):
         raise ConfigError(
             f"{origin}: {here} is a list of {len(holder)}: give a number from 0 to {len(holder) - 1}"
         )

@@ -42,6 +42,9 @@ _LIMITS = {
 }
 
 
+_MAX_LINES = 100
+
+
 class Explainer:
     """Turns pydantic's errors about `values`, a job of class `model`, into lines for people."""
 
@@ -52,7 +55,11 @@ class Explainer:
         """One line a problem; several errors about one field (the members of a union) are one problem."""
         lines: dict[str, None] = {}
         explained: set[str] = set()
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        for number, detail in enumerate(details):
+            if len(lines) == _MAX_LINES:  # the nearest name of each takes milliseconds
+                lines[f"and {len(details) - number:,} more problems"] = None
+                break
             path, models = self._locate(detail)
             name = ".".join(path)
             if detail["type"] == "value_error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from convmlp_platform.config.section import Name, PositiveInt, Section
 from convmlp_platform.config.sections import LaunchSection
 
+_MAX_TRIALS = 10_000
 DRAWS = {
     "uniform": "[from, to]",
     "loguniform": "[from, to]",
@@ -79,6 +81,9 @@ class SweepJob(Section):
         problems += [
             f"variants: {name} is named twice" for name in sorted(set(names)) if names.count(name) > 1
         ]
+        grid = [len(values) for values in self.space.values() if isinstance(values, list)]
+        if (trials := math.prod(grid) * self.samples * max(1, len(self.variants))) > _MAX_TRIALS:
+            problems.append(f"space: these are {trials:,} trials; a sweep has {_MAX_TRIALS:,} at most")
         drawn = any(isinstance(values, dict) for values in self.space.values())
         if self.samples > 1 and not drawn:
             problems.append(
