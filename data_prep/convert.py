@@ -10,7 +10,15 @@ from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
 from data_prep.fill import Rejected
 from data_prep.finished import difference
-from data_prep.folder import REJECTED_NAME, begin_work, end_work, exclusive_folder, remove_dataset
+from data_prep.folder import (
+    REJECTED_NAME,
+    begin_work,
+    end_work,
+    exclusive_folder,
+    expect_accounted,
+    expect_free,
+    remove_dataset,
+)
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.object_report import ODD_OBJECTS_NAME, check_budget, sum_objects
 from data_prep.object_report import describe as describe_objects
@@ -68,20 +76,12 @@ def prepare(
     given, config = config, _with_absolute_paths(config)
     output = config.output.path
     finished = (output / MANIFEST_NAME).exists()
-    if finished:
-        differs = difference(output, given, lambda: _list_and_plan(config, progress))
-        if not differs:
-            end_work(output)
-            manifest = load_manifest(output)
-            progress(f"{output} is prepared already: {describe(manifest)}")
-            return manifest
-        if not config.output.overwrite:
-            raise DataPrepError(
-                f"output.path: {output} holds a finished dataset that is not what this job makes: {differs}; "
-                "choose another folder, or set output.overwrite: true to replace it"
-            )
-        progress(f"replacing the dataset at {output}: {differs}")
-    plan = _list_and_plan(config, progress)
+    plan = _settled(given, config, progress)
+    if plan is None:
+        end_work(output)
+        manifest = load_manifest(output)
+        progress(f"{output} is prepared already: {describe(manifest)}")
+        return manifest
     with exclusive_folder(output):
         another_was_faster = not finished and (output / MANIFEST_NAME).exists()
         try:
@@ -93,6 +93,35 @@ def prepare(
         return prepare(config, map_shards=map_shards, progress=progress)
     progress(f"{output}: {describe(manifest)}")
     return manifest
+
+
+def check(config: PrepareConfig, *, progress: Progress = _print) -> None:
+    """List the source and plan as `prepare` does, without writing anything.
+
+    Raises:
+        DataPrepError: `prepare` would be refused, before it writes its first shard.
+    """
+    given, config = config, _with_absolute_paths(config)
+    output = config.output.path
+    if _settled(given, config, progress) is not None and output.exists():
+        expect_free(output)
+        expect_accounted(output)
+
+
+def _settled(given: PrepareConfig, config: PrepareConfig, progress: Progress) -> Plan | None:
+    """What is to be done; None where the output is what the job makes."""
+    output = config.output.path
+    if (output / MANIFEST_NAME).exists():
+        differs = difference(output, given, lambda: _list_and_plan(config, progress))
+        if not differs:
+            return None
+        if not config.output.overwrite:
+            raise DataPrepError(
+                f"output.path: {output} holds a finished dataset that is not what this job makes: {differs}; "
+                "choose another folder, or set output.overwrite: true to replace it"
+            )
+        progress(f"replacing the dataset at {output}: {differs}")
+    return _list_and_plan(config, progress)
 
 
 def _run(

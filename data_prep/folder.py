@@ -39,12 +39,41 @@ def exclusive_folder(path: Path) -> Iterator[None]:
         try:
             stack.enter_context(locks.holding(path / locks.OF_FOLDER))
         except locks.Held as held:
-            raise DataPrepError(
-                f"output.path: another data-prep job is writing {path}: {held}; wait for its end, or stop it"
-            ) from None
+            raise _held(path, str(held)) from None
         except OSError as error:
             raise DataPrepError(f"output.path: can't write into {path}: {error.strerror}") from None
         yield
+
+
+def _held(path: Path, holder: str) -> DataPrepError:
+    return DataPrepError(
+        f"output.path: another data-prep job is writing {path}: {holder}; wait for its end, or stop it"
+    )
+
+
+def expect_free(path: Path) -> None:
+    """Refuse a folder that another job surely holds. Doesn't wait, and writes nothing.
+
+    Raises:
+        DataPrepError: one does.
+    """
+    holder = locks.living_holder(path / locks.OF_FOLDER)
+    if holder is not None:
+        raise _held(path, str(holder))
+
+
+def expect_accounted(path: Path) -> None:
+    """Refuse a folder whose shards aren't known to be ours.
+
+    Raises:
+        DataPrepError: it holds shards, but neither a manifest nor an unfinished job.
+    """
+    known = (path / MANIFEST_NAME).exists() or (path / WORK_FOLDER / _PLAN_NAME).is_file()
+    if not known and (found := _shard_files(path)):
+        raise DataPrepError(
+            f"output.path: {path} holds {len(found)} shard files (such as {found[0].name}) but neither a "
+            "manifest nor an unfinished job: move them away, or choose another folder"
+        )
 
 
 def begin_work(path: Path, plan: str) -> bool:
@@ -57,11 +86,7 @@ def begin_work(path: Path, plan: str) -> bool:
     """
     plan_file = path / WORK_FOLDER / _PLAN_NAME
     earlier = plan_file.read_text() if plan_file.is_file() else None
-    if earlier is None and (found := _shard_files(path)):
-        raise DataPrepError(
-            f"output.path: {path} holds {len(found)} shard files (such as {found[0].name}) but neither a "
-            "manifest nor an unfinished job: move them away, or choose another folder"
-        )
+    expect_accounted(path)
     if earlier is not None and earlier != plan:
         remove_dataset(path)
     for folder in (path, path / WORK_FOLDER, *(path / name for name in WRITERS)):

@@ -7,11 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.cli.words import fail
-from convmlp_platform.errors import ConfigError, PlatformError
+from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
     from convmlp_platform.config.load import Job
-    from convmlp_platform.training.preflight import PreflightReport
 
 
 def add_commands(commands: Any) -> None:
@@ -52,8 +51,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     job = _load(arguments)
-    report = _preflight(job)
-    _check_cluster(job, report)
+    from convmlp_platform.launch.check import check
+
+    report = check(job)
     print(f"{arguments.job}: {job.kind} {job.name}")
     for line in report.summary:
         print(f"  {line}")
@@ -65,43 +65,6 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     print("no problems found")
     return 0
-
-
-def _preflight(job: Job) -> PreflightReport:
-    if job.kind == "evaluate":
-        from convmlp_platform.evaluation.preflight import preflight_evaluation
-
-        return preflight_evaluation(job)
-    if job.kind == "sweep":
-        from convmlp_platform.launch.sweep_plan import preflight_sweep
-
-        return preflight_sweep(job)
-    from convmlp_platform.training.preflight import preflight
-
-    return preflight(job)
-
-
-def _check_cluster(job: Job, report: PreflightReport) -> None:
-    """Whether the cluster that the job or RAY_ADDRESS names can be reached and is large enough."""
-    from convmlp_platform.launch.capacity import check
-    from convmlp_platform.launch.connect import connect, resolve_address
-
-    if job.kind == "sweep":
-        return  # each trial's workers are counted when the sweep starts
-    try:
-        if resolve_address(job.launch.address) is None:
-            report.summary.append("cluster  none named: a Ray of its own is started on this machine")
-            return
-        with connect(job.launch.address) as address:
-            report.summary.append(f"cluster  {address}")
-            if job.kind == "train":
-                report.problems += check(job)
-            elif job.kind == "evaluate":
-                from convmlp_platform.launch.evaluation import capacity_problems
-
-                report.problems += capacity_problems(job)
-    except PlatformError as error:
-        report.problems.append(str(error))
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,14 @@ def cluster_nodes() -> list[Node]:
     return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in resources]
 
 
+def own_nodes() -> list[Node]:
+    """The one node of a Ray that would be started on this machine, without starting it."""
+    import torch
+    from ray._private.utils import get_num_cpus  # as its raylet counts them; tests/.../test_launch_check.py
+
+    return [Node(int(get_num_cpus(override_docker_cpu_warning=True)), torch.cuda.device_count())]
+
+
 def uses_gpu(job: TrainJob, nodes: Sequence[Node]) -> bool:
     """launch.use_gpu, with auto decided: GPUs wherever the cluster has any."""
     if job.launch.use_gpu == "auto":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.load import parse_job
@@ -15,6 +16,9 @@ from convmlp_platform.evaluation.table import console_lines
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.lease import result_lease
 from data_prep.console import adapt_streams
+
+if TYPE_CHECKING:
+    from convmlp_platform.launch.capacity import Node
 
 
 def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
@@ -35,11 +39,8 @@ def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
     return 0
 
 
-def capacity_problems(job: EvaluateJob) -> list[str]:
-    """What the connected cluster lacks for the job."""
-    from convmlp_platform.launch.capacity import cluster_nodes
-
-    nodes = cluster_nodes()
+def capacity_problems(job: EvaluateJob, nodes: Sequence[Node]) -> list[str]:
+    """What a cluster of these nodes lacks for the job."""
     fitting = [node for node in nodes if node.cpus >= job.launch.cpus]
     problems = []
     if not fitting:
@@ -49,6 +50,8 @@ def capacity_problems(job: EvaluateJob) -> list[str]:
         )
     if job.launch.use_gpu is True and not any(node.gpus for node in nodes):
         problems.append("launch.use_gpu: the cluster has no GPU: --set launch.use_gpu=false")
+    elif job.evaluate.precision == "fp16" and not any(node.gpus for node in nodes):
+        problems.append("evaluate.precision: fp16 needs a GPU, and the cluster has none: use bf16 or fp32")
     return problems
 
 
@@ -67,9 +70,10 @@ def _on_ray(job: EvaluateJob) -> EvaluationResult:
         import ray
         from ray.exceptions import RayError
 
-        if problems := capacity_problems(job):
+        nodes = cluster_nodes()
+        if problems := capacity_problems(job, nodes):
             raise LaunchError("\n".join(problems))
-        gpu = job.launch.use_gpu is not False and any(node.gpus for node in cluster_nodes())
+        gpu = job.launch.use_gpu is not False and any(node.gpus for node in nodes)
         remote = ray.remote(num_cpus=job.launch.cpus, num_gpus=int(gpu), max_retries=0)(_in_worker)
         try:
             outcome = ray.get(remote.remote(job.model_dump(mode="json")))

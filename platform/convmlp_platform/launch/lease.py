@@ -48,10 +48,23 @@ def result_lease(result: Path) -> Iterator[None]:
     Raises:
         LaunchError: another evaluation writes it, or its parent can't be written.
     """
-    with _leased(
-        result.with_name(f".{result.name}.lock"), f"result {result.name!r} is being written", "output.path"
-    ):
+    with _leased(_of_result(result), f"result {result.name!r} is being written", "output.path"):
         yield
+
+
+def refuse_if_result_held(result: Path) -> None:
+    """Return unless another evaluation surely writes this result. Doesn't wait, and writes nothing.
+
+    Raises:
+        LaunchError: one does.
+    """
+    holder = locks.living_holder(_of_result(result))
+    if holder is not None:
+        raise _refusal(f"result {result.name!r} is being written", str(holder))
+
+
+def _of_result(result: Path) -> Path:
+    return result.with_name(f".{result.name}.lock")
 
 
 @contextmanager

@@ -10,13 +10,12 @@ import json
 from collections.abc import Callable
 
 from convmlp_platform.config.sweep import SweepJob
-from convmlp_platform.config.sweep_trials import told_once
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.evaluation.compare import SWEEP_NAME
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.signals import Interrupted
 from convmlp_platform.launch.sweep_parent import SweepParent
-from convmlp_platform.launch.sweep_plan import SweepPlan, plan_of, trials_at_a_time
+from convmlp_platform.launch.sweep_plan import SweepPlan, plan_of, room_problems, trials_at_a_time
 from data_prep.files import write_atomically
 
 
@@ -56,16 +55,8 @@ def _train(plan: SweepPlan, parent: SweepParent, lost: Callable[[], bool]) -> No
     jobs = [planned.trial.job for planned in plan.todo]
     threads = max(job.launch.cpus_per_worker for job in jobs)
     with connect(jobs[0].launch.address, shared_env_vars(threads=threads)) as cluster:
-        if cluster is not None and cluster.startswith("ray://"):
-            raise LaunchError(
-                f"launch.address (={cluster}): a sweep's driver must be on a machine of the cluster: submit it "
-                "(`ray job submit jobs/...yaml`), or give the cluster's own address, host:port"
-            )
-        problems = [
-            (planned.name, line) for planned in plan.todo for line in capacity.check(planned.trial.job)
-        ]
-        if problems:
-            raise LaunchError("\n".join(told_once(problems, len(plan.todo))))
+        if problems := room_problems(plan, cluster):
+            raise LaunchError("\n".join(problems))
         nodes = capacity.cluster_nodes()
         at_once = trials_at_a_time([one.trial for one in plan.todo], nodes, plan.sweep.max_concurrent)
         before = len(plan.trials) - len(plan.todo)

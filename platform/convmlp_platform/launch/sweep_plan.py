@@ -13,7 +13,7 @@ from convmlp_platform.config.sweep import SweepJob
 from convmlp_platform.config.sweep_trials import Trial, metric_of, told_once, trials_of
 from convmlp_platform.data.split import open_manifest
 from convmlp_platform.errors import ConfigError, PlatformError
-from convmlp_platform.launch.capacity import Node, uses_gpu, workers_that_fit
+from convmlp_platform.launch.capacity import Node, check, uses_gpu, workers_that_fit
 from convmlp_platform.launch.sweep_record import plain, read_end
 from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.run_folder import run_path
@@ -57,8 +57,8 @@ class SweepPlan:
         return [trial for trial in self.trials if not trial.done]
 
 
-def plan_of(sweep: SweepJob) -> SweepPlan:
-    """The sweep's plan, its paths resolved.
+def plan_of(sweep: SweepJob, *, deep: bool = False) -> SweepPlan:
+    """The sweep's plan, its paths resolved; `deep` as in `training.preflight`.
 
     Raises:
         ConfigError: every problem of any trial's job that can be seen without a cluster.
@@ -66,7 +66,7 @@ def plan_of(sweep: SweepJob) -> SweepPlan:
     from convmlp_platform.training.preflight import preflight
 
     trials = [_resolved(trial) for trial in trials_of(sweep)]
-    found = [(trial.name, line) for trial in trials for line in preflight(trial.job).problems]
+    found = [(trial.name, line) for trial in trials for line in preflight(trial.job, deep=deep).problems]
     if found:
         raise ConfigError("\n".join(told_once(found, len(trials))))
     fixed: dict[str, set[Any]] = {
@@ -93,14 +93,14 @@ def _resolved(trial: Trial) -> Trial:
     return replace(trial, job=job)
 
 
-def preflight_sweep(sweep: SweepJob) -> PreflightReport:
-    """The problems of all trials, and what the sweep would do."""
+def preflight_sweep(sweep: SweepJob) -> tuple[PreflightReport, SweepPlan | None]:
+    """The problems of all trials, and what the sweep would do; and its plan, where there are no problems."""
     from convmlp_platform.training.preflight import PreflightReport
 
     try:
-        plan = plan_of(sweep)
+        plan = plan_of(sweep, deep=True)
     except PlatformError as error:
-        return PreflightReport(problems=str(error).splitlines())
+        return PreflightReport(problems=str(error).splitlines()), None
     steps = sum(one.stop_step for one in plan.todo)
     lines = [
         f"trials   {len(plan.trials)}, {len(plan.trials) - len(plan.todo)} of them done; {steps:,} steps are left",
@@ -110,7 +110,7 @@ def preflight_sweep(sweep: SweepJob) -> PreflightReport:
     for one in plan.trials:
         settings = ", ".join(f"{name}={plain(value)}" for name, value in one.trial.settings.items())
         lines.append(f"  {one.name}: {one.epochs:.4g} epochs, {settings}")
-    return PreflightReport(summary=lines)
+    return PreflightReport(summary=lines), plan
 
 
 def _planned(trial: Trial, sweep: SweepJob) -> PlannedTrial:
@@ -120,6 +120,21 @@ def _planned(trial: Trial, sweep: SweepJob) -> PlannedTrial:
     end = read_end(run)
     done = end is not None and end.still_holds(plan.stop_step, sweep.scheduler)
     return PlannedTrial(trial, run, plan.steps_per_epoch, plan.stop_step, done)
+
+
+def room_problems(plan: SweepPlan, cluster: str | None, nodes: Sequence[Node] | None = None) -> list[str]:
+    """What keeps the trials that aren't done from the cluster at this address, None: one of its own.
+
+    Args:
+        nodes: of the cluster; default: the connected one's.
+    """
+    if cluster is not None and cluster.startswith("ray://"):
+        return [
+            f"launch.address (={cluster}): a sweep's driver must be on a machine of the cluster: submit it "
+            "(`ray job submit jobs/...yaml`), or give the cluster's own address, host:port"
+        ]
+    found = [(planned.name, line) for planned in plan.todo for line in check(planned.trial.job, nodes)]
+    return told_once(found, len(plan.todo))
 
 
 def trials_at_a_time(trials: Sequence[Trial], nodes: Sequence[Node], limit: int | None) -> int:

@@ -104,6 +104,18 @@ def starting_job(job: TrainJob) -> TrainJob:
     return replayed_job(job, run_path(job))
 
 
+def check_kept(job: TrainJob) -> None:
+    """Look at the run's own copy of the weights it began with, where this start of it needs that.
+
+    Raises:
+        ConfigError: it is gone or damaged.
+    """
+    if job.model.init_from is not None and read_record(run_path(job)) is not None:
+        starting = starting_job(job)
+        if starting.model.init_from is not None:
+            _looked_up(starting, Path())
+
+
 def replayed_weights(job: TrainJob, run: Path) -> str | None:
     """What `counted_weights` says of a job that was read from the folder of its run, and may have been changed since.
 

@@ -38,13 +38,13 @@ class MemoryEstimate:
         return self.states + self.activations
 
 
-def estimate_memory(job: TrainJob, num_classes: int) -> MemoryEstimate:
-    """What training `job` needs on each worker.
+def estimate_memory(job: TrainJob, num_classes: int, model: nn.Module | None = None) -> MemoryEstimate:
+    """What training `job` needs on each worker; `model`: of `build_on_meta`, where it is at hand.
 
     Raises:
         ValueError: the model's name or options are wrong.
     """
-    model = build_on_meta(job, num_classes)
+    model = model or build_on_meta(job, num_classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     buffers = sum(buffer.numel() for buffer in model.buffers())
     activations = _saved_bytes_per_image(dense_part(model), _image_size(job)) * job.training.micro_batch_size

@@ -1,6 +1,5 @@
-"""All that can be known to be wrong with a job before it costs anything. Nothing is left behind on storage.
-
-`convmlp check` prints the report; launch asks for it before any worker starts.
+"""All that can be known to be wrong with a training or preparation before it costs anything. Nothing is left behind on
+storage. `launch.check` adds what concerns drivers and clusters.
 """
 
 from __future__ import annotations
@@ -11,14 +10,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import nn
+
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.training.build_task import task_mismatch
 from convmlp_platform.training.image_size import sides_refused, single_value, size_refused
 from convmlp_platform.training.init_record import read_record
-from convmlp_platform.training.initial_weights import counted_weights, start_line
+from convmlp_platform.training.initial_weights import check_kept, counted_weights, start_line
 from convmlp_platform.training.plan import StepPlan
-from convmlp_platform.training.run_folder import check_owner, run_path, stored_identity
+from convmlp_platform.training.run_folder import (
+    RunFolder,
+    check_owner,
+    checkpoints_of,
+    run_path,
+    stored_identity,
+)
 from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
 from data_prep.urls import is_url, local_path
@@ -32,10 +39,20 @@ class PreflightReport:
     summary: list[str] = field(default_factory=list)
 
 
-def preflight(job: TrainJob | PrepareJob) -> PreflightReport:
-    """Check a job whose paths are resolved against the machine it is started on; every check is made."""
+def preflight(job: TrainJob | PrepareJob, *, deep: bool = False) -> PreflightReport:
+    """Check a job whose paths are resolved against the machine it is started on; every check is made.
+
+    Args:
+        job: the job.
+        deep: also make the checks that cost as much as the job's own start, which makes them itself: read the newest
+            checkpoint, list the source.
+    """
     report = PreflightReport()
-    checks = _prepare_checks(job, report) if isinstance(job, PrepareJob) else _train_checks(job, report)
+    checks = (
+        _prepare_checks(job, report, deep)
+        if isinstance(job, PrepareJob)
+        else _train_checks(job, report, deep)
+    )
     for check in checks:
         try:
             check()
@@ -44,23 +61,30 @@ def preflight(job: TrainJob | PrepareJob) -> PreflightReport:
     return report
 
 
-def _train_checks(job: TrainJob, report: PreflightReport) -> Iterator[Callable[[], None]]:
+def _train_checks(job: TrainJob, report: PreflightReport, deep: bool) -> Iterator[Callable[[], None]]:
     from convmlp_platform.data.split import open_manifest
 
     manifest: DatasetManifest | None = None
+    model: nn.Module | None = None
 
     def dataset() -> None:
         nonlocal manifest
         manifest = open_manifest(job.data.path, job.data.digest)
         _check_dataset(job, manifest, report)
 
+    def network() -> None:
+        nonlocal model
+        model = _check_model(job, manifest, report)
+
     yield dataset
-    yield lambda: _check_model(job, manifest, report)
-    yield lambda: _check_start(job, manifest, report)
+    yield network
+    yield lambda: _check_start(job, manifest, model, report)
     yield lambda: _check_augment(job, report)
-    yield lambda: check_writable(job.checkpoint.path, "checkpoint.path", report)
+    yield lambda: check_writable(job.checkpoint.path, "checkpoint.path", report, job.name)
     if manifest is not None and not is_url(job.checkpoint.path):
         yield lambda: check_owner(job, manifest.digest, counted_weights(job))
+    if not is_url(job.checkpoint.path):
+        yield lambda: _check_begun(job, deep)
     yield lambda: _check_tracking(job, report)
 
 
@@ -140,8 +164,12 @@ def _check_schedule(plan: StepPlan, report: PreflightReport) -> None:
         )
 
 
-def _check_model(job: TrainJob, manifest: DatasetManifest | None, report: PreflightReport) -> None:
-    from convmlp_platform.training.memory import estimate_memory
+def _check_model(
+    job: TrainJob, manifest: DatasetManifest | None, report: PreflightReport
+) -> nn.Module | None:
+    """The model on "meta"; None where it can't be made, which is told."""
+    from convmlp_platform.training.build import build_optimizer
+    from convmlp_platform.training.memory import build_on_meta, estimate_memory
 
     given = job.model.num_classes
     if manifest is not None and given not in (None, manifest.num_classes):
@@ -151,13 +179,18 @@ def _check_model(job: TrainJob, manifest: DatasetManifest | None, report: Prefli
         )
     known = given or (manifest.num_classes if manifest else None)
     try:
-        memory = estimate_memory(job, known or 1000)
+        model = build_on_meta(job, known or 1000)
+        memory = estimate_memory(job, known or 1000, model)
     except (ValueError, RuntimeError, AssertionError) as error:
         told = f"model.name (={job.model.name}): {' '.join(str(error).split())}"
         report.problems.append(size_refused(job, known or 1000) or told)
-        return
+        return None
     if (problem := single_value(job, known or 1000)) is not None:
         report.problems.append(problem)
+    try:
+        build_optimizer(job, model)
+    except ValueError as error:
+        report.problems.append(f"optimizer: {error}")
     workers = job.launch.num_workers
     each = "the worker" if workers == 1 else f"each of {workers} workers"
     beside = ", without those of regions" if job.task.name == "mask_rcnn" else ""
@@ -168,12 +201,13 @@ def _check_model(job: TrainJob, manifest: DatasetManifest | None, report: Prefli
         f"{_size(memory.states)} for weights, gradients and optimizer (exact), "
         f"{_size(memory.activations)} for activations (estimated{beside})",
     ]
+    return model
 
 
-def _check_start(job: TrainJob, manifest: DatasetManifest | None, report: PreflightReport) -> None:
+def _check_start(
+    job: TrainJob, manifest: DatasetManifest | None, model: nn.Module | None, report: PreflightReport
+) -> None:
     """Whether the weights to start from are there and fit; a run that has begun doesn't need them any more."""
-    from convmlp_platform.training.memory import build_on_meta
-
     # Of many ranks under torchrun, one asks the registry.
     if job.model.init_from is None or is_url(job.checkpoint.path) or os.environ.get("RANK", "0") != "0":
         return
@@ -184,11 +218,23 @@ def _check_start(job: TrainJob, manifest: DatasetManifest | None, report: Prefli
                 f"start    weights of {record.pinned}, kept in the run's folder when it began"
             )
         return
-    try:
-        model = build_on_meta(job, job.model.num_classes or (manifest.num_classes if manifest else 1000))
-    except (ValueError, RuntimeError, AssertionError):
+    if model is None:
         return  # told above
     report.summary.append(f"start    {start_line(job, model, manifest)}")
+
+
+def _check_begun(job: TrainJob, deep: bool) -> None:
+    """Whether a run that has begun can go on from what it has written."""
+    from convmlp_platform.checkpoints.checkpointer import Checkpointer
+    from convmlp_platform.training.guard import Rollbacks
+
+    begun = run_path(job).is_dir()
+    if begun:
+        Rollbacks.read(RunFolder(run_path(job), "").rollbacks)
+    if not deep or not (begun or job.checkpoint.store):
+        return
+    Checkpointer(checkpoints_of(job)).newest()
+    check_kept(job)
 
 
 def _check_augment(job: TrainJob, report: PreflightReport) -> None:
@@ -211,12 +257,16 @@ def _check_tracking(job: TrainJob, report: PreflightReport) -> None:
     )
 
 
-def _prepare_checks(job: PrepareJob, report: PreflightReport) -> Iterator[Callable[[], None]]:
+def _prepare_checks(job: PrepareJob, report: PreflightReport, deep: bool) -> Iterator[Callable[[], None]]:
+    from data_prep.convert import check
     from data_prep.sources import open_source
 
     def source() -> None:
-        open_source(job.source)
         report.summary.append(f"source   {job.source.kind} {getattr(job.source, 'path', '')}".rstrip())
+        if deep:
+            check(job.preparation, progress=lambda line: report.summary.append(f"         {line}"))
+        else:
+            open_source(job.source)
 
     def output() -> None:
         check_writable(str(job.output.path), "output.path", report)
@@ -244,12 +294,13 @@ def _check_preparation_tracking(job: PrepareJob, report: PreflightReport) -> Non
     )
 
 
-def check_writable(path: str, name: str, report: PreflightReport) -> None:
-    """Whether files can be made in `path`, tried with a nameless one in its nearest existing parent."""
+def check_writable(path: str, name: str, report: PreflightReport, inside: str = ".") -> None:
+    """Whether files can be made in folder `inside` of `path`, tried with a nameless one in its nearest existing
+    parent."""
     if is_url(path):
         report.problems.append(f"{name} (={path}) must be a folder: mount the bucket on every node")
         return
-    folder = Path(path)
+    folder = Path(path) / inside
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
