@@ -174,7 +174,9 @@ def _logged(run: _Run, files: Sequence[GoodputFile], rank: Sequence[int]) -> Ite
         for before, mark in pairwise([marks[0].origin(), *marks]):
             end = min(begin + mark.line.total * scale, run.end)
             if end > now:
-                yield _between(run, rank, before, mark, now, end)
+                # Its step was saved before, but the next start evaluates it anew.
+                cut_off = run.failed and mark is marks[-1] and mark.line.phase == Phase.EVALUATE.name
+                yield _between(run, rank, before, mark, now, end, cut_off=cut_off)
                 now = end
     if run.end > now:
         yield _after(run, rank, marks, now)
@@ -201,8 +203,10 @@ def _processes(files: Sequence[GoodputFile]) -> list[tuple[float, list[_Mark]]]:
     return sorted((process[3], marks) for process, marks in found.items() if marks)
 
 
-def _between(run: _Run, rank: Sequence[int], before: _Mark, mark: _Mark, begin: float, end: float) -> Slice:
-    """What was done between two lines of one process."""
+def _between(
+    run: _Run, rank: Sequence[int], before: _Mark, mark: _Mark, begin: float, end: float, *, cut_off: bool
+) -> Slice:
+    """What was done between two lines of one process; `cut_off`: it died in the evaluation there."""
     header = before.file.header
     switched = mark.file.header.attempt != header.attempt
     kept = 0.0 if switched else _kept(before.line.step, mark.line.step, run.stops[header.attempt])
@@ -217,7 +221,7 @@ def _between(run: _Run, rank: Sequence[int], before: _Mark, mark: _Mark, begin: 
         if spent:
             going_back = switched and name == Phase.CHECKPOINT.name
             kind = TimeClass.RESTART if going_back else _CLASS_OF.get(name, TimeClass.RESTART)
-            _add(seconds, kind, spent * factor, kept)
+            _add(seconds, kind, spent * factor, 0.0 if cut_off and kind is TimeClass.EVALUATION else kept)
     part: Part = "switch" if switched else "run"
     return Slice(rank, run.index, header.attempt, part, begin, end, seconds)
 

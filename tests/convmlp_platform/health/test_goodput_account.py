@@ -60,6 +60,12 @@ def test_a_clock_that_is_wrong_moves_seconds_only_between_waiting_and_dying(skew
     assert {kind: found[kind] for kind in same} == pytest.approx({kind: TRUTH[kind] for kind in same})
 
 
+def test_an_evaluation_that_a_death_cut_off_is_lost_work_though_its_step_was_saved() -> None:
+    cut_off = line(41, 20, "EVALUATE", START=5, COMPILE=2, DATA=2, COMPUTE=18, CHECKPOINT=1, EVALUATE=10)
+    first = [GoodputFile(file.header, [*file.lines[:3], cut_off]) for file in first_start()]
+    assert seconds(account([*first, *second_start()], EVENTS)) == pytest.approx(TRUTH)
+
+
 def test_a_rank_without_a_log_did_what_the_others_did() -> None:
     found = account([first_start()[0], *second_start()], EVENTS)
     assert seconds(found) == pytest.approx(TRUTH)
