@@ -97,6 +97,14 @@ def broadcast_object(value: T | None) -> T:
     return box[0]  # type: ignore[return-value]
 
 
+def gathered(value: T) -> list[T]:
+    """Every rank's `value`, in rank order (collective). The values cross as pickles between our own processes only."""
+    values = [value] * dist.get_world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def on_main(world: World, function: Callable[[], T]) -> T:
     """Run `function` on rank 0 alone; its result, or the exception it raised, on every rank.
 

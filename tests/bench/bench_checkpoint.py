@@ -86,7 +86,7 @@ def platform_saver(training: Training, saver: AsyncCheckpointer) -> Save:
     """Ours, in the background; the copy ends before the next update of the weights."""
 
     def save(step: int) -> Callable[[], bool]:
-        assert saver.save(Checkpoint(step, training.state(), {}), changing=training.changing())
+        saver.save(Checkpoint(step, training.state(), {}), changing=training.changing())
         return lambda: any(event.kind == "committed" for event in saver.poll())
 
     return save

@@ -20,6 +20,12 @@ from convmlp_platform.errors import CheckpointError, SupersededError
 
 logger = logging.getLogger(__name__)
 
+SaveState = Literal["done", "writing", "waiting", "refused", "failed"]
+"""`done`: committed, or handed in. `waiting`: for the other writers' parts. `refused`: by the storage, to be tried
+again soon. `failed`: an error that isn't the storage's has ended all saving."""
+
+_SHORT_PAUSE = 5.0  # seconds between tries of a save that training waits for
+
 
 @dataclass(frozen=True)
 class SaveEvent:
@@ -50,14 +56,12 @@ class _Job:
 class AsyncCheckpointer:
     """Saves in the background, one at a time.
 
-    A save that falls due while the one before is still being written is skipped, so that slow storage slows no step;
-    one that must not be (`wait=True`: the last, or before a preemption) waits for it. A save that the storage refuses
-    is tried again with growing pauses; a newer one takes its place. What was committed before is never touched by
-    any of this.
+    A save that the storage refuses is tried again with growing pauses; a newer one takes its place. What was
+    committed before is never touched by any of this.
 
     Where several ranks write parts of one checkpoint, every rank has one of these, with its `part`, and all call
-    `save` for the same steps with the same `wait`: whether a save is skipped must be decided for all (ask `busy`
-    first, sum it over the ranks, and call `save(..., wait=True)` on all or none).
+    `save` for the same steps: whether a save that falls due while the one before is still being written is begun or
+    skipped must be decided for all, from all their `state`s (training.saving does).
     """
 
     def __init__(
@@ -78,23 +82,51 @@ class AsyncCheckpointer:
         """The newest checkpoint that this object has committed (on part 0) or handed in."""
         self.failures = self.skipped = 0
         self._may_commit = may_commit
-        self._session = session or str(os.getpid())
+        self._session = session or f"process-{os.getpid()}"
         self._first_pause, self._longest_pause = first_pause, longest_pause
         self._snapshots = Snapshots(part)
         self._events: queue.SimpleQueue[SaveEvent] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._job: _Job | None = None
         self._told: _Job | None = None
-        self._writing = self._closed = self._newer_waits = False
+        self._writing = self._closed = self._newer_waits = self._hurried = False
+        self._written_at: float | None = None
+        self._progress: dict[str, int] = {}
         self._failure: BaseException | None = None
         self._saves = 0
         self._thread: threading.Thread | None = None
 
     @property
-    def busy(self) -> bool:
-        """Whether a save is being written now (not: waiting to be tried again)."""
+    def state(self) -> SaveState:
+        """Where the newest save stands."""
         with self._changed:
-            return self._writing
+            if self._failure is not None and self._is_fault():
+                return "failed"
+            if self._job is None:
+                return "done"
+            if not self._writing:
+                return "refused"
+            return "writing" if self._written_at is None else "waiting"
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that this writer has been waiting for the other writers' parts."""
+        with self._changed:
+            waits = self._writing and self._written_at is not None
+            return time.monotonic() - self._written_at if waits and self._written_at is not None else 0.0
+
+    @property
+    def progress(self) -> int:
+        """Grows with all that happens to the newest save: bytes that the storage takes (those of a try that gets less
+        far than the one before don't count)."""
+        with self._changed:
+            return self._saves + sum(self._progress.values())
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The newest refusal of the storage of a save that isn't committed yet, or the error that ended all saving."""
+        with self._changed:
+            return self._failure
 
     def reserve(self, checkpoint: Checkpoint) -> None:
         """Have the memory for such a snapshot ready, so that the first save is as quick as the others."""
@@ -102,10 +134,9 @@ class AsyncCheckpointer:
             if self._job is None:
                 self._snapshots.reserve(checkpoint.tensors, checkpoint.slices)
 
-    def save(
-        self, checkpoint: Checkpoint, *, wait: bool = False, changing: Container[str] | None = None
-    ) -> bool:
-        """Take a snapshot and return; its fate comes as an event (`poll`). False: it was skipped.
+    def save(self, checkpoint: Checkpoint, *, changing: Container[str] | None = None) -> None:
+        """Take a snapshot and return; its fate comes as an event (`poll`). A save that is being written now is waited
+        for.
 
         The tensors may lie on a GPU and may be views of live weights; they may change once this returns (on a GPU:
         by kernels queued after it). With `changing`, the names of those that a forward pass changes (BatchNorm's
@@ -122,15 +153,12 @@ class AsyncCheckpointer:
                 raise CheckpointError(
                     f"checkpoint {location}: can't be saved after the checkpointer was closed"
                 )
-            if self._writing and not wait:
-                self.skip(checkpoint.step)
-                return False
             self._newer_waits = True
             self._changed.wait_for(lambda: not self._writing)
             self._newer_waits = False
             self._raise_fault()
             self._saves += 1
-            self._failure = None
+            self._failure, self._written_at, self._progress = None, None, {}
             started = time.perf_counter()
             self._job = _Job(
                 checkpoint.step,
@@ -143,7 +171,6 @@ class AsyncCheckpointer:
             self._writing = True
             self._start()
             self._changed.notify_all()
-        return True
 
     def skip(self, step: int) -> None:
         """Count and tell that the save of `step` isn't begun, because the one before is still being written."""
@@ -156,17 +183,17 @@ class AsyncCheckpointer:
         self._snapshots.settle()
 
     def poll(self) -> list[SaveEvent]:
-        """What happened since the last call; for the thread that trains, which tells callbacks."""
+        """What happened since the last call; for the thread that trains, which tells callbacks.
+
+        Raises:
+            Exception: the background thread hit an error that isn't the storage's.
+        """
+        self._raise_fault()
         found = []
         with suppress(queue.Empty):
             while True:
                 found.append(self._events.get_nowait())
         return found
-
-    def wait_tried(self) -> None:
-        """Return when no save is being written: the last one is committed, or was refused for now."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._writing)
 
     def wait(self, timeout: float | None = None) -> str | None:
         """Return when the save under way is committed (at once where there is none): the newest committed location.
@@ -183,7 +210,14 @@ class AsyncCheckpointer:
                 raise CheckpointError(f"checkpoint {name} isn't committed after {timeout:g} s: {reason}")
             return self.committed
 
-    def close(self, timeout: float | None = 120.0) -> str | None:
+    def hurry(self) -> None:
+        """Try again now what was refused, and from now on after short pauses: training has nothing else to wait for."""
+        with self._changed:
+            self._longest_pause = min(self._longest_pause, _SHORT_PAUSE)
+            self._hurried = True
+            self._changed.notify_all()
+
+    def close(self, timeout: float | None = None) -> str | None:
         """`wait`, and end the thread either way. A save that was waiting to be tried again is given up after it.
 
         Raises: as `wait`.
@@ -191,11 +225,15 @@ class AsyncCheckpointer:
         try:
             return self.wait(timeout)
         finally:
-            with self._changed:
-                self._closed = True
-                self._changed.notify_all()
-            if self._thread is not None and not self._writing:
-                self._thread.join()
+            self.stop()
+
+    def stop(self) -> None:
+        """End the thread, once it has ended the try under way. A save that isn't committed is given up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None and not self._writing:
+            self._thread.join()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -233,6 +271,8 @@ class AsyncCheckpointer:
                     part=self.part,
                     token=job.token,
                     may_commit=self._may_commit,
+                    on_progress=self._on_progress,
+                    on_written=self._on_written,
                     # A part that never comes must not keep a newer save waiting.
                     cancelled=lambda: self._closed or self._newer_waits,
                     on_commit=lambda location: self._committed(job, location),
@@ -246,9 +286,17 @@ class AsyncCheckpointer:
             else:
                 self._committed(job, self.checkpointer.store.location(job.step))
                 with self._changed:
-                    self._job, self._writing = None, False
+                    self._job, self._writing, self._failure = None, False, None
                     self._changed.notify_all()
                 return
+
+    def _on_progress(self, name: str, written: int) -> None:
+        with self._changed:
+            self._progress[name] = max(written, self._progress.get(name, 0))
+
+    def _on_written(self) -> None:
+        with self._changed:
+            self._written_at = time.monotonic()
 
     def _committed(self, job: _Job, location: str) -> None:
         with self._changed:
@@ -266,10 +314,11 @@ class AsyncCheckpointer:
             message = f"{error}; training goes on, next try in {pause:g} s"
             self._tell(SaveEvent("failed", job.step, location, seconds, message))
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._job is not job or self._closed, pause)
+            self._changed.wait_for(lambda: self._job is not job or self._closed or self._hurried, pause)
+            self._hurried = False
             if self._job is not job or self._closed:
                 return False
-            self._writing = True
+            self._writing, self._written_at = True, None
             return True
 
     def _tell(self, event: SaveEvent) -> None:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.layout import FileRecord, Part
-from convmlp_platform.checkpoints.snapshot import Snapshots
 from convmlp_platform.checkpoints.store import Chunks, Draft, open_store
 from convmlp_platform.checkpoints.tensor_file import Slice, read_tensors
-from convmlp_platform.errors import CheckpointError
-from data_prep.errors import DataPrepError
+from convmlp_platform.errors import CheckpointError, SupersededError
+from data_prep.errors import DataPrepError, Unreachable
+from data_prep.json_files import DamagedJson, parse_json, read_json
 
 logger = logging.getLogger(__name__)
+Form = TypeVar("Form")
 _HASHING_THREADS = 4
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5  # seconds between asking for another writer's part
 
@@ -42,11 +44,23 @@ class Checkpoint:
     slices: Mapping[str, Mapping[str, Slice]] = field(default_factory=dict)
 
 
+@dataclass
+class _Durable:
+    """This process's files of the save called `token`. They are neither written again nor, once `offered`, removed by
+    it: a commit may name them, also one that seems to have failed."""
+
+    step: int
+    token: str
+    files: dict[str, FileRecord]
+    offered: bool = False
+
+
 class Checkpointer:
     """The checkpoints of one run under `location` (a folder or URL).
 
     Saving: stage → every file durable and hashed → manifest → one rename → `latest` → retire old ones. The newest
-    two that are whole are never retired. A crash at any instant leaves the newest committed step loadable.
+    two that are whole are never retired. A crash at any instant leaves the newest committed step loadable, and any
+    of it may be tried again.
     """
 
     def __init__(self, location: str | Path, keep: int = 3) -> None:
@@ -55,11 +69,7 @@ class Checkpointer:
         self.store, self.keep = open_store(location), keep
         self._whole: set[int] = set()
         """Steps that this process has written, or read and found intact."""
-
-    def save(self, checkpoint: Checkpoint) -> str:
-        """Commit a state now. See `AsyncCheckpointer` for saving while training goes on."""
-        files = Snapshots(Part()).take(checkpoint.tensors, checkpoint.slices)
-        return self.write(checkpoint.step, checkpoint.facts, files)
+        self._draft: _Durable | None = None
 
     def write(
         self,
@@ -72,77 +82,124 @@ class Checkpointer:
         token: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         may_commit: Callable[[], None] = lambda: None,
+        on_progress: Callable[[str, int], None] = lambda name, written: None,
+        on_written: Callable[[], None] = lambda: None,
         on_commit: Callable[[str], None] = lambda location: None,
     ) -> str:
         """Commit a checkpoint of these files; returns its location. A step that is committed already stays as it is,
         unless it is damaged.
 
         Of several writers (`part`, with the same `token`), number 0 commits once all have handed in their files; the
-        others return when they have. `on_commit` is called the moment the commit is durable, on number 0;
-        `may_commit` before anything is written and again right before the commit, and it may raise.
+        others return when they have. What fails may be called again with the same token.
+
+        Args:
+            token: a name for this save that its writers share, and no other save.
+            cancelled: asked while waiting for the other writers.
+            may_commit: called before anything is written and again right before the commit; it may raise.
+            on_progress: told how many bytes of which file have been handed to the storage.
+            on_written: called when this writer's own files are durable.
+            on_commit: called the moment the commit is durable, on number 0.
 
         Raises:
             CheckpointError: the storage refused, or it was `cancelled` while waiting for the other writers; what
                 was committed before is untouched.
         """
-        token = token or str(os.getpid())
+        token = token or f"process-{os.getpid()}.{time.monotonic_ns()}"
         location = self.store.location(step)
-        may_commit()
+        counted = {name: _counted(name, chunks, on_progress) for name, chunks in files.items()}
         try:
-            if part.number == 0:
-                self.store.sweep(token)
-            if step in self.store.steps() and self.is_whole(step):
+            may_commit()
+            if part.number:
+                draft, mine = self._fill(step, token, counted, expected_bytes)
+                draft.hand_in(part.number, layout.hand_in_bytes(mine))
+                on_written()
+                return location
+            self._sweep(token)
+            present = self.store.commit_of(step)
+            if present is not None and self.is_whole(step):
                 self.store.sync()
             else:
-                draft = self.store.draft(step, token, expected_bytes)
-                self._fill(draft, step, facts, files, part, token, cancelled, may_commit)
-            if part.number:
-                return location
+                counted[layout.STATE] = lambda: [_state(step, facts)]
+                draft, mine = self._fill(step, token, counted, expected_bytes, present)
+                on_written()
+                self._commit(draft, mine, step, part, cancelled, may_commit)
         except (OSError, DataPrepError) as error:
             raise CheckpointError(f"can't write checkpoint {location}: {_reason(error)}") from error
         self._whole.add(step)
         on_commit(location)
-        self._tidy_up(step)
+        self._tidy_up(step, token, may_commit)
         return location
 
     def _fill(
         self,
-        draft: Draft,
         step: int,
-        facts: Mapping[str, Any],
-        files: Mapping[str, Chunks],
-        part: Part,
         token: str,
+        files: Mapping[str, Chunks],
+        expected_bytes: int,
+        replaces: str | None = None,
+    ) -> tuple[Draft, dict[str, FileRecord]]:
+        """This writer's files in the draft, durable; a try before this one may have written them."""
+        if self._draft is not None and (self._draft.step, self._draft.token) == (step, token):
+            return self.store.draft(step, token, 0, replaces), dict(self._draft.files)
+        self._draft = None
+        draft = self.store.draft(step, token, expected_bytes, replaces)
+        try:
+            records = {name: draft.write(name, chunks) for name, chunks in files.items()}
+        except BaseException:
+            draft.discard(files)
+            raise
+        self._draft = _Durable(step, token, records)
+        return draft, records
+
+    def _commit(
+        self,
+        draft: Draft,
+        mine: Mapping[str, FileRecord],
+        step: int,
+        part: Part,
         cancelled: Callable[[], bool],
         may_commit: Callable[[], None],
     ) -> None:
-        """Write this writer's files, and commit or hand in."""
-        names = [*files, layout.STATE] if part.number == 0 else [*files, _hand_in(part.number, token)]
+        """Commit once all writers have handed in."""
+        assert self._draft is not None
+        records = dict(mine)
         try:
-            records = {name: draft.write(name, chunks) for name, chunks in files.items()}
-            if part.number:
-                text = json.dumps({name: asdict(record) for name, record in records.items()}).encode()
-                draft.write(names[-1], lambda: [text])
-                return
-            state = json.dumps({**facts, "step": step}, indent=2).encode()
-            records[layout.STATE] = draft.write(layout.STATE, lambda: [state])
-            others = [_hand_in(number, token) for number in range(1, part.count)]
-            for name in others:
-                records |= _await(draft, name, cancelled)
-            if others:
-                draft.discard(others)
+            for number in range(1, part.count):
+                records |= _await(draft, number, cancelled)
             may_commit()
+        except CheckpointError:  # nobody will commit it any more
+            if not self._draft.offered:
+                draft.discard(mine)
+                self._draft = None
+            raise
+        self._draft.offered = True
+        try:
             draft.commit(layout.manifest_bytes(step, records))
-        except BaseException:
-            draft.discard(names)
+        except OSError as error:
+            if error.errno == errno.ENOENT:  # some of it is lost: it is written again
+                self._draft = None
             raise
 
-    def _tidy_up(self, step: int) -> None:
-        """Move `latest`, retire old steps. What fails here is tried again after the next save."""
+    def _sweep(self, token: str) -> None:
         try:
+            self.store.sweep(token)
+        except (OSError, DataPrepError) as error:
+            logger.warning("unfinished checkpoints can't be removed: %s", _reason(error))
+
+    def _tidy_up(self, step: int, token: str, may_commit: Callable[[], None]) -> None:
+        """Move `latest`, retire old steps. What fails here is tried again after the next save.
+
+        Raises:
+            SupersededError: by `may_commit`; then nothing was changed.
+        """
+        try:
+            may_commit()
+            self.store.tidy(step, [record.place(name) for name, record in self.files(step).items()], token)
             self.store.point_at(step)
             self._retire()
-        except (OSError, DataPrepError) as error:
+        except SupersededError:
+            raise
+        except (OSError, DataPrepError, CheckpointError) as error:
             logger.warning(
                 "checkpoint %s is committed, but tidying up after it failed: %s",
                 self.store.location(step),
@@ -160,13 +217,19 @@ class Checkpointer:
 
     def is_whole(self, step: int, read_again: bool = False) -> bool:
         """Whether a committed step is what was written. What this process wrote or has read once it takes for whole,
-        unless it shall `read_again`."""
+        unless it shall `read_again`.
+
+        Raises:
+            CheckpointError: the storage can't be asked now.
+        """
         if step in self._whole and not read_again:
             return True
         self._whole.discard(step)
         try:
             self.verify(step)
         except CheckpointError as error:
+            if isinstance(error.__cause__, Unreachable):
+                raise
             logger.warning("%s", error)
             return False
         self._whole.add(step)
@@ -184,7 +247,22 @@ class Checkpointer:
         except (OSError, DataPrepError) as error:
             raise CheckpointError(
                 f"checkpoint {location} has no readable {layout.MANIFEST}: {_reason(error)}"
-            ) from None
+            ) from error
+
+    def facts(self, step: int, form: type[Form]) -> Form:
+        """What a committed step says beside its tensors, as a value of `form` (see `parse_json`).
+
+        Raises:
+            CheckpointError: it can't be read.
+        """
+        record = self.files(step)[layout.STATE]
+        try:
+            content = self.store.read(step, record.place(layout.STATE))
+            return parse_json(content, form, finite=False)
+        except (OSError, DataPrepError, DamagedJson) as error:
+            raise CheckpointError(
+                f"checkpoint {self.store.location(step)} has no readable {layout.STATE}: {_reason(error)}"
+            ) from error
 
     def verify(self, step: int) -> None:
         """Read every file of a step and compare size and SHA-256 with its manifest.
@@ -201,9 +279,13 @@ class Checkpointer:
     def _problem(self, step: int, name: str, wanted: FileRecord) -> str | None:
         digest, size = hashlib.sha256(), 0
         try:
-            for chunk in self.store.stream(step, name):
+            for chunk in self.store.stream(step, wanted.place(name)):
                 digest.update(chunk)
                 size += len(chunk)
+        except Unreachable as error:
+            raise CheckpointError(
+                f"checkpoint {self.store.location(step)}: {name} can't be read: {_reason(error)}"
+            ) from error
         except (OSError, DataPrepError) as error:
             return f"{name} can't be read: {_reason(error)}"
         if size != wanted.bytes:
@@ -237,8 +319,10 @@ class Checkpointer:
             )
         return None
 
-    def discard_after(self, step: int) -> list[int]:
+    def discard_after(self, step: int, may_change: Callable[[], None] = lambda: None) -> list[int]:
         """Remove the steps after `step`, newest first (a run rolled back to it); returns them.
+
+        `may_change` is called before each, and it may raise.
 
         Raises:
             CheckpointError: the storage refused.
@@ -246,6 +330,7 @@ class Checkpointer:
         try:
             late = [found for found in reversed(self.store.steps()) if found > step]
             for found in late:
+                may_change()
                 self.store.remove(found)
                 self._whole.discard(found)
             if late:
@@ -271,7 +356,7 @@ def load(location: str | Path) -> Checkpoint:
     files = checkpointer.files(step)
     try:
         with checkpointer.store.on_disk(step, files) as folder:
-            facts = json.loads((folder / layout.STATE).read_bytes())
+            facts = read_json(folder / layout.STATE, dict[str, Any], finite=False)
             groups = layout.tensor_files(files)
             tensors = {
                 group: read_tensors([folder / name for name in names]) for group, names in groups.items()
@@ -281,22 +366,34 @@ def load(location: str | Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {location} can't be read: {_reason(error)}") from None
 
 
-def _hand_in(number: int, token: str) -> str:
-    """The file in which a writer says what it wrote; no part of the checkpoint."""
-    return f"hand-in-{token}-{number:05d}.json"
+def _state(step: int, facts: Mapping[str, Any]) -> bytes:
+    return json.dumps({**facts, "step": step}, indent=2).encode()
 
 
-def _await(draft: Draft, name: str, cancelled: Callable[[], bool]) -> dict[str, FileRecord]:
+def _counted(name: str, chunks: Chunks, on_progress: Callable[[str, int], None]) -> Chunks:
+    """The same content; `on_progress` hears how much of it the storage has taken."""
+
+    def counted() -> Iterator[memoryview | bytes]:
+        done = 0
+        for chunk in chunks():
+            yield chunk
+            done += len(chunk)
+            on_progress(name, done)
+
+    return counted
+
+
+def _await(draft: Draft, number: int, cancelled: Callable[[], bool]) -> dict[str, FileRecord]:
     """What another writer wrote, once it has."""
     pause = _FIRST_LOOK
-    while not cancelled():
-        try:
-            fields = json.loads(draft.read(name) or b"")
-            return {file: FileRecord(**record) for file, record in fields.items()}
-        except ValueError:  # not there, or not all of it
-            time.sleep(pause)
-            pause = min(1.5 * pause, _LONGEST_LOOK)
-    raise CheckpointError(f"gave up waiting for another rank's part ({name})")
+    while True:
+        given_up = cancelled()
+        if (content := draft.handed_in(number)) is not None:
+            return layout.parse_hand_in(content)
+        if given_up:
+            raise CheckpointError(f"gave up waiting for another rank's part ({number})")
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LONGEST_LOOK)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.errors import CheckpointError
 from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
+from data_prep.json_files import Count
 
 FOLDER = "checkpoints"
 
@@ -32,6 +32,16 @@ class CheckpointRow:
     metrics: dict[str, float] | None = None
     attempt: int = 0
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is shown of a checkpoint's state.json."""
+
+    samples_seen: Count | None = None
+    epoch: float | None = None
+    metrics: dict[str, float] | None = None
+    evaluated: Count | None = None
 
 
 def list_checkpoints(location: str | Path) -> list[CheckpointRow]:
@@ -127,17 +137,16 @@ def _row(checkpointer: Checkpointer, step: int) -> CheckpointRow:
     location = checkpointer.store.location(step)
     try:
         files = checkpointer.files(step)
-        facts = json.loads(checkpointer.store.read(step, layout.STATE))
-    except (CheckpointError, OSError, ValueError, DataPrepError) as error:
+        facts = checkpointer.facts(step, _Facts)
+    except CheckpointError as error:
         return CheckpointRow(step, location, problem=str(error))
     return CheckpointRow(
         step,
         location,
         sum(record.bytes for record in files.values()),
         len(files),
-        facts.get("samples_seen"),
-        facts.get("epoch"),
+        facts.samples_seen,
+        facts.epoch,
         # A step is saved before it is evaluated; what older releases saved knows its own evaluation.
-        facts.get("metrics") if facts.get("evaluated", step) == step else None,
-        facts.get("attempt", 0),
+        facts.metrics if facts.evaluated in (None, step) else None,
     )

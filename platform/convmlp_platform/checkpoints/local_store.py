@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from convmlp_platform.checkpoints.layout import (
     RETIRED,
     STAGING,
     FileRecord,
+    is_older,
+    parse_manifest,
     step_name,
     step_of,
 )
 from convmlp_platform.checkpoints.store import CHUNK_BYTES, Chunks
 
-_TEMPORARY = f".tmp-{LATEST}"
+_TEMPORARY = ".tmp-"
+_HAND_IN = "hand-in-"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -41,17 +45,21 @@ class LocalStore:
             return []
         return sorted(step for path in paths if (step := step_of(path.name)) is not None)
 
+    def commit_of(self, step: int) -> str | None:
+        """The number of the folder: each commit renames another one."""
+        return _identity(self.folder / step_name(step))
+
     def location(self, step: int) -> str:
         """The path of a checkpoint."""
         return str(self.folder / step_name(step))
 
-    def draft(self, step: int, token: str, expected_bytes: int) -> LocalDraft:
+    def draft(self, step: int, token: str, expected_bytes: int, replaces: str | None = None) -> LocalDraft:
         """Begin to write, unless the disk is too full for it."""
         _make_folder(self.folder)
         self._check_room(expected_bytes)
         staging = self.folder / f"{STAGING}{step_name(step)}-{token}"
         staging.mkdir(exist_ok=True)
-        return LocalDraft(self.folder, staging, step)
+        return LocalDraft(self.folder, staging, step, replaces)
 
     def _check_room(self, expected_bytes: int) -> None:
         disk = os.statvfs(self.folder)
@@ -62,18 +70,18 @@ class LocalStore:
                 f"the disk is full: {expected_bytes:,} bytes are needed, {missing:,} of them are missing",
             )
 
-    def read(self, step: int, name: str) -> bytes:
+    def read(self, step: int, place: str) -> bytes:
         """A small file of a committed step."""
-        return (self.folder / step_name(step) / name).read_bytes()
+        return (self.folder / step_name(step) / place).read_bytes()
 
-    def stream(self, step: int, name: str) -> Iterator[bytes]:
+    def stream(self, step: int, place: str) -> Iterator[bytes]:
         """A file of a committed step, in pieces."""
-        with (self.folder / step_name(step) / name).open("rb") as file:
+        with (self.folder / step_name(step) / place).open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
     @contextmanager
-    def on_disk(self, step: int, names: Iterable[str]) -> Iterator[Path]:
+    def on_disk(self, step: int, files: Mapping[str, FileRecord]) -> Iterator[Path]:
         """The step's own folder."""
         yield self.folder / step_name(step)
 
@@ -83,49 +91,75 @@ class LocalStore:
 
     def point_at(self, step: int) -> None:
         """Move `latest` in one rename."""
-        temporary = self.folder / _TEMPORARY
-        _write(temporary, lambda: [step_name(step).encode()])
-        temporary.replace(self.folder / LATEST)
+        _write(self.folder / LATEST, lambda: [step_name(step).encode()])
         _sync_folder(self.folder)
+
+    def tidy(self, step: int, places: Collection[str], token: str) -> None:
+        """Remove what the other writers handed in."""
+        for path in list((self.folder / step_name(step)).iterdir()):
+            if path.name.startswith((_HAND_IN, _TEMPORARY)) and path.name not in places:
+                path.unlink(missing_ok=True)
 
     def remove(self, step: int) -> None:
         """Rename first, then delete: a crash while deleting leaves nothing that looks like a checkpoint."""
         _remove_folder(_set_aside(self.folder, step))
 
     def sweep(self, token: str) -> None:
-        """Remove what interrupted writers left, but for the drafts with this token."""
+        """Rename abandoned drafts first, then delete: who wakes up and commits one still has all of it, or nothing."""
         for path in list(self.folder.iterdir()) if self.folder.is_dir() else []:
-            abandoned = path.name.startswith(STAGING) and not path.name.endswith(f"-{token}")
-            if abandoned or path.name.startswith(RETIRED):
+            draft = _DRAFT.fullmatch(path.name)
+            if draft and is_older(draft[1], token):
+                path = path.rename(self.folder / f"{RETIRED}{path.name.removeprefix(STAGING)}")
+            if path.name.startswith(RETIRED):
                 _remove_folder(path)
-            elif path.name == _TEMPORARY:
-                path.unlink()
+            elif path.name.startswith(_TEMPORARY):
+                path.unlink(missing_ok=True)
+
+
+_DRAFT = re.compile(rf"{re.escape(STAGING)}step-\d+-(.*)")
 
 
 class LocalDraft:
     """A staging folder beside the committed steps. See `store.Draft`."""
 
-    def __init__(self, folder: Path, staging: Path, step: int) -> None:
-        self._folder, self._staging, self._step = folder, staging, step
+    def __init__(self, folder: Path, staging: Path, step: int, replaces: str | None = None) -> None:
+        self._folder, self._staging, self._step, self._replaces = folder, staging, step, replaces
 
     def write(self, name: str, chunks: Chunks) -> FileRecord:
         """Make a file durable under its name."""
         return _write(self._staging / name, chunks)
 
-    def read(self, name: str) -> bytes | None:
-        """A file of another writer, which may still be writing it."""
+    def hand_in(self, number: int, content: bytes) -> None:
+        """Leave a note beside the files."""
+        _write(self._staging / _hand_in(number), lambda: [content])
+
+    def handed_in(self, number: int) -> bytes | None:
+        """Another writer's note."""
         try:
-            return (self._staging / name).read_bytes()
+            return (self._staging / _hand_in(number)).read_bytes()
         except FileNotFoundError:
             return None
 
     def commit(self, manifest: bytes) -> None:
-        """Rename the staging folder once all in it is durable."""
+        """Rename the staging folder once all in it is durable. It never takes the place of a folder with files."""
+        for name, record in parse_manifest(manifest, str(self._staging)).items():
+            if (self._staging / name).stat().st_size != record.bytes:
+                raise OSError(errno.ENOENT, f"{name} was changed before the commit")
         _write(self._staging / MANIFEST, lambda: [manifest])
         _sync_folder(self._staging)
         target = self._folder / step_name(self._step)
-        replaced = _set_aside(self._folder, self._step) if target.exists() else None
-        self._staging.rename(target)
+        replaced = None
+        if self._replaces is not None and _identity(target) == self._replaces:
+            replaced = _set_aside(self._folder, self._step)
+        try:
+            self._staging.rename(target)
+        except OSError as error:
+            if replaced is not None:
+                with suppress(OSError):
+                    replaced.rename(target)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise OSError(errno.EEXIST, "another writer has committed this step") from None
+            raise
         _sync_folder(self._folder)
         if replaced is not None:
             _remove_folder(replaced)
@@ -139,12 +173,37 @@ class LocalDraft:
             self._staging.rmdir()
 
 
+def _hand_in(number: int) -> str:
+    """The note in which a writer says what it wrote; no part of the checkpoint."""
+    return f"{_HAND_IN}{number:05d}.json"
+
+
+def _identity(folder: Path) -> str | None:
+    try:
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{found.st_dev}-{found.st_ino}-{found.st_mtime_ns}"
+
+
 def _write(path: Path, chunks: Chunks) -> FileRecord:
-    """Write and fsync a file, hashing on the way.
+    """Write and fsync a file, hashing on the way. It appears whole, also where one of this name is being read.
 
     Raises:
         OSError: what the disk said, with the bytes missing where it is full.
     """
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    try:
+        record = _write_plainly(temporary, chunks)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return record
+
+
+def _write_plainly(path: Path, chunks: Chunks) -> FileRecord:
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
@@ -157,10 +216,9 @@ def _write(path: Path, chunks: Chunks) -> FileRecord:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            wanted = sum(len(chunk) for chunk in chunks())
+            wanted, name = sum(len(chunk) for chunk in chunks()), path.name.removeprefix(_TEMPORARY)
             raise OSError(
-                error.errno,
-                f"the disk is full: {wanted - size:,} of {wanted:,} bytes of {path.name} are missing",
+                error.errno, f"the disk is full: {wanted - size:,} of {wanted:,} bytes of {name} are missing"
             ) from None
         raise
     finally:

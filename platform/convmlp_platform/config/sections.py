@@ -171,7 +171,10 @@ class LaunchSection(Section):
         600.0, ge=0.0, description="how long a run that lost nodes waits for room for min_workers"
     )
     preemption_grace_s: float = Field(
-        120.0, gt=0.0, description="seconds that workers told to stop may take to save"
+        120.0,
+        gt=0.0,
+        description="seconds that workers told to stop may take to save, and that a storage that refuses the last "
+        "checkpoint is asked again",
     )
     hang: HangSection = HangSection()
     restarts: RestartsSection = RestartsSection()

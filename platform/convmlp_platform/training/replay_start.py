@@ -8,7 +8,6 @@ from typing import Literal
 
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.checkpoints.inventory import FOLDER
-from convmlp_platform.checkpoints.layout import STATE
 from convmlp_platform.checkpoints.tensor_file import read_tensors
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.engine.base import Engine
@@ -16,7 +15,7 @@ from convmlp_platform.engine.types import EngineState
 from convmlp_platform.errors import CheckpointError
 from convmlp_platform.training.replay_record import StepRecord
 from data_prep.errors import DataPrepError
-from data_prep.json_files import Count, DamagedJson, parse_json
+from data_prep.json_files import Count
 
 MOST_FROM_START = 100
 """Without a checkpoint, so many steps are done again from the run's beginning without being asked to."""
@@ -110,12 +109,7 @@ def _checkpoints(record: StepRecord) -> Checkpointer:
 
 def _on_line(record: StepRecord, checkpointer: Checkpointer, step: int) -> bool:
     """Whether one of the attempts that led to the step has saved it."""
-    try:
-        attempt = parse_json(checkpointer.store.read(step, STATE), _Saved, finite=False).attempt
-    except (OSError, DataPrepError, DamagedJson) as error:
-        raise CheckpointError(
-            f"{checkpointer.store.location(step)}: {STATE} can't be read: {error}"
-        ) from None
+    attempt = checkpointer.facts(step, _Saved).attempt
     return attempt == 0 or any(
         span.attempt == attempt and span.start <= step <= span.stop for span in record.line
     )

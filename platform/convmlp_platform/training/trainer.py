@@ -62,7 +62,14 @@ class Trainer:
     def __post_init__(self) -> None:
         world = self.engine.world
         self.guard = Guard(self.plan.job.guard, on_main(world, lambda: Rollbacks.read(self.folder.rollbacks)))
-        self.saver = Saver(self.checkpointer, self.engine, self.clock, self._facts, self._tell_of_save)
+        self.saver = Saver(
+            self.checkpointer,
+            self.engine,
+            self.clock,
+            self._facts,
+            self._tell_of_save,
+            self.plan.job.launch.preemption_grace_s,
+        )
         bad_steps = BadSteps(self.engine, self.folder.incidents)
         self._steps = GuardedSteps(
             self.engine, self.guard, bad_steps, self.clock, self.stop, self.saver.step_up_to
@@ -115,7 +122,7 @@ class Trainer:
         self.clock.enter(Phase.FINISH)
         if end is _End.TOLD:
             self.stopped = first_reason(self.stop.reason)
-            self.saver.save(state, wait=True)
+            self.saver.save(state, wait=True, on_request=True)
         self._record.close()
         self.saver.close()
         if self.stopped is not None:

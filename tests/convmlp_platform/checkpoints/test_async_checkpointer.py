@@ -66,10 +66,10 @@ def test_a_step_goes_on_with_its_weights_while_they_are_written(
 ) -> None:
     storage.open.clear()
     weights = torch.full((300,), 1.0)
-    assert saver.save(Checkpoint(1, {"model": {"w": weights}}, {}))
+    saver.save(Checkpoint(1, {"model": {"w": weights}}, {}))
     assert storage.reached.wait(60)
     weights += 5
-    assert saver.busy
+    assert saver.state == "writing"
     storage.open.set()
     assert saver.wait(60) == saver.checkpointer.store.location(1)
     assert step_of(saver) == 1
@@ -77,18 +77,14 @@ def test_a_step_goes_on_with_its_weights_while_they_are_written(
     assert saver.poll() == []
 
 
-def test_slow_storage_skips_saves_but_not_those_that_must_be(
-    saver: AsyncCheckpointer, storage: Storage
-) -> None:
+def test_a_save_waits_for_the_one_that_is_being_written(saver: AsyncCheckpointer, storage: Storage) -> None:
     storage.open.clear()
-    assert saver.save(state(1))
-    assert not saver.save(state(2))
+    saver.save(state(1))
     threading.Timer(0.05, storage.open.set).start()
-    assert saver.save(state(3), wait=True)
+    saver.save(state(3))
     saver.wait(60)
     assert saver.checkpointer.store.steps() == [1, 3]
-    assert [(e.kind, e.step) for e in saver.poll()] == [("skipped", 2), ("committed", 1), ("committed", 3)]
-    assert saver.skipped == 1
+    assert [(e.kind, e.step) for e in saver.poll()] == [("committed", 1), ("committed", 3)]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
@@ -115,7 +111,7 @@ def test_a_newer_save_takes_the_place_of_one_that_waits(
         CheckpointError, match=r"isn't committed after 0.2 s: can't write .* the disk is full"
     ):
         saver.wait(0.2)
-    assert saver.save(state(2))
+    saver.save(state(2))
     saver.close()
     assert saver.checkpointer.store.steps() == [2]
 
@@ -180,7 +176,7 @@ def test_ranks_write_their_own_parts_and_the_first_commits(tmp_path: Path, count
     def action(savers: list[AsyncCheckpointer]) -> None:
         for step in (1, 2, 3, 4):
             for number, saver in reversed(list(enumerate(savers))):
-                saver.save(part_of(step, number, count), wait=True)
+                saver.save(part_of(step, number, count))
             savers[0].wait(60)
 
     in_parts(tmp_path, count, action)
@@ -205,7 +201,7 @@ def test_a_part_that_never_comes_commits_nothing_and_holds_nobody_up(tmp_path: P
         for number, saver in enumerate(savers):
             if number == 1:
                 saver._saves = 1  # it took part in the first, and died before it wrote
-            saver.save(part_of(2, number, 2), wait=True)
+            saver.save(part_of(2, number, 2))
 
     in_parts(tmp_path, 2, action)
     assert Checkpointer(tmp_path / "checkpoints").store.steps() == [2]

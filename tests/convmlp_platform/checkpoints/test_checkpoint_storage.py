@@ -10,11 +10,12 @@ import pytest
 import torch
 from s3_server import BUCKET, s3_server
 from safetensors import safe_open
+from saved import save_now
 
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.checkpoints.inventory import export_checkpoint, list_checkpoints, verify_checkpoints
-from convmlp_platform.checkpoints.layout import Part
+from convmlp_platform.checkpoints.layout import MANIFEST, Part
 from convmlp_platform.checkpoints.tensor_file import Slice
 from convmlp_platform.errors import CheckpointError
 
@@ -50,15 +51,18 @@ def files_in(place: str) -> list[str]:
 
 
 def test_saved_retired_found_and_loaded_anywhere(place: str) -> None:
-    saver = AsyncCheckpointer(Checkpointer(place, keep=2))
+    saver = AsyncCheckpointer(Checkpointer(place, keep=2), session="attempt-4")
     for step in (1, 2, 3):
-        saver.save(state(step), wait=True)
+        saver.save(state(step))
     saver.close()
-    names = ("ema.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
-    assert files_in(place) == [
+    names = ("ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json")
+    remote = not place.startswith(("file://", "/"))
+    places = [(step, f"attempt-4.{step}/{name}" if remote else name) for step in (2, 3) for name in names]
+    wanted = [
         "latest",
-        *(f"step-00000000{step}/{name}" for step in (2, 3) for name in names),
+        *(f"step-00000000{step}/{name}" for step, name in [*places, (2, MANIFEST), (3, MANIFEST)]),
     ]
+    assert files_in(place) == sorted(wanted)
     newest = Checkpointer(place).newest()
     assert newest is not None
     found = load(newest)
@@ -72,14 +76,15 @@ def test_a_step_without_manifest_does_not_exist_and_a_damaged_one_is_passed_over
     checkpointer = Checkpointer(place)
     saver = AsyncCheckpointer(checkpointer)
     for step in (1, 2, 3):
-        saver.save(state(step), wait=True)
+        saver.save(state(step))
     saver.close()
     fs, path = fsspec.core.url_to_fs(place)
     fs.invalidate_cache()
     fs.rm_file(f"{path}/step-000000003/manifest.json")
-    content = bytearray(fs.cat_file(f"{path}/step-000000002/model.safetensors"))
+    model = checkpointer.files(2)["model.safetensors"].place("model.safetensors")
+    content = bytearray(fs.cat_file(f"{path}/step-000000002/{model}"))
     content[-1] ^= 1
-    fs.pipe_file(f"{path}/step-000000002/model.safetensors", bytes(content))
+    fs.pipe_file(f"{path}/step-000000002/{model}", bytes(content))
     assert Checkpointer(place).newest() == checkpointer.store.location(1)
     rows = {row.step: row.problem for row in verify_checkpoints(place)}
     assert rows[1] is None
@@ -106,7 +111,7 @@ def test_ranks_write_parts_anywhere(place: str) -> None:
 def test_listed_verified_and_exported(place: str, tmp_path: Path) -> None:
     saver = AsyncCheckpointer(Checkpointer(place))
     for step in (1, 2):
-        saver.save(state(step), wait=True)
+        saver.save(state(step))
     saver.close()
     run = place.removesuffix("/checkpoints")
     rows = list_checkpoints(run)
@@ -127,7 +132,7 @@ def test_listed_verified_and_exported(place: str, tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoints here"):
         list_checkpoints(tmp_path)
-    Checkpointer(tmp_path / "checkpoints").save(state(1, ema=False))
+    save_now(Checkpointer(tmp_path / "checkpoints"), state(1, ema=False))
     with pytest.raises(CheckpointError, match="kept no average"):
         export_checkpoint(tmp_path, tmp_path / "x.safetensors", "ema")
     assert export_checkpoint(tmp_path, tmp_path / "x.safetensors")["weights"] == "model"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from saved import save_now
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.errors import CheckpointError
@@ -22,7 +24,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    saved = Path(Checkpointer(tmp_path).save(checkpoint(7)))
+    saved = Path(save_now(Checkpointer(tmp_path), checkpoint(7)))
     assert Checkpointer(tmp_path).newest() == str(saved)
     assert (tmp_path / "latest").read_text() == saved.name == "step-000000007"
     found = load(saved)
@@ -34,7 +36,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_old_ones_retire_and_the_newest_stay(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path, keep=2)
     for step in (1, 2, 3, 10):
-        checkpointer.save(checkpoint(step))
+        save_now(checkpointer, checkpoint(step))
     assert Checkpointer(tmp_path).store.steps() == [3, 10]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000000003", "step-000000010"]
 
@@ -50,7 +52,7 @@ def test_fewer_than_two_are_never_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
     checkpointer = Checkpointer(tmp_path)
-    good, bad = (Path(checkpointer.save(checkpoint(step))) for step in (1, 2))
+    good, bad = (Path(save_now(checkpointer, checkpoint(step))) for step in (1, 2))
     file = bad / name
     content = bytearray(file.read_bytes())
     if damage == "remove":
@@ -64,14 +66,14 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: 
 
 
 def test_when_all_are_damaged_it_says_so(tmp_path: Path) -> None:
-    saved = Path(Checkpointer(tmp_path).save(checkpoint(1)))
+    saved = Path(save_now(Checkpointer(tmp_path), checkpoint(1)))
     (saved / "state.json").unlink()
     with pytest.raises(CheckpointError, match="all 1 checkpoints"):
         Checkpointer(tmp_path).newest()
 
 
 def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
-    saved = Path(Checkpointer(tmp_path).save(checkpoint(1)))
+    saved = Path(save_now(Checkpointer(tmp_path), checkpoint(1)))
     (saved / "manifest.json").write_text('{"files": {"../latest": {"bytes": 1, "sha256": ""}}}')
     with pytest.raises(CheckpointError, match="outside"):
         Checkpointer(tmp_path).verify(1)
@@ -80,36 +82,36 @@ def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
 def test_no_permission_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be")
     with pytest.raises(CheckpointError, match="can't write checkpoint"):
-        Checkpointer(tmp_path / "runs").save(checkpoint(1))
+        save_now(Checkpointer(tmp_path / "runs"), checkpoint(1))
 
 
 def test_a_damaged_step_is_written_again_and_a_whole_one_is_not(tmp_path: Path) -> None:
-    saved = Path(Checkpointer(tmp_path).save(checkpoint(1)))
+    saved = Path(save_now(Checkpointer(tmp_path), checkpoint(1)))
     before = (saved / "model.safetensors").stat().st_ino
-    Checkpointer(tmp_path).save(checkpoint(1))
+    save_now(Checkpointer(tmp_path), checkpoint(1))
     assert (saved / "model.safetensors").stat().st_ino == before
     (saved / "model.safetensors").write_bytes(b"torn")
-    Checkpointer(tmp_path).save(checkpoint(1))
+    save_now(Checkpointer(tmp_path), checkpoint(1))
     assert torch.equal(load(saved).tensors["model"]["w"], torch.full((3, 4), 1.0))
 
 
 def test_the_newest_two_that_are_whole_never_retire(tmp_path: Path) -> None:
     """Damaged ones count towards `keep`, but not as those two."""
     for step in (1, 2, 3):
-        Checkpointer(tmp_path, keep=3).save(checkpoint(step))
+        save_now(Checkpointer(tmp_path, keep=3), checkpoint(step))
     for step in (2, 3):
         (tmp_path / f"step-00000000{step}" / "state.json").write_text("{}")
     again = Checkpointer(tmp_path, keep=2)
-    again.save(checkpoint(4))
+    save_now(again, checkpoint(4))
     assert again.store.steps() == [1, 2, 3, 4]
-    again.save(checkpoint(5))
+    save_now(again, checkpoint(5))
     assert again.store.steps() == [4, 5]
 
 
 def test_a_rollback_removes_what_came_after(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path)
     for step in (1, 2, 3):
-        checkpointer.save(checkpoint(step))
+        save_now(checkpointer, checkpoint(step))
     assert checkpointer.discard_after(1) == [3, 2]
     assert checkpointer.newest() == str(tmp_path / "step-000000001")
     assert (tmp_path / "latest").read_text() == "step-000000001"
@@ -119,7 +121,7 @@ def test_a_full_disk_is_told_in_bytes_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(checkpoint(1))
+    save_now(checkpointer, checkpoint(1))
     room, write = 300, os.write
 
     def full(descriptor: int, data: memoryview) -> int:
@@ -132,7 +134,7 @@ def test_a_full_disk_is_told_in_bytes_and_leaves_nothing(
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(CheckpointError, match=r"disk is full: \d+ of \d+ bytes of .* are missing"):
-        checkpointer.save(checkpoint(2))
+        save_now(checkpointer, checkpoint(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000000001"]
     assert checkpointer.newest() == str(tmp_path / "step-000000001")
 
@@ -152,18 +154,29 @@ def test_a_commit_counts_even_where_tidying_up_fails(tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpointer.store, "point_at", refuse)
     monkeypatch.setattr(checkpointer.store, "remove", refuse)
     for step in (1, 2, 3):
-        checkpointer.save(checkpoint(step))
+        save_now(checkpointer, checkpoint(step))
     assert checkpointer.store.steps() == [1, 2, 3]
     assert not (tmp_path / "latest").exists()
 
 
-def test_a_manifest_without_version_is_read_and_a_newer_one_refused(tmp_path: Path) -> None:
-    saved = Path(Checkpointer(tmp_path).save(checkpoint(1)))
-    text = (saved / "manifest.json").read_text()
-    (saved / "manifest.json").write_text(text.replace('"schema_version": 2,', ""))
-    assert Checkpointer(tmp_path).newest() == str(saved)
-    (saved / "manifest.json").write_text(text.replace('"schema_version": 2', '"schema_version": 3'))
+@pytest.mark.parametrize("version", [None, 2])
+def test_older_manifests_are_read_and_newer_ones_refused(tmp_path: Path, version: int | None) -> None:
+    manifest = Path(save_now(Checkpointer(tmp_path), checkpoint(1)), "manifest.json")
+    fields = json.loads(manifest.read_text())
+    older = {"schema_version": version} if version else {}
+    manifest.write_text(json.dumps(older | {"step": 1, "files": fields["files"]}))
+    assert Checkpointer(tmp_path).newest() == str(manifest.parent)
+    manifest.write_text(json.dumps(fields | {"schema_version": 4}))
     with pytest.raises(CheckpointError, match="use the version that wrote it"):
+        Checkpointer(tmp_path).verify(1)
+
+
+def test_a_manifest_that_lost_a_file_is_noticed(tmp_path: Path) -> None:
+    manifest = Path(save_now(Checkpointer(tmp_path), checkpoint(1)), "manifest.json")
+    fields = json.loads(manifest.read_text())
+    del fields["files"]["optimizer.safetensors"]
+    manifest.write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match="isn't what was written"):
         Checkpointer(tmp_path).verify(1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from saved import save_now
 from torch import Tensor
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
@@ -55,8 +56,8 @@ def finished(tmp_path: Path) -> Path:
     (run / "run.json").write_text(json.dumps({"identity_fields": {}}))
     (run / "job.json").write_text(job(tmp_path).model_dump_json())
     checkpointer = Checkpointer(run / "checkpoints")
-    checkpointer.save(Checkpoint(5, {"model": weights(5)}, {"step": 5}))
-    checkpointer.save(Checkpoint(10, {"model": weights(10), "ema": weights(11)}, {"step": 10}))
+    save_now(checkpointer, Checkpoint(5, {"model": weights(5)}, {"step": 5}))
+    save_now(checkpointer, Checkpoint(10, {"model": weights(10), "ema": weights(11)}, {"step": 10}))
     return run
 
 
