@@ -20,8 +20,8 @@ from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.layout import FileRecord, Part
 from convmlp_platform.checkpoints.store import Chunks, Draft, open_store
 from convmlp_platform.checkpoints.tensor_file import Slice, read_tensors
-from convmlp_platform.errors import CheckpointError, SupersededError
-from data_prep.errors import DataPrepError, Unreachable
+from convmlp_platform.errors import CheckpointError, SupersededError, cause_of
+from data_prep.errors import DataPrepError, Unreachable, may_pass
 from data_prep.json_files import DamagedJson, parse_json, read_json
 
 logger = logging.getLogger(__name__)
@@ -222,18 +222,22 @@ class Checkpointer:
         Raises:
             CheckpointError: the storage can't be asked now.
         """
+        return self._damage(step, read_again) is None
+
+    def _damage(self, step: int, read_again: bool) -> CheckpointError | None:
+        """See `is_whole`: what is wrong with the step."""
         if step in self._whole and not read_again:
-            return True
+            return None
         self._whole.discard(step)
         try:
             self.verify(step)
         except CheckpointError as error:
-            if isinstance(error.__cause__, Unreachable):
+            if _is_away(error.__cause__):
                 raise
             logger.warning("%s", error)
-            return False
+            return error
         self._whole.add(step)
-        return True
+        return None
 
     def files(self, step: int) -> dict[str, FileRecord]:
         """What a committed step's manifest says.
@@ -272,27 +276,26 @@ class Checkpointer:
         """
         files = self.files(step)
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            for problem in pool.map(lambda name: self._problem(step, name, files[name]), files):
-                if problem:
-                    raise CheckpointError(f"checkpoint {self.store.location(step)}: {problem}")
+            for _ in pool.map(lambda name: self._verify_file(step, name, files[name]), files):
+                pass
 
-    def _problem(self, step: int, name: str, wanted: FileRecord) -> str | None:
+    def _verify_file(self, step: int, name: str, wanted: FileRecord) -> None:
         digest, size = hashlib.sha256(), 0
+        where = f"checkpoint {self.store.location(step)}: {name}"
         try:
             for chunk in self.store.stream(step, wanted.place(name)):
                 digest.update(chunk)
                 size += len(chunk)
-        except Unreachable as error:
-            raise CheckpointError(
-                f"checkpoint {self.store.location(step)}: {name} can't be read: {_reason(error)}"
-            ) from error
         except (OSError, DataPrepError) as error:
-            return f"{name} can't be read: {_reason(error)}"
+            raise CheckpointError(f"{where} can't be read: {_reason(error)}") from error
         if size != wanted.bytes:
-            return f"{name} isn't what was written: it has {size:,} bytes of {wanted.bytes:,}"
+            raise CheckpointError(
+                f"{where} isn't what was written: it has {size:,} bytes of {wanted.bytes:,}"
+            )
         if digest.hexdigest() != wanted.sha256:
-            return f"{name} isn't what was written: its SHA-256 is {digest.hexdigest()}, not {wanted.sha256}"
-        return None
+            raise CheckpointError(
+                f"{where} isn't what was written: its SHA-256 is {digest.hexdigest()}, not {wanted.sha256}"
+            )
 
     def newest(self, up_to: int | None = None) -> str | None:
         """The location of the newest checkpoint that is whole (of those up to step `up_to`), or None where there is
@@ -308,14 +311,18 @@ class Checkpointer:
             steps = [step for step in self.store.steps() if up_to is None or step <= up_to]
         except (OSError, DataPrepError) as error:
             raise CheckpointError(f"checkpoints can't be listed: {_reason(error)}") from error
+        unread = False
         for step in reversed(steps):
-            if self.is_whole(step, read_again=True):
+            damage = self._damage(step, read_again=True)
+            if damage is None:
                 return self.store.location(step)
+            unread |= cause_of(damage) == "storage"
             logger.warning("passing over step %d for the checkpoint before it", step)
         if steps:
             folder = self.store.location(steps[-1]).rpartition("/")[0]
             raise CheckpointError(
-                f"all {len(steps)} checkpoints in {folder} are damaged: remove them to start anew"
+                f"all {len(steps)} checkpoints in {folder} are damaged: remove them to start anew",
+                cause="storage" if unread else "job",
             )
         return None
 
@@ -338,6 +345,14 @@ class Checkpointer:
         except (OSError, DataPrepError) as error:
             raise CheckpointError(f"can't remove checkpoints after step {step}: {_reason(error)}") from error
         return late
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether the storage as a whole can't be read now. An I/O error may be that of one sector: then the checkpoint
+    before it is a way out."""
+    if isinstance(error, OSError):
+        return may_pass(error) and error.errno != errno.EIO
+    return isinstance(error, Unreachable)
 
 
 def load(location: str | Path) -> Checkpoint:
@@ -363,7 +378,7 @@ def load(location: str | Path) -> Checkpoint:
             }
             return Checkpoint(int(facts["step"]), tensors, facts)
     except (OSError, ValueError, KeyError, TypeError, DataPrepError) as error:
-        raise CheckpointError(f"checkpoint {location} can't be read: {_reason(error)}") from None
+        raise CheckpointError(f"checkpoint {location} can't be read: {_reason(error)}") from error
 
 
 def _state(step: int, facts: Mapping[str, Any]) -> bytes:

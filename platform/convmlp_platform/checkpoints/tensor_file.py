@@ -101,7 +101,7 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
                     else:
                         whole[name] = content.get_tensor(name)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{file} can't be read: {error}") from None
+            raise CheckpointError(f"{file} can't be read: {error}") from error
     where = files[0].parent if files else Path()
     return whole | {name: _joined(name, pieces, where) for name, pieces in runs.items()}
 

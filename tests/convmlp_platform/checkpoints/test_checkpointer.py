@@ -6,13 +6,15 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from saved import save_now
 
+from convmlp_platform.checkpoints import checkpointer as checkpointing
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
-from convmlp_platform.errors import CheckpointError
+from convmlp_platform.errors import CheckpointError, cause_of
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -70,6 +72,57 @@ def test_when_all_are_damaged_it_says_so(tmp_path: Path) -> None:
     (saved / "state.json").unlink()
     with pytest.raises(CheckpointError, match="all 1 checkpoints"):
         Checkpointer(tmp_path).newest()
+
+
+@pytest.mark.parametrize(
+    ("number", "steps", "newest"),
+    [
+        (errno.ESTALE, {2}, None),
+        (errno.ENOTCONN, {1, 2}, None),
+        (errno.EIO, {2}, 1),  # one sector, perhaps
+        (errno.EIO, {1, 2}, None),
+    ],
+)
+@pytest.mark.parametrize("operation", ["read", "stream"])
+def test_a_storage_that_is_away_damages_no_checkpoint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    number: int,
+    steps: set[int],
+    newest: int | None,
+) -> None:
+    for step in (1, 2):
+        save_now(Checkpointer(tmp_path), checkpoint(step))
+    checkpointer = Checkpointer(tmp_path)
+    whole = getattr(checkpointer.store, operation)
+
+    def fail(step: int, name: str) -> Any:
+        if step in steps:
+            raise OSError(number, os.strerror(number))
+        return whole(step, name)
+
+    monkeypatch.setattr(checkpointer.store, operation, fail)
+    if newest is not None:
+        assert checkpointer.newest() == checkpointer.store.location(newest)
+        return
+    with pytest.raises(CheckpointError) as raised:
+        checkpointer.newest()
+    assert cause_of(raised.value) == "storage"
+
+
+def test_a_checkpoint_that_can_not_be_loaded_now_is_the_storages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save_now(Checkpointer(tmp_path), checkpoint(1))
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(checkpointing, "read_json", fail)
+    with pytest.raises(CheckpointError, match="can't be read: Stale file handle") as raised:
+        load(saved)
+    assert cause_of(raised.value) == "storage"
 
 
 def test_a_manifest_that_points_outside_is_refused(tmp_path: Path) -> None:
