@@ -56,7 +56,7 @@ def test_each_policy_begins_where_it_says(policy: Any, expected: Action) -> None
         ((2.0, 1.0, 2.0), 5.9, Action.ACCEPT),  # not the smallest's
         ((1.0, 1.0, 1.0), 3.0, Action.ACCEPT),  # at the limit it is none
         ((1.0, 1.0), 99.0, Action.ACCEPT),  # too few to know what is usual
-        ((0.1, 0.1, 2.0, 2.0, 2.0), 5.9, Action.ACCEPT),  # only the newest count
+        ((0.1, 0.1, 0.1, 2.0, 2.0, 2.0), 5.9, Action.ACCEPT),  # only the newest count
     ],
 )
 def test_a_spike_is_more_than_the_factor_times_the_median_of_the_newest(

@@ -145,3 +145,10 @@ def test_the_delay_holds_the_first_rate() -> None:
     plan = StepPlan(job_with(schedule={"delay_epochs": 0.5, "warmup_epochs": 1, "warmup_lr": 1e-5}), 640)
     assert {plan.lr(step) for step in range(6)} == {1e-5}
     assert plan.lr(6) > 1e-5
+
+
+def test_the_decay_ends_with_the_last_whole_step() -> None:
+    """25 samples of five epochs of 645 are no step."""
+    plan = StepPlan(job_with(schedule={"name": "linear", "warmup_epochs": 0, "min_lr": 0.0}), 645)
+    assert plan.stop_step == 50
+    assert plan.lr(49) == pytest.approx(1e-3 / 50)
