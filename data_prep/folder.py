@@ -85,7 +85,7 @@ def begin_work(path: Path, plan: str) -> bool:
         DataPrepError: the folder holds shards that no unfinished job accounts for.
     """
     plan_file = path / WORK_FOLDER / _PLAN_NAME
-    earlier = plan_file.read_text() if plan_file.is_file() else None
+    earlier = plan_file.read_text(errors="replace") if plan_file.is_file() else None
     expect_accounted(path)
     if earlier is not None and earlier != plan:
         remove_dataset(path)

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from data_prep.folder import begin_work
 from data_prep.json_files import Count, DamagedJson, parse_json, parse_json_lines, read_json
+from data_prep.shard import WORK_FOLDER
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,11 @@ def test_damaged_lines_are_told_from_whole_ones() -> None:
     content = b'{"step": 1}\n\n{"step": 1e999}\n{"step": 2}\n' + b"[" * 9000 + b'\n{"st'
     found = [facts and facts.step for facts in parse_json_lines(content, Facts)]
     assert found == [1, None, 2, None, None]
+
+
+def test_a_damaged_plan_of_an_unfinished_job_is_another_plan(tmp_path: Path) -> None:
+    assert begin_work(tmp_path, "a" * 64) is False
+    (plan,) = (tmp_path / WORK_FOLDER).iterdir()
+    plan.write_bytes(b"\xff" * 64)
+    assert begin_work(tmp_path, "a" * 64) is False
+    assert begin_work(tmp_path, "a" * 64) is True

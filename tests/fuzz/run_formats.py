@@ -31,6 +31,7 @@ from convmlp_platform.data.proof import check_ledger
 from convmlp_platform.errors import DataError
 from convmlp_platform.evaluation.compare_runs import compared_run
 from convmlp_platform.evaluation.result import read_result
+from convmlp_platform.health.events import append_line
 from convmlp_platform.health.goodput import account_of
 from convmlp_platform.health.goodput_text import report_lines
 from convmlp_platform.health.heartbeat import HeartbeatWriter, read_heartbeat
@@ -41,6 +42,7 @@ from convmlp_platform.tracking.bundle import BundleSpec, load_bundle, write_bund
 from convmlp_platform.tracking.images import open_image, rgb_pixels
 from convmlp_platform.tracking.journal import Dataset, Journal, Metrics, Params, Status, Tags, read_chunk
 from convmlp_platform.tracking.state import FeedState, Target, load_feed, load_target, save_feed, save_target
+from convmlp_platform.training.evaluations import RECORD, read_evaluations
 from convmlp_platform.training.guard import Rollbacks
 from convmlp_platform.training.incidents import open_incident, read_incidents
 from convmlp_platform.training.init_record import InitRecord, check_copy, read_record, write_copy
@@ -189,13 +191,18 @@ def _read_tracking(folder: Path) -> Facts:
 
 def _make_goodput(folder: Path) -> None:
     write_run(folder, price=2.0)
+    for step in (20, 27):
+        append_line(
+            folder / RECORD, json.dumps({"step": step, "attempt": 1, "metrics": {"top1": 2.5 * step}})
+        )
 
 
 def _read_goodput(folder: Path) -> Facts:
     found = account_of(folder)
     if found is None:
         return frozenset()
-    return frozenset([json.dumps(found.to_dict()), *report_lines("run", found)])
+    evaluations = map(str, read_evaluations(folder / RECORD))
+    return frozenset([json.dumps(found.to_dict()), *report_lines("run", found), *evaluations])
 
 
 def _make_heartbeat(folder: Path) -> None:
@@ -371,6 +378,7 @@ RUN_FORMATS = [
         share=0.5,
     ),
     Format("events", _make_goodput, "events.jsonl", _read_goodput, text="jsonl"),
+    Format("evaluations", _make_goodput, RECORD, _read_goodput, text="jsonl", share=0.5),
     Format("goodput log", _make_goodput, "goodput/*/*.jsonl", _read_goodput, text="jsonl"),
     Format("heartbeat", _make_heartbeat, "beat", _read_heartbeat, checked=True, whole=_both_beats),
     Format("run.json", _make_run, "run.json", _read_run, text="json"),
