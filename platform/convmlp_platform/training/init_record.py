@@ -35,6 +35,7 @@ class InitRecord:
         weights: "sha256:" and the hash of the source's weights; counts in the run's identity.
         sha256: of the copy.
         classes: names, in the order of the head's rows, where they are known.
+        choice: a sentence on which of two sets of weights they are, where there were two.
     """
 
     text: str
@@ -44,6 +45,7 @@ class InitRecord:
     sha256: str
     lineage: dict[str, str]
     classes: list[str] | None = None
+    choice: str | None = None
 
 
 def read_record(run: Path) -> InitRecord | None:
@@ -72,6 +74,7 @@ def write_copy(
     pinned: str,
     lineage: dict[str, str],
     classes: Sequence[str] | None = None,
+    choice: str | None = None,
 ) -> InitRecord:
     """Make `RUN/init/` appear whole, or find the one that another driver of the run was quicker to make.
 
@@ -90,6 +93,7 @@ def write_copy(
             sha256_file(staging / WEIGHTS),
             lineage,
             None if classes is None else list(classes),
+            choice,
         )
         write_atomically(staging / RECORD, json.dumps(asdict(record), indent=2).encode())
         try:

@@ -85,7 +85,15 @@ def keep_weights(job: TrainJob) -> InitRecord | None:
             pinned=found.pinned,
             lineage=found.lineage,
             classes=weights.classes,
+            choice=_choice(weights),
         )
+
+
+def _choice(weights: FileWeights) -> str | None:
+    """Which of two sets of weights was taken, and how to take the other; None: there is one."""
+    if weights.choice is None:
+        return None
+    return f"{weights.choice} (model.init_weights: {'raw' if weights.is_average else 'ema'} takes the other)"
 
 
 def _asked(job: TrainJob) -> str:
@@ -177,9 +185,8 @@ def start_line(job: TrainJob, model: nn.Module, manifest: DatasetManifest | None
         head = _head(job, found, manifest)
         report = _fitted(match_pretrained, model, found, head)
     parts = [f"weights of {found}: {_told(report)}"]
-    if head.weights.choice is not None:
-        other = "raw" if head.weights.is_average else "ema"
-        parts.append(f"{head.weights.choice} (model.init_weights: {other} takes the other)")
+    if (choice := _choice(head.weights) if found.record is None else found.record.choice) is not None:
+        parts.append(choice)
     parts += [note for note in report.notes if head.weights.choice is None or head.weights.choice not in note]
     if head.difference is not None and report.replaced and not report.backbone_only:
         parts.append(f"the head is made anew, as {head.difference} (model.init_head: keep keeps it)")

@@ -15,6 +15,7 @@ import torch
 from annotated import stripes
 from prepared import digits
 from safetensors.torch import save_file
+from saved import save_now
 
 import convmlp
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
@@ -126,7 +127,7 @@ def a_run_of_another_recipe(root: Path) -> None:
 def damaged_checkpoints(root: Path) -> None:
     begin(begun_job(root), open_manifest(str(digits())).digest)
     checkpointer = Checkpointer(root / "runs/it/checkpoints")
-    checkpointer.save(Checkpoint(5, {"model": {"a": torch.ones(3)}}, {"step": 5}))
+    save_now(checkpointer, Checkpoint(5, {"model": {"a": torch.ones(3)}}, {"step": 5}))
     (root / "runs/it/checkpoints/step-000000005/model.safetensors").write_bytes(b"")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from prepared import digits
 from safetensors.torch import save_file
+from saved import save_now
 
 from convmlp import create_model
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
@@ -226,8 +227,10 @@ def test_classes_of_a_checkpoint_are_those_on_record(tmp_path: Path) -> None:
     torch.manual_seed(1)
     tensors = {"model": create_model("convmlp_tiny", 10).state_dict()}
     run_folder = tmp_path / "other"
-    Checkpointer(run_folder / "checkpoints").save(Checkpoint(5, tensors, {"classes": list("abcdefghij")}))
-    Checkpointer(run_folder / "checkpoints").save(Checkpoint(10, tensors, {}))
+    save_now(
+        Checkpointer(run_folder / "checkpoints"), Checkpoint(5, tensors, {"classes": list("abcdefghij")})
+    )
+    save_now(Checkpointer(run_folder / "checkpoints"), Checkpoint(10, tensors, {}))
     values = job(tmp_path, "other/checkpoints/step-000000005")
     model = build_on_meta(values, 10)
     manifest = open_manifest(str(digits()))
@@ -258,12 +261,14 @@ def test_of_two_sets_of_weights_the_job_chooses(tmp_path: Path) -> None:
         (line,) = [line for line in preflight(values).summary if line.startswith("start")]
         assert said[choice] in line
         keep_weights(values)
+        again = start_line(starting_job(values), build_on_meta(values, 10))
+        assert again is not None and said[choice] in again  # as the run itself says it, of its copy
         assert torch.equal(build_model(starting_job(values), 10).norm.weight, state["norm.weight"])  # type: ignore[union-attr]
     begin(values, digest())
     with pytest.raises(ConfigError, match=r"model\.init_weights: raw → auto"):
         begin(job(tmp_path, "timm.pth"), digest())
-    Checkpointer(tmp_path / "both").save(Checkpoint(5, {"model": raw, "ema": ema}, {}))
-    Checkpointer(tmp_path / "one").save(Checkpoint(5, {"model": raw}, {}))
+    save_now(Checkpointer(tmp_path / "both"), Checkpoint(5, {"model": raw, "ema": ema}, {}))
+    save_now(Checkpointer(tmp_path / "one"), Checkpoint(5, {"model": raw}, {}))
     place = str(tmp_path / "both" / "step-000000005")
     for choice, state in (("auto", ema), ("raw", raw), ("ema", ema)):
         found = find_model(place, choice=choice)  # type: ignore[arg-type]
