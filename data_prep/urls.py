@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+# Not by urllib: these texts may be anything, and it raises for some and drops slashes of others.
+_USER_INFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/]*@")
+_QUERY = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.%]*\])?[^\s'\"<>)\]?#]*)[?#][^\s'\"<>)\]]*")
+
 
 def is_url(location: str) -> bool:
     """Whether this names remote storage rather than a file or folder."""
@@ -24,8 +28,7 @@ def shown(url: str) -> str:
     """The URL as it may be printed: no user, password or query, which may hold secrets. Paths stay as they are."""
     if not is_url(url):
         return url
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return re.split(r"[?#]", _USER_INFO.sub(r"\1", url, count=1), maxsplit=1)[0]
 
 
 def join_url(url: str, name: str) -> str:
@@ -37,4 +40,5 @@ def join_url(url: str, name: str) -> str:
 
 def scrubbed(text: str) -> str:
     """A text without the user info and queries of the URLs in it."""
-    return re.sub(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\]]+", lambda found: shown(found.group()), text)
+    # First the user info alone: a password may hold what would end a URL.
+    return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
+from torch.distributed.constants import default_pg_timeout
 
 from convmlp_platform.errors import ErrorRecord, recorded
 
@@ -56,12 +58,32 @@ def joined_world(use_gpu: bool = True) -> Iterator[World]:
             if size == 1:
                 dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
             else:
-                dist.init_process_group(backend)
+                dist.init_process_group(backend, **_meeting_place(size))
         try:
             yield World(dist.get_rank(), local_rank, dist.get_world_size(), device)
         finally:
             if ours:
                 dist.destroy_process_group()
+
+
+def _meeting_place(size: int) -> dict[str, Any]:
+    """Arguments of `init_process_group`: where the ranks meet, a store that rank 0 serves at MASTER_ADDR alone.
+
+    Torch's own listens on every interface, and asks nobody who they are. Left to torch where torchrun serves the store,
+    and where MASTER_ADDR isn't an address of rank 0's machine (a container behind NAT).
+    """
+    if dist.is_torchelastic_launched():
+        return {}
+    rank, host, port = int(os.environ["RANK"]), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listening: dict[str, Any] = {}
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listening["master_listen_fd"] = socket.create_server((host, port), family=family).detach()
+        except OSError:
+            return {}
+    store = TCPStore(host, port, size, rank == 0, default_pg_timeout, **listening)
+    return {"store": store, "rank": rank, "world_size": size}
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from k8s_manifests import (
     title,
 )
 
+from convmlp_platform.launch.environment import secrets_among
+
 DOCUMENTS = source_documents()
 PODS = [
     pytest.param(spec, id=f"{title(document)}-{role}")
@@ -92,6 +94,16 @@ def test_ray_containers_know_token_storage_and_mlflow(document: Document, spec: 
         assert token == {"name": cluster["authOptions"]["secretName"], "key": "auth_token"}
         assert env["CONVMLP_ROOT"]["value"] == "/mnt/convmlp"
         assert env["MLFLOW_TRACKING_URI"]["value"] == mlflow_url()
+        for name, key in (("USERNAME", "username"), ("PASSWORD", "password"), ("TOKEN", "token")):
+            secret = env[f"MLFLOW_TRACKING_{name}"]["valueFrom"]["secretKeyRef"]
+            assert secret == {"name": "convmlp-mlflow", "key": key, "optional": True}
+
+
+@pytest.mark.parametrize("spec", PODS)
+def test_no_secret_is_written_into_a_manifest(spec: Document) -> None:
+    for container in spec["containers"]:
+        plain = {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
+        assert secrets_among(plain) == []
 
 
 def mlflow_url() -> str:

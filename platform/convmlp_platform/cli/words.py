@@ -6,11 +6,12 @@ import argparse
 import sys
 
 from data_prep.console import printable
+from data_prep.urls import scrubbed
 
 
 def fail(message: str, code: int) -> int:
-    """Print each line of a message as an error; returns the exit code."""
-    for line in printable(message).splitlines():
+    """Print each line of a message as an error, without passwords in URLs; returns the exit code."""
+    for line in printable(scrubbed(message)).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code
 

@@ -57,7 +57,7 @@ class CachedPiece:
 
 
 class BlockCache:
-    """The pieces in `options.dir`. Threads, processes and jobs may share one folder.
+    """The pieces in `options.dir`. Threads, processes and jobs of one user may share one folder.
 
     The total stays below `options.bytes`, but for what is being fetched if that alone is more. Least recently opened
     pieces go first (the time is kept as the file's mtime, because many mounts don't keep access times).
@@ -70,7 +70,7 @@ class BlockCache:
         # A folder of its own within the user's, because whatever lies in it may be evicted.
         self.folder, self.limit = Path(options.dir) / "convmlp-blocks", options.bytes
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise self._failed(error) from error
 

@@ -40,6 +40,7 @@ from convmlp_platform.training import build
 from convmlp_platform.training.evaluate import evaluate
 from convmlp_platform.training.permuted import order_of
 from convmlp_platform.training.run_folder import RunFolder
+from data_prep.urls import shown
 
 Say = Callable[[str], None]
 _DETECTION_SIDES = 1280 / 800
@@ -184,7 +185,7 @@ def _dataset_entry(job: EvaluateJob, parts: Prepared, loader: EvalLoader) -> Dat
         split=job.data.split,
         images=len(loader.split),
         format=job.data.format,
-        path=job.data.path,
+        path=shown(job.data.path),
     )
 
 

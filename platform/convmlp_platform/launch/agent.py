@@ -31,7 +31,7 @@ from convmlp_platform.health.stacks import collect_stacks
 from convmlp_platform.launch.gloo import interface_of
 from convmlp_platform.launch.lineage import kill_family
 from convmlp_platform.launch.placement import Home
-from convmlp_platform.launch.process_files import ProcessFiles, make_folder
+from convmlp_platform.launch.process_files import AGENT_PREFIX, ProcessFiles, make_folder, memory_folder
 from convmlp_platform.launch.report import Exit, Report
 from data_prep.json_files import Count, DamagedJson, Form, read_json
 
@@ -70,7 +70,7 @@ class Agent:
     _oom_kills: int = 0
 
     def __post_init__(self) -> None:
-        self.folder, lock = make_folder()
+        self.folder, lock = make_folder(AGENT_PREFIX, memory_folder())
         self._channel, theirs = Pipe()
         outputs, ends = [], []
         for number in (1, 2):

@@ -15,6 +15,7 @@ from convmlp_platform.errors import Cause
 from convmlp_platform.health.hang import Hang, HangWatch, RankView
 from convmlp_platform.launch.causes import End, Ending, patience
 from convmlp_platform.launch.cluster_view import answering, taken_away
+from convmlp_platform.launch.environment import private_variables
 from convmlp_platform.launch.placement import Home, Seat, environment, seats
 from convmlp_platform.launch.process_files import FINAL_STOP
 from convmlp_platform.launch.report import ending_of, relay
@@ -223,12 +224,14 @@ def begin_attempt(
     port = _answer(members[0].actor.free_port.remote(), UNREACHABLE_S)
     if port is None:
         return None
+    private = private_variables()
     meeting = {"MASTER_ADDR": homes[0].address, "MASTER_PORT": str(port)}
     calls, ranks = [], []
     for seat, home, member in zip(seats(homes), homes, members, strict=True):
         settings = {
             "job": values,
-            "environment": environment(seat, len(members), home, start) | meeting,
+            # By this call only, see launch.environment: it holds the passwords of MLflow.
+            "environment": private | environment(seat, len(members), home, start) | meeting,
             "rank": seat.rank,
             "world_size": len(members),
             "start": start,

@@ -28,8 +28,8 @@ def settle(address: str | None, environment: Mapping[str, str] | None = None) ->
 
     Decided in this order:
     1. RAY_AUTH_MODE, where the user or the cluster has set it (token mode then needs its token);
-    2. a Ray of our own: token mode with a token made for it, which dies with it, as Ray's servers listen on
-       every interface of the machine even where a node's address is loopback;
+    2. a Ray of our own: token mode with a token made for it, which dies with it, as every user of the machine
+       reaches its ports, and where it has several nodes other machines do too;
     3. a token given by RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH: token mode;
     4. inside a Ray job without RAY_AUTH_MODE, or a cluster on loopback: disabled;
     5. anything beyond loopback: LaunchError, because it needs the cluster's token.

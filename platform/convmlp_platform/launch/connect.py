@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import os
@@ -12,11 +14,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch import auth
+from convmlp_platform.launch import auth, messages
+from convmlp_platform.launch.environment import secrets_among
+from convmlp_platform.launch.process_files import folder_for_ray
 
 CONNECT_TIMEOUT_S = 5.0
 START_VARIABLE = "CONVMLP_RAY_START_S"
 """Seconds that a Ray of this job's own may take to come up."""
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0 a Ray of one node listens on loopback only, whatever the system."""
 
 # Read by Ray when it is imported, or by the processes it starts. What a user has set stays.
 _DEFAULTS = {
@@ -41,30 +47,70 @@ def connect(address: str, env_vars: Mapping[str, str] | None = None) -> Iterator
     """
     target = resolve_address(address)
     auth.apply(target)
+    _tell_of_secrets()
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if target not in (None, "auto"):
         _probe(target)
+    with contextlib.ExitStack() as ends:
+        options = ends.enter_context(_own_ray()) if target is None else {}
+        ends.enter_context(_initialised(target, env_vars or {}, options))
+        yield target
+
+
+@contextmanager
+def _initialised(
+    target: str | None, env_vars: Mapping[str, str], options: Mapping[str, Any]
+) -> Iterator[None]:
     start_s = _start_s()
     import ray
     import ray._private.services
 
-    options: dict[str, Any] = {"include_dashboard": False} if target is None else {}
     try:
         with _patient_start(ray._private.services, start_s) if target is None else nullcontext():
             ray.init(
                 address=target or "local",
                 log_to_driver=True,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": _without_those_of_the_job(env_vars or {})},
+                runtime_env={"env_vars": _without_those_of_the_job(env_vars)},
                 **options,
             )
     except Exception as error:  # of its own start's time-out Ray makes a plain Exception
         raise LaunchError(_explain(target, error)) from error
     try:
-        yield target
+        yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_ray() -> Iterator[dict[str, Any]]:
+    """Options of a Ray that this process starts: nothing of it is open to other machines or other users.
+
+    Ray keeps its servers to loopback where it takes the machine for one without clusters (macOS, Windows); an address
+    on loopback alone (`_node_ip_address`) it replaces. Its own folder below /tmp is open to all, sockets and objects
+    in memory included: it gets one of ours, unless RAY_TMPDIR says where.
+    """
+    with contextlib.ExitStack() as ends:
+        if LOOPBACK not in os.environ:
+            ends.enter_context(_variable(LOOPBACK, "0"))
+        constants: Any = importlib.import_module("ray._private.ray_constants")
+        before = constants.ENABLE_RAY_CLUSTER  # read from the environment where Ray was imported before
+        constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK] != "0"
+        ends.callback(setattr, constants, "ENABLE_RAY_CLUSTER", before)
+        options: dict[str, Any] = {"include_dashboard": False}
+        if not os.environ.get("RAY_TMPDIR"):
+            options["_temp_dir"] = str(ends.enter_context(folder_for_ray()))
+        yield options
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def resolve_address(address: str) -> str | None:
@@ -149,8 +195,21 @@ def _explain(target: str | None, error: BaseException) -> str:
     )
 
 
+def _submitted() -> dict[str, str]:
+    """The variables of `ray job submit --runtime-env-json`."""
+    config = json.loads(os.environ.get(auth.JOB_MARKER) or "{}")
+    return (config.get("runtime_env") or {}).get("env_vars") or {}
+
+
+def _tell_of_secrets() -> None:
+    for name in secrets_among(_submitted()):
+        messages.say(
+            f"{name} came with `ray job submit --runtime-env-json`, which Ray writes in clear into its logs: take it "
+            "for known, and set it where Ray is started instead (docs/operations.md)"
+        )
+
+
 def _without_those_of_the_job(env_vars: Mapping[str, str]) -> dict[str, str]:
     """Ray refuses a variable that both the job's runtime environment and the driver set."""
-    config = json.loads(os.environ.get(auth.JOB_MARKER) or "{}")
-    submitted = (config.get("runtime_env") or {}).get("env_vars") or {}
+    submitted = _submitted()
     return {name: value for name, value in env_vars.items() if name not in submitted}

@@ -157,10 +157,12 @@ def _where_to_look(cluster: LocalCluster, output: Path, keep: bool) -> str:
         f"                                         (first: export CONVMLP_ROOT={shown})",
     ]
     if keep:
-        names = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
-        exports = " ".join(f"{name}={cluster.env[name]}" for name in names if name in cluster.env)
+        names = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE")
+        exports = " ".join(f"{name}={cluster.env[name]}" for name in names)
+        exports += f" RAY_AUTH_TOKEN_PATH={cluster.token_file}"
         lines += [
-            f"  the Ray dashboard                      {cluster.dashboard_url} (until Ctrl-C; token below)",
+            f"  the Ray dashboard                      {cluster.dashboard_url} (until Ctrl-C)",
+            f"  the token that it asks for             {cluster.token_file}",
             f"  a job of yours on this cluster         export {exports}",
             "                                         .venv/bin/ray job submit -- jobs/pretrain_digits.yaml "
             "--set name=mine",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def _here(job: EvaluateJob) -> EvaluationResult:
 def _on_ray(job: EvaluateJob) -> EvaluationResult:
     from convmlp_platform.launch.capacity import cluster_nodes
     from convmlp_platform.launch.connect import connect
-    from convmlp_platform.launch.environment import shared_env_vars
+    from convmlp_platform.launch.environment import private_variables, shared_env_vars
 
     with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus)):
         import ray
@@ -76,7 +77,7 @@ def _on_ray(job: EvaluateJob) -> EvaluationResult:
         gpu = job.launch.use_gpu is not False and any(node.gpus for node in nodes)
         remote = ray.remote(num_cpus=job.launch.cpus, num_gpus=int(gpu), max_retries=0)(_in_worker)
         try:
-            outcome = ray.get(remote.remote(job.model_dump(mode="json")))
+            outcome = ray.get(remote.remote(job.model_dump(mode="json"), private_variables()))
         except RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise LaunchError(f"{job.name}: the worker ended without a result: {reason}") from error
@@ -85,9 +86,13 @@ def _on_ray(job: EvaluateJob) -> EvaluationResult:
     return EvaluationResult.model_validate(outcome["result"])
 
 
-def _in_worker(values: dict[str, Any]) -> dict[str, Any]:
-    """In a Ray task: plain values in and out, so that no class of ours has to be the same on both sides."""
+def _in_worker(values: dict[str, Any], private: dict[str, str]) -> dict[str, Any]:
+    """In a Ray task: plain values in and out, so that no class of ours has to be the same on both sides.
+
+    `private` becomes part of the worker's environment: where MLflow is, and its password.
+    """
     adapt_streams()
+    os.environ.update(private)
     job = parse_job(values, "job")
     assert isinstance(job, EvaluateJob)
     try:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ import psutil  # type: ignore[import-untyped]
 
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import auth
+from convmlp_platform.launch.process_files import folder_for_ray
 
 START_TIMEOUT_S = 90.0
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -54,11 +53,10 @@ class LocalCluster:
         self.dashboard_url = ""
         self.env: dict[str, str] = dict(os.environ if environment is None else environment)
         self._nodes: list[subprocess.Popen[bytes]] = []
-        self._folder = Path()
+        self._folder, self._ends = Path(), contextlib.ExitStack()
 
     def __enter__(self) -> LocalCluster:
-        # Sockets live below this folder, and a socket's path may have 107 characters at most: not TMPDIR.
-        self._folder = Path(tempfile.mkdtemp(prefix="cvr-", dir="/tmp"))
+        self._folder = self._ends.enter_context(folder_for_ray())
         try:
             self._start()
         except BaseException:
@@ -78,11 +76,16 @@ class LocalCluster:
             for node in self._nodes:
                 node.wait()
             self._nodes.clear()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._ends.close()
 
     def log(self, node: int = 0) -> Path:
         """What `ray start` of a node printed."""
         return self._folder / f"node-{node}.log"
+
+    @property
+    def token_file(self) -> Path:
+        """A file with the cluster's token, for RAY_AUTH_TOKEN_PATH; its owner's alone, gone with the cluster."""
+        return self._folder / "token"
 
     def node_address(self, node: int) -> str:
         """The node's address, as Ray knows it."""
@@ -121,6 +124,8 @@ class LocalCluster:
         port, dashboard_port, client_port = _free_ports(3)
         self.address, self.dashboard_url = f"127.0.0.2:{port}", f"http://127.0.0.1:{dashboard_port}"
         self.env = self._client_environment()
+        self.token_file.touch(0o600)
+        self.token_file.write_text(self.env[auth.TOKEN])
         head = [
             "--head",
             f"--port={port}",
@@ -168,7 +173,7 @@ class LocalCluster:
             for name, value in self.env.items()
             if name not in (auth.MODE, auth.TOKEN, auth.TOKEN_PATH)
         }
-        own.setdefault("RAY_worker_niceness", "0")  # as launch.connect has it for a Ray of its own
+        own = {"RAY_worker_niceness": "0", "RAY_enable_metrics_collection": "0"} | own  # as in launch.connect
         path = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
         own |= {"PATH": path, "RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url}
         return own | auth.settle(None, environment=own)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from convmlp_platform.config.sections import LaunchSection
+from data_prep.urls import scrubbed
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+    """Print a line at once, without passwords in URLs."""
+    print(scrubbed(line), flush=True)
 
 
 def count(number: int, noun: str = "worker") -> str:

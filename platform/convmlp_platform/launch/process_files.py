@@ -1,4 +1,6 @@
-"""Between an agent and its training process: small files in the node's memory, and a signal."""
+"""Folders of ours on a node, readable by their owner alone; and what passes between an agent and its training process:
+small files in the node's memory, and a signal.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,17 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FINAL_STOP = signal.SIGUSR1
 """Save and end, and say goodbye to MLflow, as the driver ends too. After SIGTERM the run is started again at once."""
 
+AGENT_PREFIX, RAY_PREFIX = "convmlp-agent-", "convmlp-ray-"
 _MEMORY = Path("/dev/shm")
-_PREFIX = "convmlp-agent-"
+# Ray's sockets lie below its folder, and a socket's path may have 107 characters at most.
+_LONGEST_PARENT = 20
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,57 @@ class ProcessFiles:
         return cls(*(folder / f"{start}-{name}" for name in names))
 
 
-def make_folder() -> tuple[Path, int]:
-    """A folder for an agent and its processes, and a lock on it: a descriptor that says, as long as any process has
-    it open, that the folder is in use. Folders of agents that were killed are removed.
+def memory_folder() -> Path:
+    """Where an agent's folder lies: in the node's memory, if there is such a file system."""
+    return _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def make_folder(prefix: str, parent: Path) -> tuple[Path, int]:
+    """A folder of mode 0700, and a lock on it: a descriptor that says, as long as any process has it open, that the
+    folder is in use. Folders of this prefix whose processes were killed are removed.
     """
-    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-    for left in parent.glob(f"{_PREFIX}*"):
+    for left in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
-            os.close(_locked(left))
+            lock = _locked(left)
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    return folder, _locked(folder)
+            os.close(lock)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            lock = _locked(folder)
+        except (
+            BlockingIOError,
+            FileNotFoundError,
+        ):  # taken for one that was left behind, before it was locked
+            continue
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def private_folder(prefix: str, parent: Path) -> Iterator[Path]:
+    """A folder as of `make_folder`, for the time of the block."""
+    folder, lock = make_folder(prefix, parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def folder_for_ray() -> Iterator[Path]:
+    """Where a Ray of ours keeps sockets, logs and spilled objects, for the time of the block.
+
+    Ray opens its folder to everybody (mode 0777), so it lies in one that isn't. That is in TMPDIR, if its name is short
+    enough for sockets below it.
+    """
+    wanted = tempfile.gettempdir()
+    with private_folder(RAY_PREFIX, Path(wanted if len(wanted) <= _LONGEST_PARENT else "/tmp")) as folder:
+        inner = folder / "r"
+        inner.mkdir()
+        yield inner
 
 
 def _locked(folder: Path) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.tracking.state import without_secrets
 from convmlp_platform.tracking.uri import tracking_uri
 from convmlp_platform.training.run_folder import run_path
 
@@ -59,6 +60,7 @@ def _time(run: Path) -> list[str]:
 
 
 def _where_metrics_are(uri: str) -> str:
+    uri = without_secrets(uri)
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 

@@ -30,6 +30,7 @@ from convmlp_platform.launch.worker_group import Member, WorkerGroup
 from convmlp_platform.training.incidents import open_incident
 from convmlp_platform.training.initial_weights import keep_weights
 from convmlp_platform.training.run_folder import RunFolder, run_path
+from data_prep.urls import scrubbed
 
 # Before a run goes on with fewer workers: Ray takes a moment to give back the room of those that were lost.
 _SETTLE_S = 2.0
@@ -232,7 +233,7 @@ class Supervisor:
             host=culprit.host if culprit else None,
             phase=culprit.phase if culprit else None,
             step=culprit.step if culprit else attempt.step,
-            message=found.message,
+            message=scrubbed(found.message),
             stalled_s=round(attempt.hang.stalled_s, 3) if attempt.hang else 0.0,
             incident=incident,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import signal
 import sys
 import threading
@@ -54,12 +55,26 @@ class Evaluations:
         return self._waiting.pop(0) if self._waiting and self._waiting[0][0] < before else None
 
 
-class StopBoard:
-    """An actor through which the sweep's driver tells trials to save and end; Tune's own way leaves them 10 seconds."""
+class Board:
+    """An actor between the sweep's driver and its trials.
+
+    It hands each trial its job and the driver's settings of MLflow, as Tune writes all that it is given into files
+    and these may hold passwords. It tells trials to save and end, as Tune's own way leaves them 10 seconds.
+    """
 
     def __init__(self) -> None:
+        self._jobs: dict[str, dict[str, Any]] = {}
+        self._private: dict[str, str] = {}
         self._asked: dict[str, str] = {}
         self._all: str | None = None
+
+    def give(self, jobs: dict[str, dict[str, Any]], private: dict[str, str]) -> None:
+        """Keep the trials' jobs (all values, by trial) and `environment.private_variables`."""
+        self._jobs, self._private = jobs, private
+
+    def take(self, trial: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """A trial's job, and the variables for its environment."""
+        return self._jobs[trial], self._private
 
     def stop(self, why: str, trial: str | None = None) -> None:
         """Ask one trial to end, or all, also those that start later."""
@@ -74,14 +89,15 @@ class StopBoard:
 
 
 class SweepTrial(tune.Trainable):
-    """Its config: `trial` (name), `job` (all values), `use_gpu`, `metric`, `steps_per_epoch`, `stop_step`, `board` (a
-    StopBoard) and `over`: the trial has ended in an earlier start of the sweep, and only tells the scheduler what it
-    did."""
+    """Its config: `trial` (name), `use_gpu`, `metric`, `steps_per_epoch`, `stop_step`, `board` (it has the job) and
+    `over`: the trial has ended in an earlier start of the sweep, and only tells the scheduler what it did."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the run."""
         self.settings = config["run"]
-        self.job = TrainJob.model_validate(self.settings["job"])
+        job, private = ray.get(self.settings["board"].take.remote(self.settings["trial"]))
+        os.environ.update(private)
+        self.job = TrainJob.model_validate(job)
         self.evaluations = Evaluations(journal_path(run_path(self.job)), self.settings["metric"])
         self.signals, self.end = StopSignals(), dict[str, Any]()
         self._told, self._why = 0, self._asked()

@@ -15,11 +15,12 @@ from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.capacity import Node, uses_gpu
 from convmlp_platform.launch.causes import signal_name
+from convmlp_platform.launch.environment import private_variables
 from convmlp_platform.launch.ray_messages import quiet_deaths
 from convmlp_platform.launch.signals import Interrupted, StopSignals
 from convmlp_platform.launch.sweep_plan import PlannedTrial, SweepPlan
 from convmlp_platform.launch.sweep_record import Ended, plain, write_end
-from convmlp_platform.launch.sweep_trial import EPOCHS, STATUS, StopBoard, SweepTrial
+from convmlp_platform.launch.sweep_trial import EPOCHS, STATUS, Board, SweepTrial
 
 HALVED = "stopped"
 """Why a trial is told to end: the others do better."""
@@ -53,10 +54,11 @@ def run_trials(
     os.environ.update(_SETTINGS)
     storage = plan.folder / "tune"
     shutil.rmtree(storage, ignore_errors=True)  # nothing in it is needed again
-    board = ray.remote(StopBoard).options(num_cpus=0, resources={_HEAD: _GRAIN}).remote()
+    board = ray.remote(Board).options(num_cpus=0, resources={_HEAD: _GRAIN}).remote()
     # Trials that are done tell the scheduler once more what they did, so that the others are judged as before.
     takes_part = plan.trials if plan.sweep.scheduler.name == "asha" else plan.todo
-    settings = [_settings(one, plan, nodes, child_tags) | {"board": board} for one in takes_part]
+    settings = [_settings(one, plan, nodes) | {"board": board} for one in takes_part]
+    ray.get(board.give.remote({one.name: _job(one, child_tags) for one in takes_part}, private_variables()))
     signals = StopSignals()
     conductor = Conductor(plan, board, signals, lost)
     tuner = tune.Tuner(
@@ -86,17 +88,19 @@ def run_trials(
         raise Interrupted(signals.number)
 
 
-def _settings(
-    planned: PlannedTrial, plan: SweepPlan, nodes: Sequence[Node], child_tags: Mapping[str, str]
-) -> dict[str, Any]:
-    """See SweepTrial."""
+def _job(planned: PlannedTrial, child_tags: Mapping[str, str]) -> dict[str, Any]:
+    """All values of the trial's job."""
     job = planned.trial.job
     tracking = job.tracking.model_copy(update={"tags": job.tracking.tags | dict(child_tags)})
     tagged = job.model_copy(update={"tracking": tracking})
+    return tagged.model_dump(mode="json", exclude_unset=True) | {"kind": "train"}
+
+
+def _settings(planned: PlannedTrial, plan: SweepPlan, nodes: Sequence[Node]) -> dict[str, Any]:
+    """See SweepTrial. Tune writes it into files."""
     return {
         "trial": planned.name,
-        "job": tagged.model_dump(mode="json", exclude_unset=True) | {"kind": "train"},
-        "use_gpu": uses_gpu(job, nodes),
+        "use_gpu": uses_gpu(planned.trial.job, nodes),
         "metric": plan.metric,
         "steps_per_epoch": planned.steps_per_epoch,
         "stop_step": planned.stop_step,

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data_prep.json_files import Count
+from data_prep.urls import scrubbed
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ class Metrics(_Record):
 
 
 class Tags(_Record):
-    """Tags of the run; the last value of a name holds."""
+    """Tags of the run; the last value of a name holds. Passwords and tokens in URLs are left out."""
 
     kind: Literal["tags"] = "tags"
-    values: dict[str, str]
+    values: dict[str, Annotated[str, AfterValidator(scrubbed)]]
 
 
 class Artifact(_Record):

@@ -102,7 +102,7 @@ class Tracker:
         self._append(Artifact(source=str(path.absolute()), folder=folder))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; the last value holds."""
+        """Set tags; the last value holds. Passwords and tokens in URLs are left out (`journal.Tags`)."""
         self._append(Tags(values={key: str(value) for key, value in tags.items()}))
 
     def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:

@@ -91,7 +91,7 @@ def register_best(
                 **lineage_tags(folder.path),
                 "run": job.name,
                 "identity": folder.identity,
-                "checkpoints": str(checkpoints_of(job)),
+                "checkpoints": shown(str(checkpoints_of(job))),
             },
         )
     except TrackingError as error:

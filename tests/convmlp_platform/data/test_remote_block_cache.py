@@ -222,3 +222,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         DataError, match=r"data\.cache_dir \(=.*file/convmlp-blocks\) can't be used: Not a dir"
     ):
         cache_in(tmp_path / "file")
+
+
+def test_its_folder_is_the_owners_alone(tmp_path: Path) -> None:
+    assert cache_in(tmp_path / "below").folder.stat().st_mode & 0o777 == 0o700

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from ray_site import REPOSITORY, Site, clean_environment, home_with_stale_token, run_module
 
@@ -38,6 +43,36 @@ def test_submitted_jobs_prepare_and_train_over_two_nodes(site: Site, digits: Pat
 def test_a_stale_token_is_neither_used_nor_replaced(site: Site, digits: Path) -> None:
     assert (site.home / ".ray" / "auth_token").read_text() == "of-an-earlier-cluster"
     assert site.cluster.env["RAY_AUTH_TOKEN"] != "of-an-earlier-cluster"
+
+
+def test_the_clusters_folder_and_token_are_the_owners_alone(site: Site) -> None:
+    token = site.cluster.token_file
+    assert stat.S_IMODE(token.parent.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert token.read_text() == site.cluster.env["RAY_AUTH_TOKEN"]
+
+
+def test_whoever_has_no_token_gets_numbers_of_prometheus_at_most(site: Site) -> None:
+    answers = {}
+    for pid in (pid for node in (0, 1) for pid in site.cluster.node_pids(node)):
+        with suppress(psutil.NoSuchProcess):
+            for one in psutil.Process(pid).net_connections("inet"):
+                if one.status == psutil.CONN_LISTEN:
+                    host = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1"}.get(one.laddr.ip, one.laddr.ip)
+                    url = f"http://{host.removeprefix('::ffff:')}:{one.laddr.port}"
+                    answers[one.laddr.port] = [_asked(url + path) for path in ("/metrics", "/api/jobs/")]
+    assert len(answers) > 5
+    open_to_all = {port for port, said in answers.items() if any(said)}
+    assert open_to_all <= {44217, 44227}, "see docs/operations.md"
+
+
+def _asked(url: str) -> bool:
+    """Whether there is an answer of some content to somebody without a token."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read(1) != b""
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def test_more_gpus_than_the_cluster_has(site: Site, digits: Path) -> None:
