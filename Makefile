@@ -37,7 +37,7 @@ demo: setup
 	@$(BIN)/convmlp demo $(if $(KEEP),--keep)
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow

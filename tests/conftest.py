@@ -1,4 +1,5 @@
-"""Common to all tests: this folder is importable (`from ranks import run_ranks`); Ray makes no token; no deadlines."""
+"""Common to all tests: this folder is importable (`from ranks import run_ranks`); Ray makes no token; no deadlines; the
+files that take longest come first."""
 
 import gc
 import os
@@ -12,6 +13,22 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+# A file goes to one worker as a whole: a long one that comes last leaves the other workers idle.
+LONGEST_FIRST = (
+    "test_chaos_short", "test_engines_agree", "test_run", "test_bad_numbers", "test_launch_on_ray", "test_commit_first",
+    "test_engine_refusal", "test_detection_task", "test_tracking_server", "test_launch_secrets", "test_blame",
+    "test_launch_check", "test_exactly_once", "test_tracking_preparation", "test_reader_in_a_run",
+    "test_checkpoint_faults", "test_fault_matrix", "test_fuzz_short", "test_loader", "test_cli",
+    "test_models_golden", "test_saver",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the longest files to the front; the rest keeps its order."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(autouse=True)

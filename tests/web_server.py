@@ -13,10 +13,14 @@ from typing import Any
 
 
 class WebServer:
-    """`url` of the folder; `requests` and `body_bytes` of what was sent since the last `reset`."""
+    """`url` of the folder; `requests` and `body_bytes` of what was sent since the last `reset`.
+
+    While `away` every connection is closed without an answer.
+    """
 
     def __init__(self) -> None:
         self.url, self.requests, self.body_bytes = "", list[tuple[str, str]](), 0
+        self.away = False
         self.lock = threading.Lock()
 
     def reset(self) -> None:
@@ -39,6 +43,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
+        if self.state.away:
+            self.close_connection = True
+            return
         path = self.folder / self.path.partition("?")[0].lstrip("/")
         if not path.is_file():
             self.send_response(404)
@@ -65,12 +72,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Quiet."""
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed are no news."""
+
+
 @contextmanager
 def web_server(folder: Path, *, ranges: bool = True) -> Iterator[WebServer]:
     """Serve a folder on this machine for as long as the block lasts."""
     state = WebServer()
     handler = partial(_Handler, folder=folder, ranges=ranges, server_state=state)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     state.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import psutil
 from chaos_run import Run, now
-from chaos_site import ChaosError, Site, node_of, ray_id_of
+from chaos_site import ChaosError, Site, node_of, of_root, ray_id_of
+from chaos_storage import DataServer
 
 
 @dataclass
@@ -47,14 +49,23 @@ class Stage:
         """See inside/faults_inside.py."""
         (self.site.root / "flags" / name).touch()
 
+    def flagged(self, name: str) -> bool:
+        """Whether that has happened."""
+        return (self.site.root / "flags" / f"{name}.done").exists()
 
-Recovery = str
-"""`restart`: a new attempt; `driver`: the command again; `in place`: training doesn't stop."""
+
+Recovery = Literal["restart", "driver", "rivals", "in place", "any", "end"]
+"""`restart`: a new attempt; `driver`: the command again; `rivals`: the command twice at once; `in place`: training
+doesn't stop; `any`: one of these; `end`: a new attempt, after the last step."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`causes`: what attempt_ended may say; `told`: else, a part of a line that must be printed."""
+    """`causes`: what attempt_ended may say; `told`: a part of a line that must be printed.
+
+    `exit_code`: the driver's, where the run is its user's to mend and the command is typed again. `holds_s`: seconds
+    that the fault lasts. `evaluated`: training goes on from the step whose evaluation it hit.
+    """
 
     name: str
     inject: Callable[[Stage], None]
@@ -62,8 +73,12 @@ class Fault:
     causes: tuple[str, ...] = ()
     told: str = ""
     names_rank: bool = False
+    exit_code: int | None = None
+    holds_s: float = 0.0
+    evaluated: bool = False
     needs_guest: bool = False
     """Whether a process must be on another node than the first."""
+    possible: Callable[[Site], bool] = lambda site: True
     repeat: Callable[[Stage], None] | None = None
     """What keeps the fault up until it is told."""
     heal: Callable[[Stage], None] | None = None
@@ -150,7 +165,58 @@ def _accept(stage: Stage) -> None:
     stage.site.disk.accept()
 
 
+def _wait_for_flag(stage: Stage, name: str) -> None:
+    stage.flag(name)
+    stage.run.wait(lambda: stage.flagged(name), f"{name} to happen")
+    stage.moment = now()
+
+
+def _kill_in_evaluation(stage: Stage) -> None:
+    stage.pick_rank()
+    _wait_for_flag(stage, f"evaluation-rank-{stage.rank}")
+
+
+def _kill_in_registration(stage: Stage) -> None:
+    stage.rank = 0
+    _wait_for_flag(stage, "registration-rank-0")
+
+
+def _stop_replayer(stage: Stage) -> None:
+    """And kill rank 0, whose it was: the next one must not wait for it."""
+    replayers = of_root(stage.site, "convmlp_platform.tracking.replayer")
+    if not replayers:
+        raise ChaosError("no replayer is running")
+    for process, _ in replayers:
+        process.suspend()
+    stage.rank = 0
+    os.kill(stage.run.ranks()[0], signal.SIGKILL)
+
+
+def _second_driver(stage: Stage) -> None:
+    """While the run is being trained, somebody types its command."""
+    code, output = stage.run.type_again()
+    if code != 2:
+        raise ChaosError(f"a second driver ended with {code}, not 2: {output[-1500:]}")
+    stage.run.lines.append(f"second driver: {output.strip().splitlines()[-1]}")
+
+
+def _server(stage: Stage) -> DataServer:
+    assert stage.site.server is not None
+    return stage.site.server
+
+
+def _lose_shard(stage: Stage) -> None:
+    """And kill a worker: what has a block open would read on."""
+    _server(stage).lose_shard()
+    os.kill(next(iter(stage.run.ranks().values())), signal.SIGKILL)
+
+
+def _remote(site: Site) -> bool:
+    return site.server is not None
+
+
 HARDWARE, FULL, REFUSED = ("hardware",), "disk is full", "(?i)(read-only file system|permission denied)"
+AN_HOUR = 3600
 
 FAULTS = {
     fault.name: fault
@@ -167,15 +233,61 @@ FAULTS = {
         Fault("disk full", _fill, "in place", told=FULL, repeat=_fill, heal=_free),
         Fault("writes refused", _refuse, "in place", told=REFUSED, repeat=_refuse, heal=_accept),
         Fault("NaN in a loss", _flag_rank("nan"), "in place", told="(?i)not finite|non-finite|nan"),
+        Fault(
+            "kill -9 in evaluation", _kill_in_evaluation, "restart", HARDWARE, names_rank=True, evaluated=True
+        ),
+        Fault("kill -9 in registration", _kill_in_registration, "end", HARDWARE, names_rank=True),
+        Fault("replayer stopped, rank 0 killed", _stop_replayer, "restart", HARDWARE, names_rank=True),
+        Fault(
+            "records' disk full",
+            lambda stage: stage.site.records.fill(),
+            "any",
+            told="(?i)(disk is full|no space left)",
+            repeat=lambda stage: stage.site.records.fill(),
+            holds_s=5.0,
+            heal=lambda stage: stage.site.records.free(),
+            possible=lambda site: site.records.real,
+        ),
+        Fault(
+            "storage away for 150 s",
+            lambda stage: _server(stage).leave(),
+            "any",
+            told="trying again",
+            holds_s=150.0,
+            heal=lambda stage: _server(stage).come_back(),
+            possible=_remote,
+        ),
+        Fault(
+            "shard deleted",
+            _lose_shard,
+            "driver",
+            exit_code=2,
+            told=r"train-\d+\.tar",
+            heal=lambda stage: _server(stage).restore(),
+            possible=_remote,
+        ),
+        Fault(
+            "clock set back an hour",
+            lambda stage: stage.site.clock.move(-AN_HOUR),
+            "in place",
+            holds_s=10.0,
+            heal=lambda stage: stage.site.clock.move(0),
+        ),
+        Fault("second driver", _second_driver, "in place", told="another driver"),
+        Fault("SIGKILL driver, two anew", _to_driver(signal.SIGKILL), "rivals"),
     )
 }
 SHORT = ("kill -9 worker", "disk full", "SIGSTOP worker", "NaN in a loss", "SIGTERM worker")
 
 
-def draw_faults(count: int, draw: random.Random) -> list[str]:
-    """At least one of each kind where there are as many, in random order."""
-    names = list(FAULTS)
+def draw_faults(count: int, draw: random.Random, site: Site) -> list[str]:
+    """At least one of each kind that is possible here where there are as many, in random order; what can only happen
+    at the end, once, last."""
+    names = [name for name, fault in FAULTS.items() if fault.possible(site)]
+    last = [name for name in names if FAULTS[name].recovery == "end"][:count]
+    names = [name for name in names if name not in last]
+    count -= len(last)
     deck = [name for _ in range(count // len(names)) for name in names]
     deck += draw.sample(names, count - len(deck))
     draw.shuffle(deck)
-    return deck
+    return deck + last

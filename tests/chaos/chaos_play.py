@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -41,12 +42,14 @@ class Blow:
 class Play:
     """A run under faults; `blows` has what came of each."""
 
-    def __init__(self, site: Site, run: Run, faults: Sequence[str], steps: int, seed: int) -> None:
+    def __init__(
+        self, site: Site, run: Run, faults: Sequence[str], steps: int, seed: int, evaluation_steps: int
+    ) -> None:
         self.draw = random.Random(seed)
         self.stage = Stage(site, run, self.draw)
         self.run, self.deck, self.blows = run, list(faults), list[Blow]()
         slot = 0.9 * steps / len(self.deck)
-        self.steps = steps
+        self.steps, self.evaluation_steps = steps, evaluation_steps
         self.slots = [int(slot * (index + self.draw.uniform(0.1, 0.9))) for index in range(len(self.deck))]
 
     def perform(self) -> int:
@@ -56,6 +59,8 @@ class Play:
         try:
             for index, slot in enumerate(self.slots):
                 last = self.steps - MIN_PROGRESS * (len(self.slots) - index)
+                if FAULTS[self.deck[0]].recovery == "end":
+                    last = slot = self.steps - 1
                 due = min(last, max(slot, resumed + self.draw.randint(MIN_PROGRESS, MAX_PROGRESS)))
                 self.run.wait(lambda due=due: self.run.step >= due and self._whole(), f"step {due}")
                 fault = self._next()
@@ -84,11 +89,13 @@ class Play:
         """The first fault of the deck that is possible now; one that needs a second node may wait for it."""
         guest = self.stage.guest_node() is not None
         for name in self.deck:
+            if FAULTS[name].recovery == "end" and name != self.deck[0]:
+                continue
             if guest or not FAULTS[name].needs_guest:
                 self.deck.remove(name)
                 return FAULTS[name]
         # All that remain need a worker on another node: a driver that starts anew spreads its workers anew.
-        self.deck.pop()
+        del self.deck[0]
         return FAULTS["SIGTERM driver"]
 
     def _strike(self, fault: Fault, blow: Blow) -> int:
@@ -105,21 +112,70 @@ class Play:
             blow.target = f"node {stage.node}"
         if fault.recovery == "in place":
             self._in_place(fault, blow, moment, known, lines)
-            resumed = self.run.step
-        else:
-            if fault.recovery == "driver":
-                self.run.wait_for_end(timeout=60.0)
-                self.run.start()
-            resumed = self._restarted(fault, blow, moment, known)
-            left = [pid for pid in before if is_alive(pid)]
-            if left:
-                blow.problems.append(f"processes of the attempt before are alive: {left}")
-            if fault.heal:
-                fault.heal(stage)
+            return self.run.step
+        if fault.recovery == "any":
+            self._borne(fault, blow, moment, known, lines)
+            return self.run.step
+        if fault.recovery == "end":
+            self._finished(fault, blow, known)
+            return self.steps
+        if fault.recovery in ("driver", "rivals"):
+            self._type_again(fault, blow, lines)
+        resumed = self._restarted(fault, blow, moment, known)
+        left = [pid for pid in before if is_alive(pid)]
+        if left:
+            blow.problems.append(f"processes of the attempt before are alive: {left}")
+        if fault.evaluated and resumed % self.evaluation_steps:
+            blow.problems.append(f"training went on after step {resumed}, which was not the evaluated one")
+        if fault.heal and fault.recovery != "driver":
+            fault.heal(stage)
         return resumed
 
-    def _in_place(self, fault: Fault, blow: Blow, moment: float, known: int, lines: int) -> None:
-        """Told in a line; training goes on, in the same attempt; checkpoints are saved again."""
+    def _type_again(self, fault: Fault, blow: Blow, lines: int) -> None:
+        """After the driver's end."""
+        code = self.run.wait_for_end(timeout=60.0 if fault.exit_code is None else 300.0)
+        if fault.exit_code is not None:
+            said = "\n".join(self.run.lines[lines:])
+            if code != fault.exit_code or not re.search(fault.told, said):
+                blow.problems.append(f"the driver ended with {code}, not {fault.exit_code}: {said[-600:]}")
+        if fault.heal:
+            fault.heal(self.stage)
+        if fault.recovery == "rivals":
+            self.run.start_twice()
+        else:
+            self.run.start()
+
+    def _borne(self, fault: Fault, blow: Blow, moment: float, known: int, lines: int) -> None:
+        """Told in a line; for as long as it lasts the run may wait or start again; then it goes on and saves."""
+        run = self.run
+        self._wait_until_told(fault, blow, moment, lines)
+        self._hold(fault, moment)
+        newest = self._newest_checkpoint()
+        run.wait(
+            lambda: self._newest_checkpoint() > newest, f"a checkpoint after {fault.name}", timeout=300.0
+        )
+        blow.resumed_s = round(now() - moment, 2)
+        for ended in run.of_kind("attempt_ended", known):
+            if ended.get("cause") not in ("data", "storage"):
+                blow.problems.append(f"cause {ended.get('cause')!r} was told, not the storage: {ended}")
+            blow.told = str(ended.get("cause"))
+
+    def _hold(self, fault: Fault, moment: float) -> None:
+        """Keep the fault up for its time, then heal it."""
+        while (left := fault.holds_s - (now() - moment)) > 0:
+            if fault.repeat:
+                fault.repeat(self.stage)
+            time.sleep(min(left, 0.2))
+        if fault.heal:
+            fault.heal(self.stage)
+
+    def _finished(self, fault: Fault, blow: Blow, known: int) -> None:
+        """A new attempt finds training complete, and finishes the rest."""
+        run = self.run
+        run.wait(lambda: bool(run.of_kind("attempt_ended", known)), f"{fault.name} to be told")
+        self._judge(fault, blow, run.of_kind("attempt_ended", known)[0])
+
+    def _wait_until_told(self, fault: Fault, blow: Blow, moment: float, lines: int) -> None:
         run, stage = self.run, self.stage
 
         def told() -> bool:
@@ -130,8 +186,13 @@ class Play:
         run.wait(told, f"{fault.name} to be told")
         blow.told = next(line for line in run.lines[lines:] if re.search(fault.told, line))[:90]
         blow.detected_s = round(now() - moment, 2)
-        if fault.heal:
-            fault.heal(stage)
+
+    def _in_place(self, fault: Fault, blow: Blow, moment: float, known: int, lines: int) -> None:
+        """Told in a line; training goes on, in the same attempt; checkpoints are saved again."""
+        run = self.run
+        if fault.told:
+            self._wait_until_told(fault, blow, moment, lines)
+        self._hold(fault, moment)
         newest = self._newest_checkpoint()
         run.wait(lambda: self._newest_checkpoint() > newest, f"a checkpoint after {fault.name}")
         if ended := run.of_kind("attempt_ended", known):

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from chaos_run import Run
-from chaos_site import REPOSITORY, ChaosError, Site, is_alive, wait_for
+from chaos_site import REPOSITORY, ChaosError, is_alive, of_root, shared_memory, wait_for
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.data.proof import check_ledger
+from convmlp_platform.tracking.journal import metric_history
+from convmlp_platform.tracking.state import journal_path
 from convmlp_platform.training.evaluations import RECORD, metrics_of
 
 LOSS_TOLERANCE = 1e-3
@@ -100,7 +101,9 @@ def check_no_one_left(run: Run) -> list[str]:
 
     def leftovers() -> list[str]:
         trained = [f"{pid} (start {start})" for pid, start in mine.items() if is_alive(pid)]
-        return trained + [f"{process.pid}: {line}" for process, line in _of_root(run.site)]
+        return trained + [
+            f"{process.pid}: {line}" for process, line in of_root(run.site, "convmlp_platform", "ray::Agent")
+        ]
 
     try:
         wait_for(lambda: not leftovers(), "all processes of the run to be gone", timeout=20.0)
@@ -109,17 +112,42 @@ def check_no_one_left(run: Run) -> list[str]:
     return []
 
 
-def _of_root(site: Site) -> list[tuple[psutil.Process, str]]:
-    """Processes of this site, by their CONVMLP_ROOT, that run code of ours (the rest is Ray's own)."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("CONVMLP_ROOT") != str(site.root):
-                continue
-            line = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        ours = any(word in line for word in ("convmlp_platform", "ray::Agent"))
-        if ours and process.status() != psutil.STATUS_ZOMBIE:
-            found.append((process, line[:200]))
-    return found
+def check_nothing_left(run: Run) -> list[str]:
+    """No temporary file: where runs, checkpoints and temporary files go, and in shared memory."""
+    site = run.site
+    places = (site.disk.path, site.records.path, site.root / "tmp")
+    left = [path for place in places for path in place.rglob("*") if _is_temporary(path)]
+    left += [path for path in (site.root / "tmp").iterdir() if "convmlp" in path.name]
+    left += shared_memory() - site.shared_memory_before
+    return [f"temporary files are left: {sorted(map(str, left))}"] if left else []
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith((".tmp", ".staging", ".retired")) or path.suffix in (".tmp", ".new", ".part")
+
+
+def check_mlflow(run: Run) -> list[str]:
+    """The run is finished there, with every point of the journal; its model is one version, which has the alias."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run.site.mlflow}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, f"attributes.run_name = '{run.name}'")
+    if len(found) != 1:
+        return [f"MLflow has {len(found)} runs named {run.name}"]
+    info, problems = found[0].info, []
+    if info.status != "FINISHED":
+        problems.append(f"MLflow says that the run is {info.status}")
+    wanted: dict[str, set[int]] = {}
+    for step, values in metric_history(journal_path(run.folder)):
+        for name in values:
+            wanted.setdefault(name, set()).add(step)
+    for name, steps in wanted.items():
+        sent = {metric.step for metric in client.get_metric_history(info.run_id, name)}
+        if missing := sorted(steps - sent):
+            problems.append(f"MLflow lacks {len(missing)} of {len(steps)} points of {name}: {missing[:9]}")
+    for model in client.search_registered_models():
+        versions = [version.version for version in client.search_model_versions(f"name='{model.name}'")]
+        if len(versions) != 1 or model.aliases != {"champion": versions[0]}:
+            problems.append(f"{model.name} has versions {versions} and aliases {model.aliases}")
+    return problems

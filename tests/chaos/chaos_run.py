@@ -36,11 +36,52 @@ class Run:
 
     def start(self) -> None:
         """Type the command."""
-        self._process = subprocess.Popen(
+        self._follow(self._typed())
+
+    def start_twice(self, timeout: float = 120.0) -> str:
+        """Type the command in two terminals at once; the run is the one that trains. Returns what the other printed.
+
+        Raises:
+            ChaosError: not just one of them is refused.
+        """
+        rivals = [self._typed(), self._typed()]
+        try:
+            wait_for(
+                lambda: any(one.poll() is not None for one in rivals),
+                "one of two drivers to give way",
+                timeout,
+            )
+        except ChaosError:
+            for one in rivals:
+                one.kill()
+            raise
+        refused = next(one for one in rivals if one.poll() is not None)
+        winner = next(one for one in rivals if one is not refused)
+        self._follow(winner)
+        output = refused.communicate()[0]
+        if refused.returncode != 2 or winner.poll() is not None:
+            raise ChaosError(f"two drivers ended with {[one.poll() for one in rivals]}: {output[-1500:]}")
+        return output
+
+    def type_again(self, timeout: float = 60.0) -> tuple[int, str]:
+        """Type the command while the run is going on: exit code and output of the second driver."""
+        process = self._typed()
+        try:
+            output = process.communicate(timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise ChaosError(f"a second driver is still there after {timeout:.0f} s") from None
+        return process.returncode, output
+
+    def _typed(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             self.command, env=self.site.cluster.env, cwd=REPOSITORY, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         self._reader.start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
@@ -96,7 +137,7 @@ class Run:
             if match := _PID.fullmatch(path.name):
                 yield int(match[1]), int(match[2]), int(match[3])
 
-    def wait(self, happened: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
+    def wait(self, happened: Callable[[], bool], what: str, timeout: float = 240.0) -> None:
         """Raises ChaosError, with the run's last words, where the driver ends or time does before `happened`."""
 
         def happened_or_over() -> bool:

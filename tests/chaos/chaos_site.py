@@ -1,17 +1,17 @@
-"""Where the chaos takes place: a Ray cluster on this machine that may lose nodes, a small disk, the job's command."""
+"""Where the chaos takes place: a Ray cluster of this machine that may lose nodes, its disks, the command of the job."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
+from chaos_storage import Clock, DataServer, Disk, data_server
 from prepared import digits
 
 from convmlp_platform.launch.local_cluster import LocalCluster
@@ -19,7 +19,6 @@ from convmlp_platform.launch.local_cluster import LocalCluster
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSIDE = Path(__file__).resolve().parent / "inside"
 JOB = REPOSITORY / "jobs" / "pretrain_digits.yaml"
-DISK_MB = 160
 
 
 class ChaosError(Exception):
@@ -61,75 +60,71 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-class Disk:
-    """Where checkpoints go: a file system of its own that really fills up and really refuses, where this user may
-    mount one; else a folder, and the faults act inside the training process."""
-
-    def __init__(self, root: Path) -> None:
-        self.path, self.flags = root / "store", root / "flags"
-        self.path.mkdir(parents=True)
-        self.flags.mkdir(parents=True)
-        options = ["-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs"]
-        self.real = _quiet(["mount", *options, str(self.path)])
-
-    def fill(self) -> None:
-        """Not a byte is free, until `free`. To be called again and again: retired checkpoints make room."""
-        if not self.real:
-            (self.flags / "no-space").touch()
-            return
-        with suppress(OSError), (self.path / "filler").open("ab", buffering=0) as file:
-            for size in (1 << 20, 1 << 12):
-                with suppress(OSError):
-                    while file.write(b"x" * size):
-                        pass
-
-    def free(self) -> None:
-        (self.path / "filler").unlink(missing_ok=True)
-        (self.flags / "no-space").unlink(missing_ok=True)
-
-    def refuse(self) -> None:
-        """No file can be created or written, until `accept`. To be called again and again: an open file prevents it."""
-        if not self.real:
-            (self.flags / "refused").touch()
-            return
-        _quiet(["mount", "-o", "remount,ro", str(self.path)])
-
-    def accept(self) -> None:
-        if self.real:
-            _quiet(["mount", "-o", "remount,rw", str(self.path)])
-        (self.flags / "refused").unlink(missing_ok=True)
-
-    def close(self) -> None:
-        if self.real:
-            _quiet(["umount", "--lazy", str(self.path)])
-
-
-def _quiet(command: list[str]) -> bool:
-    with suppress(FileNotFoundError):
-        return not subprocess.run(command, capture_output=True).returncode
-    return False
-
-
 class Site:
-    """Cluster, disk, data and the folder that all of it writes to."""
+    """Cluster, disks, data, clock, and the folder that all of it writes to.
 
-    def __init__(self, root: Path, cluster: LocalCluster, disk: Disk) -> None:
-        self.root, self.cluster, self.disk, self.data = root, cluster, disk, digits("webdataset")
+    `store` holds the checkpoints; `records` all else that a run writes: journal, ledger, events, MLflow's SQLite file.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        cluster: LocalCluster,
+        store: Disk,
+        records: Disk,
+        clock: Clock,
+        server: DataServer | None,
+    ) -> None:
+        self.root, self.cluster, self.clock, self.server = root, cluster, clock, server
+        self.disk, self.records = store, records
+        self.data = digits("webdataset")
+        self.shared_memory_before = shared_memory()
 
     def run_folder(self, name: str) -> Path:
-        return self.root / "runs" / name
+        return self.records.path / name
 
     def checkpoints(self, name: str) -> Path:
         return self.disk.path / name / "checkpoints"
 
+    @property
+    def mlflow(self) -> Path:
+        return mlflow_file(self.records)
+
     def command(self, name: str, **settings: object) -> list[str]:
         """`convmlp run jobs/pretrain_digits.yaml --set ...`."""
-        sets = settings_of(name, self.data, self.disk.path, **settings)
+        data = {"data__cache_dir": self.server.cache} if self.server else {}
+        where = self.server.url if self.server else self.data
+        sets = settings_of(name, where, self.disk.path, **data, **settings)
         options = [word for one in sets for word in ("--set", one)]
         return [sys.executable, "-m", "convmlp_platform", "run", str(JOB), *options]
 
 
-def settings_of(name: str, data: Path, store: Path, **settings: object) -> list[str]:
+def shared_memory() -> set[Path]:
+    """What is ours in shared memory."""
+    return set(Path("/dev/shm").glob("convmlp-*"))
+
+
+def mlflow_file(records: Disk) -> Path:
+    """MLflow's SQLite file."""
+    return records.path / "mlflow.db"
+
+
+def of_root(site: Site, *words: str) -> list[tuple[psutil.Process, str]]:
+    """Processes of this site, by their CONVMLP_ROOT, whose command line has one of these words."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CONVMLP_ROOT") != str(site.root):
+                continue
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if any(word in line for word in words) and process.status() != psutil.STATUS_ZOMBIE:
+            found.append((process, line[:200]))
+    return found
+
+
+def settings_of(name: str, data: Path | str, store: Path, **settings: object) -> list[str]:
     """What the job is started with: `key=value`, where a setting's dots are double underscores here."""
     chosen = {
         "name": name,
@@ -142,25 +137,30 @@ def settings_of(name: str, data: Path, store: Path, **settings: object) -> list[
 
 
 @contextmanager
-def chaos_site(root: Path, cpus_per_node: int = 2) -> Iterator[Site]:
-    """A cluster of two nodes with `root` for everything."""
+def chaos_site(root: Path, cpus_per_node: int = 2, *, remote_data: bool = False) -> Iterator[Site]:
+    """A cluster of two nodes with `root` for everything; `remote_data`: the dataset is read over HTTP."""
     root.mkdir(parents=True, exist_ok=True)
-    disk = Disk(root)
+    (flags := root / "flags").mkdir()
+    store, records = Disk(root / "store", flags), Disk(root / "runs", flags)
+    clock = Clock(flags / "clock")
     own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     paths = [str(path) for path in (INSIDE, REPOSITORY, REPOSITORY / "platform")]
-    home = root / "home"
-    home.mkdir(exist_ok=True)
+    for name in ("home", "tmp"):
+        (root / name).mkdir(exist_ok=True)
     environment = own | {
         "CONVMLP_ROOT": str(root),
-        "HOME": str(home),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_file(records)}",
+        "HOME": str(root / "home"),
+        "TMPDIR": str(root / "tmp"),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
         "RAY_worker_niceness": "0",  # else workers run at 15, and whatever else this machine does comes first
     }
-    try:
-        with LocalCluster(2, cpus_per_node, directory=REPOSITORY, environment=environment) as cluster:
-            yield Site(root, cluster, disk)
-    finally:
-        disk.close()
-        shutil.rmtree(root / "store", ignore_errors=True)
+    with ExitStack() as stack:
+        for disk in (store, records):
+            stack.callback(shutil.rmtree, disk.path, ignore_errors=True)
+            stack.callback(disk.close)
+        server = stack.enter_context(data_server(digits("webdataset"), root)) if remote_data else None
+        cluster = stack.enter_context(LocalCluster(2, cpus_per_node, REPOSITORY, environment))
+        yield Site(root, cluster, store, records, clock, server)

@@ -3,8 +3,10 @@
     python tests/chaos/run_chaos.py [--faults 20] [--seed 7] [--elastic] [--only "kill -9 worker"] [--out FILE]
 
 The job is trained once undisturbed, then under random faults: workers, agents, nodes and the driver killed, stuck and
-told to stop, the disk full, writes refused, a NaN. It must end by itself after its planned steps; the ledger must
-prove that each sample was used exactly once, and the final weights must be the undisturbed run's, bit for bit. With
+told to stop, killed in evaluation and in registration, disks full, writes refused, the dataset's storage away, a shard
+deleted, the clock set back, two drivers at once, a NaN. It must end by itself after its planned steps; the ledger must
+prove that each sample was used exactly once, the final weights must be the undisturbed run's, bit for bit, MLflow must
+have all that the journal has, and no process or temporary file may be left. With
 `--elastic` the run goes on with one worker while a node is away, and the final loss is compared.
 """
 
@@ -30,7 +32,9 @@ from chaos_play import Blow, Play, undisturbed
 from chaos_proof import (
     check_events,
     check_goodput,
+    check_mlflow,
     check_no_one_left,
+    check_nothing_left,
     check_samples,
     compare_ends,
     final_checkpoint,
@@ -41,7 +45,7 @@ from chaos_site import ChaosError, Site, chaos_site
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint
 
-STEPS_PER_EPOCH = 22
+STEPS_PER_EPOCH, EVALUATED_EPOCHS = 22, 4
 STEPS_PER_FAULT, STEPS_PER_ELASTIC_FAULT = 30, 150
 """The elastic run goes on while a node comes back and its worker warms up."""
 
@@ -69,10 +73,11 @@ def job_settings(steps: int, **settings: object) -> dict[str, object]:
         "training__epochs": -(-steps // STEPS_PER_EPOCH),
         "training__max_steps": steps,
         "training__log_every_steps": 1,
-        "eval__every_epochs": 4,
+        "eval__every_epochs": EVALUATED_EPOCHS,
         "checkpoint__every_steps": 8,
         "launch__restarts__hardware": -1,
         "launch__restarts__hang": -1,
+        "data__shuffle_block": 4,  # more blocks than a process keeps open: an outage is noticed
     } | settings
 
 
@@ -88,7 +93,7 @@ def play(
     """Train `job` under `faults`, and compare its end with the `expected` one."""
     outcome = Outcome(seed, elastic, expected.step, weights_hash(expected))
     run = Run(site, "chaos", site.command("chaos", **job))
-    performance = Play(site, run, faults, expected.step, seed)
+    performance = Play(site, run, faults, expected.step, seed, STEPS_PER_EPOCH * EVALUATED_EPOCHS)
     started = time.monotonic()
     try:
         if code := performance.perform():
@@ -99,7 +104,7 @@ def play(
         outcome.ledger, wrong = check_samples(run)
         outcome.problems += wrong
         outcome.goodput, wrong = check_goodput(run)
-        outcome.problems += wrong + check_no_one_left(run)
+        outcome.problems += wrong + check_no_one_left(run) + check_nothing_left(run) + check_mlflow(run)
     except ChaosError as error:
         outcome.problems.append(str(error))
     outcome.seconds, outcome.blows = round(time.monotonic() - started, 1), performance.blows
@@ -139,11 +144,14 @@ def main() -> int:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # else the cluster would be cleared up after, the disk not
-    faults = options.only or draw_faults(options.faults, random.Random(options.seed))
     folder = options.keep or Path(tempfile.mkdtemp(prefix="convmlp-chaos-"))
     try:
         # One node has room for both workers, unless one worker shall go on alone.
-        with chaos_site(folder.absolute(), cpus_per_node=1 if options.elastic else 2) as site:
+        cpus = 1 if options.elastic else 2
+        with chaos_site(folder.absolute(), cpus, remote_data=True) as site:
+            faults = options.only or draw_faults(options.faults, random.Random(options.seed), site)
+            if impossible := [name for name, fault in FAULTS.items() if not fault.possible(site)]:
+                print(f"not possible on this machine, left out: {', '.join(impossible)}", flush=True)
             each = STEPS_PER_ELASTIC_FAULT if options.elastic else STEPS_PER_FAULT
             job = job_settings(each * len(faults) + 2 * STEPS_PER_EPOCH)
             started = time.monotonic()
@@ -151,6 +159,7 @@ def main() -> int:
             quiet = round(time.monotonic() - started, 1)
             print(f"undisturbed: {quiet} s, {expected.step} steps", flush=True)
             job |= {"launch__min_workers": 1} if options.elastic else {}
+            job |= {"tracking__register_as": "{name: chaos, alias: champion}"}
             outcome = play(site, faults, options.seed, job, expected, elastic=options.elastic)
             outcome.undisturbed_seconds = quiet
     finally:
