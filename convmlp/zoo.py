@@ -95,7 +95,9 @@ def create_model(
         kwargs.setdefault("img_size", image_size)
     try:
         model = timm.create_model(name, num_classes=num_classes, **kwargs)
-    except (TypeError, AssertionError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # of options that they can't use networks raise nearly any type
         raise ValueError(f"model {name!r} does not take these options {sorted(kwargs)}: {error}") from error
     if image_size is not None:
         _check_size(name, model, image_size)

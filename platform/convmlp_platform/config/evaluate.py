@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from convmlp_platform.config.section import Name, PositiveInt, Section
+from convmlp_platform.config.model_options import MAX_IMAGE_SIZE, ModelOptions
+from convmlp_platform.config.section import Mean, Name, PositiveInt, Section, Std
 from convmlp_platform.config.sections import TrackingTarget
 from convmlp_platform.config.task import TaskSection
-
-Channels = tuple[float, float, float]
-
 
 if TYPE_CHECKING:
     _From = Section
@@ -32,11 +30,13 @@ class EvaluatedModelSection(_From):
         description="of a checkpoint or file with two sets of weights: the moving average, or those that the optimizer "
         "moves; auto: the average where there is one",
     )
-    name: str | None = Field(None, description="of a bare file: a name from `convmlp models`, or timm's")
+    name: str | None = Field(
+        None, max_length=128, description="of a bare file: a name from `convmlp models`, or timm's"
+    )
     num_classes: PositiveInt | None = Field(
         None, description="of a bare file: classes of its head; default: the dataset's"
     )
-    options: dict[str, Any] = Field(
+    options: ModelOptions = Field(
         default_factory=dict, description="of a bare file: further arguments of the model"
     )
 
@@ -57,15 +57,15 @@ class EvaluatedDataSection(Section):
     digest: str | None = Field(
         None, pattern=r"^sha256:[0-9a-f]{64}$", description="refuse any other dataset than this one"
     )
-    image_size: int | None = Field(None, ge=8, description="pixels; default: the model's")
+    image_size: int | None = Field(None, ge=8, le=MAX_IMAGE_SIZE, description="pixels; default: the model's")
     crop_pct: float | None = Field(
         None, gt=0.0, le=1.0, description="share of the resized short side that is kept; default: the model's"
     )
     interpolation: Literal["bilinear", "bicubic"] | None = Field(None, description="default: the model's")
-    mean: Channels | None = Field(
+    mean: Mean | None = Field(
         None, description="of pixels in [0, 1], by channel; default: that of the model's training"
     )
-    std: Channels | None = Field(None, description="as mean")
+    std: Std | None = Field(None, description="as mean")
     num_workers: int = Field(2, ge=0, description="reader processes; 0 reads in the evaluating process")
     verify: bool = Field(True, description="check each sample's checksum while reading")
     cache_dir: str = Field("~/.cache/convmlp", description="for parts of a remote dataset")

@@ -6,6 +6,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Channels = tuple[float, float, float]
+LEAST_STD = 1e-4
+_Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
+_Std = Annotated[float, Field(ge=LEAST_STD, le=1e3)]
+Mean = tuple[_Mean, _Mean, _Mean]
+"""Of red, green and blue, of pixels in 0..1."""
+Std = tuple[_Std, _Std, _Std]
+"""As `Mean`; pixels are divided by it."""
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]

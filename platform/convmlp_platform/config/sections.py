@@ -10,19 +10,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from convmlp_platform.config.model_options import MAX_CLASSES, MAX_IMAGE_SIZE, ModelOptions
 from convmlp_platform.config.resilience import HangSection, RestartsSection
-from convmlp_platform.config.section import Name, PositiveInt, Probability, Section
+from convmlp_platform.config.section import Mean, Name, PositiveInt, Probability, Section, Std
 
 DEFAULT_ZERO_STAGE: Literal[2] = 2
-Channels = tuple[float, float, float]
-Positive = Annotated[float, Field(gt=0.0)]
 
 
 class ModelSection(Section):
     """Which network."""
 
-    name: str = Field(description="a name from `convmlp models`, or any name timm knows")
-    num_classes: PositiveInt | None = Field(None, description="default: the dataset's number of classes")
+    name: str = Field(description="a name from `convmlp models`, or any name timm knows", max_length=128)
+    num_classes: PositiveInt | None = Field(
+        None, le=MAX_CLASSES, description="default: the dataset's number of classes"
+    )
     drop_path_rate: Probability | None = Field(None, description="stochastic depth; default: the model's own")
     init_from: str | None = Field(
         None,
@@ -39,7 +40,7 @@ class ModelSection(Section):
         description="the head of init_from, where it has as many classes: keep it or make it anew; auto: anew where it "
         "is known to be for other classes than the dataset's",
     )
-    options: dict[str, Any] = Field(
+    options: ModelOptions = Field(
         default_factory=dict, description="further arguments of the model, e.g. {stem_stride: 2}"
     )
 
@@ -56,11 +57,13 @@ class DataSection(Section):
     )
     train_split: str = "train"
     eval_split: str = "val"
-    image_size: int = Field(224, ge=8, description="pixels, height and width of a training image")
-    mean: Channels | None = Field(
+    image_size: int = Field(
+        224, ge=8, le=MAX_IMAGE_SIZE, description="pixels, height and width of a training image"
+    )
+    mean: Mean | None = Field(
         None, description="of red, green and blue in 0..1, subtracted from pixels; default: the dataset's own"
     )
-    std: tuple[Positive, Positive, Positive] | None = Field(
+    std: Std | None = Field(
         None, description="of red, green and blue, which pixels are divided by; default: the dataset's own"
     )
     num_workers: int = Field(

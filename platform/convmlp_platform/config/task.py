@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from convmlp_platform.config.model_options import MAX_CHANNELS, MAX_SIDE
 from convmlp_platform.config.section import Section
 
 DATASETS = {
@@ -28,7 +29,7 @@ BEST_METRICS = {
 # What has masks has boxes too, and is judged by its masks.
 _JUDGED_BY = ("top1", "mask_ap", "box_ap", "miou")
 
-Side = Annotated[int, Field(ge=32)]
+Side = Annotated[int, Field(ge=32, le=MAX_SIDE)]
 
 
 class TaskSection(Section):
@@ -36,10 +37,11 @@ class TaskSection(Section):
     side in segmentation (and the whole image's shorter side in evaluation)."""
 
     name: Literal["classification", "retinanet", "mask_rcnn", "semantic_fpn"] = "classification"
-    pyramid_channels: PositiveInt = Field(256, description="of the feature pyramid")
+    pyramid_channels: PositiveInt = Field(256, le=MAX_CHANNELS, description="of the feature pyramid")
     anchor_scale: float | None = Field(
         None,
         gt=0.0,
+        le=1e3,
         description="side of a level's smallest anchor, in strides; default: as published (retinanet 4, mask_rcnn 8)",
     )
     max_side: Side | None = Field(

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from convmlp_platform.config.evaluate import Channels, EvaluateJob
+from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.recipe import AugmentSection
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.section import Channels
 from convmlp_platform.config.task import TaskSection
 from convmlp_platform.data.split import open_manifest
 from convmlp_platform.errors import ConfigError, DataError, PlatformError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from convmlp_platform.tracking.bundle import BundleSpec
 from convmlp_platform.tracking.images import ImageLike, open_image
 from convmlp_platform.tracking.prediction import Labels
-from convmlp_platform.tracking.predictor import Predictor
+from convmlp_platform.tracking.predictor import Predictor, expect_finite
 from convmlp_platform.tracking.task_spec import ClassificationSpec
 
 
@@ -53,5 +53,6 @@ class Classifier(Predictor):
             chosen = images[start : start + self.batch_size]
             batch = torch.stack([self._prepare(open_image(one, start + i)) for i, one in enumerate(chosen)])
             probabilities = self.model(batch.to(self.device)).float().softmax(dim=1).cpu()
+            expect_finite(probabilities, f"images {start} to {start + len(chosen) - 1}")
             found += [Labels(self.spec.classes, row) for row in probabilities]
         return found

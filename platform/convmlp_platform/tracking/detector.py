@@ -10,7 +10,7 @@ from torch import nn
 from convmlp_platform.tracking.bundle import BundleSpec
 from convmlp_platform.tracking.images import ImageLike
 from convmlp_platform.tracking.prediction import Detections
-from convmlp_platform.tracking.predictor import Predictor
+from convmlp_platform.tracking.predictor import Predictor, expect_finite_maps
 from convmlp_platform.tracking.task_spec import DetectionSpec
 from convmlp_platform.tracking.whole_images import WholeImages
 
@@ -29,6 +29,7 @@ class Detector(Predictor):
         self._task = DetectionTask(self.model, spec.task.class_ids).eval()  # type: ignore[arg-type]
         transform = DetectionTransform((spec.image_size,), spec.task.max_side)
         self._images = WholeImages(transform, spec, self.device)
+        expect_finite_maps(self.model)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[ImageLike]) -> list[Detections]:

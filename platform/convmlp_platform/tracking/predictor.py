@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from convmlp_platform.errors import DataError
 from convmlp_platform.tracking.bundle import BundleSpec, load_bundle
 from convmlp_platform.tracking.images import ImageLike
 from convmlp_platform.tracking.prediction import Prediction
@@ -34,13 +35,35 @@ class Predictor(ABC):
         """What the model says of each image: `Labels`, `Detections` or a `LabelMap`.
 
         Raises:
-            DataError: an image is missing or unreadable; the message names it.
+            DataError: an image is missing or unreadable, the message names it; or the answer is not finite.
         """
 
     @staticmethod
     def from_folder(folder: Path) -> Predictor:
         """The predictor of a bundle folder. Raises as `load_bundle`."""
         return predictor_of(*load_bundle(folder))
+
+
+def expect_finite(values: Tensor, where: str = "an image") -> None:
+    """Refuse to make an answer of numbers that are none.
+
+    Raises:
+        DataError: some are infinite or NaN.
+    """
+    if not bool(values.isfinite().all()):
+        raise DataError(
+            f"{where}: the model's answer is not finite: its weights or `mean` and `std` are damaged"
+        )
+
+
+def expect_finite_maps(model: nn.Module) -> None:
+    """Let a detector or segmenter refuse feature maps that are not finite: they would count as "no object"."""
+
+    def check(module: nn.Module, images: tuple[Tensor, ...], maps: dict[str, Tensor]) -> None:
+        for values in maps.values():
+            expect_finite(values)
+
+    model.get_submodule("backbone").register_forward_hook(check)
 
 
 def predictor_of(model: nn.Module, spec: BundleSpec) -> Predictor:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from convmlp_platform.config.model_options import MAX_CHANNELS, MAX_IMAGE_SIZE, MAX_SIDE
 from convmlp_platform.config.task import BEST_METRICS, DATASETS
 
 
@@ -31,8 +32,8 @@ class PermutationSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["patches", "pixels"]
-    patch_size: int = Field(gt=0, description="side, in pixels")
-    seed: int = Field(ge=0)
+    patch_size: int = Field(gt=0, le=MAX_IMAGE_SIZE, description="side, in pixels")
+    seed: int = Field(ge=0, lt=1 << 63)
 
 
 class ClassificationSpec(_Spec):
@@ -45,15 +46,15 @@ class ClassificationSpec(_Spec):
 
 
 class _PyramidSpec(_Spec):
-    pyramid_channels: int = Field(gt=0, description="of the feature pyramid")
-    max_side: int = Field(ge=32, description="limit of an image's longer side, in pixels")
+    pyramid_channels: int = Field(gt=0, le=MAX_CHANNELS, description="of the feature pyramid")
+    max_side: int = Field(ge=32, le=MAX_SIDE, description="limit of an image's longer side, in pixels")
 
 
 class DetectionSpec(_PyramidSpec):
     """Boxes, and with Mask R-CNN masks."""
 
     name: Literal["retinanet", "mask_rcnn"]
-    anchor_scale: float = Field(gt=0, description="side of a level's smallest anchor, in strides")
+    anchor_scale: float = Field(gt=0, le=1e3, description="side of a level's smallest anchor, in strides")
     class_ids: tuple[int, ...] = Field(description="the dataset's category ids, in the order of `classes`")
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.config.sections import Channels
+from convmlp_platform.config.section import LEAST_STD, Channels
+from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.permuted import permuted_eval, permuted_train
 from data_prep.manifest import DatasetManifest
 
@@ -79,7 +80,16 @@ def eval_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
 
 
 def normalisation_of(job: TrainJob, manifest: DatasetManifest) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel, of pixels in 0..1: the job's, or else the dataset's own."""
+    """Mean and standard deviation of each channel, of pixels in 0..1: the job's, or else the dataset's own.
+
+    Raises:
+        ConfigError: pixels can't be divided by the dataset's own, because its images are of one colour.
+    """
+    if job.data.std is None and min(manifest.std) < LEAST_STD:
+        raise ConfigError(
+            f"data.std: dataset {manifest.name}'s own is {list(manifest.std)}, by which pixels can't be divided: "
+            "give data.mean and data.std"
+        )
     return job.data.mean or manifest.mean, job.data.std or manifest.std
 
 

@@ -147,7 +147,7 @@ def test_check_lists_every_problem(capsys: pytest.CaptureFixture[str], digits: P
         "data.format": "ffcv",
         "data.eval_split": "test",
         "model.num_classes": "9",
-        "model.options": "{stem_strid: 2}",
+        "model.options": "{num_heads: 2}",
         "checkpoint.path": "file/runs",
         "tracking.uri": "ftp://x",
         "launch.address": "127.0.0.1:1",

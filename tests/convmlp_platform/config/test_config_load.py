@@ -307,6 +307,7 @@ words = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sample
 )
 numbers = st.floats(1e-12, 1e12)
 scalars = words | numbers | st.booleans() | st.none() | st.integers(-9, 9)
+options = st.dictionaries(st.sampled_from(["dims", "gelu"]), st.lists(st.floats(-1, 1)) | st.just("tanh"))
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 
 
@@ -322,7 +323,7 @@ def jobs(draw: st.DrawFn) -> Job:
         "kind": "train",
         "name": draw(names),
         "seed": draw(st.integers(0, 2**63 - 1)),
-        "model": {"name": draw(words), "options": draw(st.dictionaries(words, scalars))},
+        "model": {"name": draw(words), "options": draw(options)},
         "data": {"path": draw(words)},
         "optimizer": {"lr": draw(numbers), "betas": [draw(st.floats(0, 1)), draw(st.floats(0, 1))]},
         "training": {"epochs": draw(numbers), "global_batch_size": micro * 3, "micro_batch_size": micro},
