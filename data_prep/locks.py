@@ -51,7 +51,8 @@ SETTLE_S = 2.0
 _LOOK_S = 0.1
 _KILLED_WITHIN_S = 5.0
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""A file system says so that it knows no `flock`."""
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 
 
@@ -415,7 +416,7 @@ def flocked(descriptor: int, path: Path, *, wait: bool = True) -> Iterator[None]
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno not in _NO_FLOCK:
+        if error.errno not in NO_FLOCK:
             raise
     else:
         try:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.locks import NO_FLOCK
+
 FINAL_STOP = signal.SIGUSR1
 """Save and end, and say goodbye to MLflow, as the driver ends too. After SIGTERM the run is started again at once."""
 
@@ -49,7 +51,8 @@ def memory_folder() -> Path:
 
 def make_folder(prefix: str, parent: Path) -> tuple[Path, int]:
     """A folder of mode 0700, and a lock on it: a descriptor that says, as long as any process has it open, that the
-    folder is in use. Folders of this prefix whose processes were killed are removed.
+    folder is in use. Folders of this prefix whose processes were killed are removed, where the file system has `flock`;
+    elsewhere nobody can tell which those are, and they stay.
     """
     for left in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
@@ -60,11 +63,12 @@ def make_folder(prefix: str, parent: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
             lock = _locked(folder)
-        except (
-            BlockingIOError,
-            FileNotFoundError,
-        ):  # taken for one that was left behind, before it was locked
-            continue
+        except (BlockingIOError, FileNotFoundError):
+            continue  # taken for one that was left behind, before it was locked
+        except OSError as error:
+            if error.errno in NO_FLOCK:
+                return folder, os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            raise
         if folder.exists():
             return folder, lock
         os.close(lock)

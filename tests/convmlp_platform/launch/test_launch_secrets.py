@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import ipaddress
 import os
 import sqlite3
@@ -120,6 +122,18 @@ def test_our_folders_are_the_owners_alone_and_leave_with_them(tmp_path: Path) ->
     os.close(lock)  # as its owner's death does
     with private_folder("ours-", tmp_path):
         assert not left.exists()
+
+
+def test_a_folder_on_a_file_system_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    (tmp_path / "ours-of-another").mkdir()
+    folder, lock = make_folder("ours-", tmp_path)
+    os.close(lock)
+    assert folder.exists()
+    assert (tmp_path / "ours-of-another").exists(), "it may be in use"
 
 
 def a_job(folder: Path, data: str) -> TrainJob:
