@@ -247,7 +247,7 @@ def undisturbed(run: Run, timeout: float = 600.0) -> Checkpoint:
             raise ChaosError(f"the undisturbed run ended with {code}\n{run.last_words()}")
     finally:
         run.end()
-    return final_checkpoint(run.site.checkpoints(run.name))
+    return final_checkpoint(run.site.checkpoints(run.name), run.folder)
 
 
 def undisturbed_without_ray(folder: Path, data: Path, **settings: object) -> Checkpoint:
@@ -255,7 +255,7 @@ def undisturbed_without_ray(folder: Path, data: Path, **settings: object) -> Che
     sets = settings_of("undisturbed", data, folder, checkpoint__path=folder, **settings)
     folder.mkdir(parents=True, exist_ok=True)
     run_ranks(_train, 2, str(folder), sets)
-    return final_checkpoint(folder / "undisturbed" / "checkpoints")
+    return final_checkpoint(folder / "undisturbed" / "checkpoints", folder / "undisturbed")
 
 
 def _train(folder: str, sets: list[str]) -> None:

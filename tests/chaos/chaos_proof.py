@@ -24,13 +24,15 @@ TIME_TOLERANCE = 0.02
 """What goodput's seconds may miss."""
 
 
-def final_checkpoint(folder: Path) -> Checkpoint:
+def final_checkpoint(checkpoints: Path, run: Path) -> Checkpoint:
     """The newest, every byte of it verified, with the metrics of its evaluation."""
-    location = Checkpointer(folder).newest()
+    location = Checkpointer(checkpoints).newest()
     if location is None:
-        raise ChaosError(f"{folder} holds no checkpoint")
+        raise ChaosError(f"{checkpoints} holds no checkpoint")
     found = load(location)
-    metrics = metrics_of(folder.parent / RECORD, found.step, found.facts["attempt"])
+    metrics = metrics_of(run / RECORD, found.step, found.facts["attempt"])
+    if not metrics:
+        raise ChaosError(f"{run / RECORD} lacks the evaluation of step {found.step}")
     return replace(found, facts=found.facts | {"metrics": metrics})
 
 

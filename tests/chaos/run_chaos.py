@@ -99,7 +99,7 @@ def play(
         if code := performance.perform():
             raise ChaosError(f"the command ended with {code}\n{run.last_words()}")
         outcome.problems += check_events(run)
-        end = final_checkpoint(site.checkpoints("chaos"))
+        end = final_checkpoint(site.checkpoints("chaos"), run.folder)
         outcome.problems += compare_ends(expected, end, bitwise=not elastic)
         outcome.ledger, wrong = check_samples(run)
         outcome.problems += wrong
