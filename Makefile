@@ -14,7 +14,7 @@ INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
 # ffcv, with which the tests read our .beton files, is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos fuzz lint format typecheck clean
+.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz lint format typecheck clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-data preparing and reading data beside tar, torchvision, webdataset and FFCV (IMAGES=folder)"
 	@echo "make bench-checkpoint  what a save costs, beside torch.save and Ray Train"
 	@echo "make bench-restart  kill to next step beside Ray Train; what heartbeat, ledger and goodput cost a step"
+	@echo "make save-faults  each operation of a save fails once, and a superseded writer wakes up before each"
 	@echo "make lint       linters, type checker, import rules"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make setup      only the environment (.venv)"
@@ -61,6 +62,9 @@ chaos: setup
 
 fuzz: setup
 	@$(BIN)/python tests/fuzz/run_fuzz.py --files $(or $(FILES),20000) --seed $(or $(SEED),7)
+
+save-faults: setup
+	@$(BIN)/python -m pytest -m slow -s tests/convmlp_platform/checkpoints/test_fault_matrix.py tests/convmlp_platform/checkpoints/test_checkpoint_storage.py
 
 lint: setup
 	@$(BIN)/ruff check .

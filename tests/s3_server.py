@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -81,6 +83,8 @@ class Faults:
     """A status for every request."""
     hold: threading.Event | None = None
     """Answers wait for it."""
+    decide: Callable[[str, str], int | Literal["reset", "cut"] | None] = lambda method, path: None
+    """Of any request: a status to answer in the server's place, the connection reset, or the answer cut."""
 
 
 class S3Proxy:
@@ -139,7 +143,14 @@ class S3Proxy:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = _body(reader, fields)
         wanted = method == b"GET" and path.count(b"/") > 1 and b"?list-type" not in path
+        fault = self.faults.decide(method.decode(), path.decode())
+        if fault == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
         status, cut = self._fault() if wanted else (None, False)
+        if isinstance(fault, int):
+            status = fault
+        cut |= fault == "cut"
         if status is not None:
             client.sendall(_ERROR % (status, 0))
             return False

@@ -98,8 +98,9 @@ class RemoteStore:
 
     def tidy(self, step: int, places: Collection[str], token: str) -> None:
         """Remove objects of this save and of older ones that the manifest doesn't name."""
-        left = [key for key in self.keys(step_name(step)) if _may_go(key, token)]
-        self.remove_keys(step, [key for key in left if key not in (MANIFEST, *places)])
+        named = {MANIFEST, *places}
+        left = (key for key in self.keys(step_name(step)) if key not in named)
+        self.remove_keys(step, [key for key in left if _is_over(key, token) or key.startswith(f"{token}/")])
 
     def remove(self, step: int) -> None:
         """The manifest first: without it the step doesn't exist."""
@@ -115,7 +116,7 @@ class RemoteStore:
                 found.setdefault(name, []).append(key)
         for name, keys in found.items():
             if MANIFEST not in keys:
-                self.remove_keys(step_of(name) or 0, [key for key in keys if _may_go(key, token)])
+                self.remove_keys(step_of(name) or 0, [key for key in keys if _is_over(key, token)])
 
     def keys(self, below: str = "") -> dict[str, int]:
         """The objects (below a step), relative to it, and their bytes."""
@@ -239,10 +240,10 @@ def _put_object(fs: Any, path: str, content: bytes, new: bool) -> None:
     fs.pipe_file(path, content)
 
 
-def _may_go(key: str, token: str) -> bool:
-    """Whether an object is this save's or an older one's, or lies where no save writes any more."""
+def _is_over(key: str, token: str) -> bool:
+    """Whether an object is an older save's, or lies where no save writes any more."""
     folder, slash, _ = key.partition("/")
-    return not slash or folder == token or is_older(folder, token)
+    return not slash or is_older(folder, token)
 
 
 def _hand_in(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_READING = {"os.listdir", "os.scandir"}
 _AUDITED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 
 
@@ -29,9 +31,10 @@ Handler = Callable[[Operation, Callable[[], Any]], Any]
 
 
 @contextmanager
-def watching(folder: Path, handler: Handler) -> Iterator[None]:
+def watching(folder: Path, handler: Handler, reads: bool = False) -> Iterator[None]:
     """Route this process's operations on `folder` through `handler`: open for writing, write, fsync, mkdir, rename,
-    replace, link, unlink, rmdir.
+    replace, link, unlink, rmdir; with `reads` also opening for reading, listing, stat and statvfs, whose handler can
+    only let them be or raise.
 
     Raises:
         AssertionError: something changed the folder by a way that isn't watched, so the tests would miss it.
@@ -52,8 +55,10 @@ def watching(folder: Path, handler: Handler) -> Iterator[None]:
             "rmdir",
         )
     }
+    if reads:
+        real |= {name: getattr(os, name) for name in ("stat", "statvfs")}
     files: dict[int, str] = {}
-    inside: list[bool] = []
+    local = threading.local()
 
     def within(path: Any) -> str | None:
         text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
@@ -63,11 +68,11 @@ def watching(folder: Path, handler: Handler) -> Iterator[None]:
 
     def carried_out(operation: Operation, call: Callable[[], Any]) -> Any:
         def watched() -> Any:
-            inside.append(True)
+            local.depth = getattr(local, "depth", 0) + 1
             try:
                 return call()
             finally:
-                inside.pop()
+                local.depth -= 1
 
         return handler(operation, watched)
 
@@ -105,9 +110,14 @@ def watching(folder: Path, handler: Handler) -> Iterator[None]:
         return call
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
-        if not active or event not in _AUDITED or inside:
+        if not active or event not in (_AUDITED | _READING) or getattr(local, "depth", 0):
             return
-        if event == "open" and not (isinstance(args[2], int) and args[2] & _WRITING):
+        if event in _READING or (event == "open" and isinstance(args[2], int) and not args[2] & _WRITING):
+            name = within(args[0]) if args else None
+            if reads and name is not None:
+                carried_out(Operation(f"read {event}", name), lambda: None)
+            return
+        if event == "open" and not isinstance(args[2], int):
             return
         if args and within(args[0]) is not None:
             missed.append(f"{event} {args[0]}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import fsspec
 import pytest
 import torch
-from s3_server import BUCKET, s3_server
+from s3_server import BUCKET, S3Proxy, s3_server
 from safetensors import safe_open
 from saved import save_now
 
@@ -17,7 +20,8 @@ from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, 
 from convmlp_platform.checkpoints.inventory import export_checkpoint, list_checkpoints, verify_checkpoints
 from convmlp_platform.checkpoints.layout import MANIFEST, Part
 from convmlp_platform.checkpoints.tensor_file import Slice
-from convmlp_platform.errors import CheckpointError
+from convmlp_platform.errors import CheckpointError, cause_of
+from data_prep.errors import Unreachable
 
 
 def state(step: int, ema: bool = True) -> Checkpoint:
@@ -28,9 +32,9 @@ def state(step: int, ema: bool = True) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[None]:
-    with s3_server():
-        yield
+def s3() -> Iterator[S3Proxy]:
+    with s3_server() as proxy:
+        yield proxy
 
 
 @pytest.fixture(params=["folder", "file://", "memory://", "s3://"])
@@ -95,6 +99,25 @@ def test_a_step_without_manifest_does_not_exist_and_a_damaged_one_is_passed_over
     assert Checkpointer(place).is_whole(2)
 
 
+def test_an_outage_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that would go on from an older checkpoint, or from none, waits for a restart instead."""
+    place = f"memory://{tmp_path.name}/outage/checkpoints"
+    checkpointer = Checkpointer(place)
+    for step in (1, 2):
+        save_now(checkpointer, state(step))
+
+    def away(*_: object) -> bytes:
+        raise Unreachable("the storage is away")
+
+    for refused in (checkpointer.store.read, checkpointer.store.stream):
+        with monkeypatch.context() as outage:
+            outage.setattr(checkpointer.store, refused.__name__, away)
+            with pytest.raises(CheckpointError, match="the storage is away") as caught:
+                checkpointer.newest()
+            assert cause_of(caught.value) == "storage"
+    assert checkpointer.newest() == checkpointer.store.location(2)
+
+
 def test_ranks_write_parts_anywhere(place: str) -> None:
     savers = [AsyncCheckpointer(Checkpointer(place), part=Part(i, 2), session="a1") for i in range(2)]
     for number, saver in enumerate(savers):
@@ -106,6 +129,77 @@ def test_ranks_write_parts_anywhere(place: str) -> None:
     assert newest is not None
     assert torch.equal(load(newest).tensors["model"]["w"], torch.arange(6.0).view(2, 3))
     assert not [name for name in files_in(place) if "hand-in" in name]
+
+
+def in_two_parts(place: str) -> list[AsyncCheckpointer]:
+    return [
+        AsyncCheckpointer(Checkpointer(place), part=Part(i, 2), session="attempt-1", first_pause=0.01)
+        for i in range(2)
+    ]
+
+
+def save_parts(savers: list[AsyncCheckpointer], step: int) -> None:
+    for number, saver in enumerate(savers):
+        run = {"w": torch.arange(6.0)[3 * number : 3 * number + 3] + step}
+        saver.save(Checkpoint(step, {"model": run}, {}, {"model": {"w": Slice((2, 3), 3 * number)}}))
+    for saver in savers:
+        saver.wait(120)
+
+
+def fail_requests(s3: S3Proxy, name: str, only: str = "") -> int:
+    """Save in two parts, while one request (of those that `METHOD PATH` finds) is answered wrongly once; how many
+    combinations were tried."""
+    asked: list[tuple[str, str]] = []
+
+    def request_of(method: str, path: str) -> tuple[str, str]:
+        return method, re.sub(r"(?<=uploadId=).*", "", path)
+
+    def record(method: str, path: str) -> None:
+        asked.append(request_of(method, path))
+
+    savers = in_two_parts(f"s3://{BUCKET}/{name}-dry/checkpoints")
+    save_parts(savers, 1)
+    s3.faults.decide = record
+    save_parts(savers, 2)
+    faults: list[int | Literal["reset", "cut"]] = [500, 503, "reset", "cut"]
+    requests = [request for request in dict.fromkeys(asked) if re.search(only, " ".join(request))]
+    chosen = list(itertools.product(requests, faults))
+    for number, (request, fault) in enumerate(chosen):
+        left = [fault]
+        wanted = request[0], request[1].replace(f"{name}-dry", f"{name}-{number}")
+
+        def decide(
+            method: str, path: str, left: Any = left, wanted: tuple[str, str] = wanted
+        ) -> int | Literal["reset", "cut"] | None:
+            return left.pop() if left and request_of(method, path) == wanted else None
+
+        place = f"s3://{BUCKET}/{name}-{number}/checkpoints"
+        savers = in_two_parts(place)
+        save_parts(savers, 1)
+        s3.faults.decide = decide
+        save_parts(savers, 2)
+        save_parts(savers, 3)
+        assert not left, request
+        for step in (1, 2, 3):
+            Checkpointer(place).verify(step)
+            found = load(Checkpointer(place).store.location(step))
+            assert torch.equal(found.tensors["model"]["w"], torch.arange(6.0).view(2, 3) + step), request
+        assert len(files_in(place)) == 3 * 4 + 1, (request, files_in(place))
+    s3.reset()
+    return len(chosen)
+
+
+def test_a_commit_that_fails_once_costs_no_checkpoint(s3: S3Proxy) -> None:
+    """Among the faults: the manifest is there, and its answer is lost."""
+    assert fail_requests(s3, "some", "PUT .*/manifest.json") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_any_request_that_fails_once_costs_no_checkpoint(s3: S3Proxy) -> None:
+    count = fail_requests(s3, "all")
+    print(f"{count} combinations on S3, 2 writers")
+    assert count >= 60
 
 
 def test_listed_verified_and_exported(place: str, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ import torch
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpointer
 from convmlp_platform.checkpoints.local_store import LocalDraft
-from convmlp_platform.data.ledger import LedgerHeader, LedgerWriter, claim_attempt
+from convmlp_platform.data.ledger import LedgerHeader, LedgerWriter, claim_attempt, known_attempts
 from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.base import Engine
 from convmlp_platform.engine.types import OwnState
 from convmlp_platform.errors import CheckpointError, SupersededError, cause_of
 from convmlp_platform.health.phases import PhaseClock
+from convmlp_platform.training import saving
 from convmlp_platform.training.saving import Saver
 from convmlp_platform.training.state import TrainState
 
@@ -192,3 +193,20 @@ def test_what_ends_all_saving_is_raised_at_the_next_step(
         pass
     with pytest.raises(TypeError, match="a bug"):
         run.saver.poll()
+
+
+def test_asking_who_is_newest_may_fail_once(
+    start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, left = start(), [OSError(errno.EIO, "Input/output error")]
+
+    def known(folder: Path) -> list[int]:
+        if left:
+            raise left.pop()
+        return known_attempts(folder)
+
+    monkeypatch.setattr(saving, "known_attempts", known)
+    run.saver.save(TrainState(3))
+    run.saver.close()
+    assert run.steps() == [3]
+    assert [kind for kind, _ in run.kinds()] == ["failed", "committed"]
