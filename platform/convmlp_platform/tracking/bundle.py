@@ -81,7 +81,7 @@ def write_bundle(folder: Path, state_dict: Mapping[str, Tensor], spec: BundleSpe
     Raises:
         TrackingError: it can't be written.
     """
-    from data_prep.files import write_atomically  # not at the top: a registered model loads without data_prep
+    from data_prep.files import write_atomically  # not at the top: a registered model never writes
 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     try:
