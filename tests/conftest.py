@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("CONVMLP_RAY_START_S", "240")  # several tests share the cores
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None)
@@ -17,7 +18,7 @@ settings.load_profile("untimed")
 
 # A file goes to one worker as a whole: a long one that comes last leaves the other workers idle.
 LONGEST_FIRST = (
-    "test_chaos_short", "test_engines_agree", "test_run", "test_bad_numbers", "test_launch_on_ray", "test_commit_first",
+    "test_engines_agree", "test_run", "test_chaos_short", "test_bad_numbers", "test_launch_on_ray", "test_commit_first",
     "test_engine_refusal", "test_detection_task", "test_tracking_server", "test_launch_secrets", "test_blame",
     "test_launch_check", "test_exactly_once", "test_tracking_preparation", "test_reader_in_a_run",
     "test_checkpoint_faults", "test_fault_matrix", "test_fuzz_short", "test_loader", "test_cli",

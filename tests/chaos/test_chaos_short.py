@@ -13,7 +13,7 @@ from run_chaos import job_settings, play, table
 
 
 def test_a_run_under_faults_ends_where_it_would_have_ended(tmp_path: Path) -> None:
-    job, data = job_settings(60, launch__hang__grace_s=1.5), digits("webdataset")
+    job, data = job_settings(60, launch__hang__grace_s=5.0), digits("webdataset")
     with ThreadPoolExecutor(1) as pool:
         undisturbed = pool.submit(undisturbed_without_ray, tmp_path / "undisturbed", data, **job)
         with chaos_site(tmp_path / "site") as site:

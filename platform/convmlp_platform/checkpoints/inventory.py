@@ -42,6 +42,7 @@ class _Facts:
     epoch: float | None = None
     metrics: dict[str, float] | None = None
     evaluated: Count | None = None
+    attempt: Count = 0
 
 
 def list_checkpoints(location: str | Path) -> list[CheckpointRow]:
@@ -149,4 +150,5 @@ def _row(checkpointer: Checkpointer, step: int) -> CheckpointRow:
         facts.epoch,
         # A step is saved before it is evaluated; what older releases saved knows its own evaluation.
         facts.metrics if facts.evaluated in (None, step) else None,
+        facts.attempt,
     )

@@ -20,7 +20,7 @@ from convmlp_platform.launch.process_files import folder_for_ray
 
 CONNECT_TIMEOUT_S = 5.0
 START_VARIABLE = "CONVMLP_RAY_START_S"
-"""Seconds that a Ray of this job's own may take to come up."""
+"""Seconds that a Ray of ours may take to come up."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 a Ray of one node listens on loopback only, whatever the system."""
 
@@ -62,7 +62,7 @@ def connect(address: str, env_vars: Mapping[str, str] | None = None) -> Iterator
 def _initialised(
     target: str | None, env_vars: Mapping[str, str], options: Mapping[str, Any]
 ) -> Iterator[None]:
-    start_s = _start_s()
+    start_s = start_seconds()
     import ray
     import ray._private.services
 
@@ -131,7 +131,12 @@ def resolve_address(address: str) -> str | None:
     return target
 
 
-def _start_s() -> float:
+def start_seconds() -> float:
+    """Seconds that a Ray of ours may take to come up: CONVMLP_RAY_START_S, by default 90.
+
+    Raises:
+        LaunchError: it is no number.
+    """
     text = os.environ.get(START_VARIABLE) or "90"
     try:
         return float(text)
@@ -180,7 +185,7 @@ def _explain(target: str | None, error: BaseException) -> str:
     if target is None:
         return (
             f"Ray can't be started on this machine: {reason}; on a slow or busy machine give it more time with "
-            f"{START_VARIABLE} (={_start_s():g}, seconds), or start it yourself (`ray start --head`) and set "
+            f"{START_VARIABLE} (={start_seconds():g}, seconds), or start it yourself (`ray start --head`) and set "
             "RAY_ADDRESS; without Ray: --no-ray"
         )
     if "authenticat" in str(error).lower():

@@ -23,9 +23,9 @@ import psutil  # type: ignore[import-untyped]
 
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import auth
+from convmlp_platform.launch.connect import START_VARIABLE, start_seconds
 from convmlp_platform.launch.process_files import folder_for_ray
 
-START_TIMEOUT_S = 90.0
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -183,7 +183,8 @@ class LocalCluster:
 
     def _wait(self, ready: Callable[[], bool], what: str, nodes: Sequence[int] | None = None) -> None:
         """Until `ready`, while `nodes` (default: all) live."""
-        deadline = time.monotonic() + START_TIMEOUT_S
+        seconds = start_seconds()
+        deadline = time.monotonic() + seconds
         while not ready():
             watched = range(len(self._nodes)) if nodes is None else nodes
             dead = [index for index in watched if not self.is_alive(index)]
@@ -191,7 +192,9 @@ class LocalCluster:
                 index = dead[0] if dead else 0
                 last = self.log(index).read_text()[-2000:].strip()
                 state = (
-                    "stopped" if dead else f"was not up after {START_TIMEOUT_S:.0f} s (waiting for {what})"
+                    "stopped"
+                    if dead
+                    else f"was not up after {seconds:g} s (waiting for {what}); {START_VARIABLE} gives it more"
                 )
                 raise LaunchError(f"node {index} of the local Ray cluster {state}; its last words:\n{last}")
             time.sleep(0.1)

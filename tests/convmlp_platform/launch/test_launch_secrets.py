@@ -26,7 +26,7 @@ from web_server import web_server
 
 from convmlp_platform.config.load import load_job
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.launch import attempt
+from convmlp_platform.launch import attempt, sweep_trial, sweep_tune
 from convmlp_platform.launch.environment import private_variables, secrets_among, shared_env_vars
 from convmlp_platform.launch.placement import Home
 from convmlp_platform.launch.process_files import make_folder, private_folder
@@ -107,6 +107,29 @@ def test_a_training_process_gets_mlflows_password_in_its_start_alone(
     assert given["MLFLOW_TRACKING_PASSWORD"] == "planted-password"
     assert given["RANK"] == "0"
     assert "planted-aws-key" not in str(given)
+
+
+def test_a_trial_of_a_sweep_gets_both_from_the_board_and_tune_neither(
+    secrets_set: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune writes its configuration into files."""
+    job = a_job(tmp_path, "http://someone:planted-data@127.0.0.1:9/digits")
+    planned = SimpleNamespace(
+        name="t", trial=SimpleNamespace(job=job), steps_per_epoch=1, stop_step=2, done=True
+    )
+    settings = sweep_tune._settings(planned, SimpleNamespace(metric="eval/top1"), [])  # type: ignore[arg-type]
+    assert "planted" not in str(settings)
+    board = sweep_trial.Board()
+    board.give({"t": sweep_tune._job(planned, {})}, private_variables())  # type: ignore[arg-type]
+    monkeypatch.setattr(sweep_trial.ray, "get", lambda answer: answer)
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    actor = SimpleNamespace(
+        take=SimpleNamespace(remote=board.take), asked=SimpleNamespace(remote=board.asked)
+    )
+    trial = sweep_trial.SweepTrial.__new__(sweep_trial.SweepTrial)
+    trial.setup({"run": settings | {"board": actor}})
+    assert trial.job == job
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "planted-password"
 
 
 def test_our_folders_are_the_owners_alone_and_leave_with_them(tmp_path: Path) -> None:

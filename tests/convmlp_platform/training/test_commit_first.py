@@ -299,7 +299,8 @@ def restate(checkpoint: Path, **facts: Any) -> None:
     (checkpoint / "state.json").write_bytes(text)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"]["state.json"] |= {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["digest"]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 2}))
 
 
 def test_the_list_of_checkpoints_shows_each_ones_own_evaluation(
