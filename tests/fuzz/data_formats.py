@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from annotated import rectangles, stripes
 from coco_files import made_up_document, make_coco
 from fuzzing import Facts, Format
@@ -18,10 +20,12 @@ from published_minis import (
     cifar10_files,
     cifar100_files,
     flowers102_files,
+    mat_bytes,
     stl10_files,
     write_files,
     write_tar,
 )
+from scipy.io import savemat
 
 from convmlp_platform.data.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import DataError
@@ -41,6 +45,7 @@ from data_prep.source_config import (
     Stl10Source,
     WebDatasetSource,
 )
+from data_prep.sources.mat_file import read_mat, read_numbers
 from data_prep.verify import verify
 
 # --- sources -------------------------------------------------------------------------------------------------
@@ -72,6 +77,27 @@ def _make_tars(folder: Path) -> None:
 
 def _make_flowers(folder: Path) -> None:
     write_files(folder, flowers102_files())
+
+
+def _make_mats(folder: Path) -> None:
+    """Plain and compressed numbers, and the devkit's structs."""
+    numbers = {"labels": [3, 1, 2], "other": np.arange(7.0)}
+    (folder / "plain.mat").write_bytes(mat_bytes(**numbers))
+    buffer = io.BytesIO()
+    savemat(buffer, numbers, do_compression=True)
+    (folder / "packed.mat").write_bytes(buffer.getvalue())
+    rows = np.array(
+        [(1, "n01", "a"), (2, "n02", "b")], dtype=[(name, object) for name in ("id", "wnid", "words")]
+    )
+    savemat(folder / "structs.mat", {"synsets": rows[:, None]})
+
+
+def _read_mats(folder: Path) -> Facts:
+    found = {
+        str(read_numbers((folder / f"{name}.mat").read_bytes(), name, "labels"))
+        for name in ("plain", "packed")
+    }
+    return frozenset(found | {str(read_mat((folder / "structs.mat").read_bytes(), "structs", "synsets"))})
 
 
 def _make_stl10(folder: Path) -> None:
@@ -111,12 +137,13 @@ SOURCES = [
         share=0.5,
     ),
     Format(
-        "MATLAB files and tar.gz (Flowers-102)",
+        "archive and labels (Flowers-102)",
         _make_flowers,
         "*.*",
         _prepared(lambda folder: Flowers102Source(path=folder, check_md5=False)),
         share=0.5,
     ),
+    Format("MATLAB files", _make_mats, "*.mat", _read_mats),
     Format(
         "binary files (STL-10)",
         _make_stl10,

@@ -23,7 +23,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
+import psutil  # type: ignore[import-untyped]
 from mutations import Text, mutate
 
 from convmlp_platform.errors import PlatformError
@@ -33,8 +35,8 @@ Facts = frozenset[Any]
 Verdict = Literal["same", "refused", "read", "traceback", "wrong", "hang", "died"]
 FAULTS: tuple[Verdict, ...] = ("traceback", "wrong", "hang", "died")
 
-CPU_SECONDS, WALL_SECONDS = 20.0, 180.0
-"""For one file; the machine may be busy with other things, so CPU time counts, and wall time for those that wait."""
+CPU_SECONDS, WALL_SECONDS = 20.0, 300.0
+"""For one file: of CPU time, since the machine may be busy with other things; and without any."""
 MEMORY_BYTES = 3 << 30
 """That a reader may take beyond what the process has when it begins."""
 
@@ -44,7 +46,7 @@ class Format:
     """A kind of file that the product reads.
 
     Args:
-        make: writes valid files into an empty folder, the same ones each time.
+        make: writes valid files into an empty folder, the same ones each time (see `made`).
         files: the pattern of those to damage.
         read: reads them as the product does, given the folder; returns what a user of the content gets.
         text: damage values too, not only bytes.
@@ -86,6 +88,15 @@ class Outcome:
     @property
     def files(self) -> int:
         return sum(sum(counts.values()) for counts in self.counts.values())
+
+
+def made(format: Format, folder: Path) -> None:
+    """The valid files; clocks stand still, for some formats hold the time."""
+    with (
+        mock.patch("time.time", lambda: 0.0),
+        mock.patch("time.asctime", lambda: "Thu Jan  1 00:00:00 1970"),
+    ):
+        format.make(folder)
 
 
 def damaged(format: Format, seed: int, number: int, folder: Path) -> tuple[Path, bytes]:
@@ -149,11 +160,19 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.task: tuple[int, int] | None = None
-        self.since = 0.0
+        self._since, self._cpu = 0.0, 0.0
 
     def give(self, task: tuple[int, int]) -> None:
-        self.task, self.since = task, time.monotonic()
+        self.task, self._since = task, time.monotonic()
         self.channel.send(task)
+
+    def stands_still(self) -> bool:
+        """Whether it has computed nothing for too long."""
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(self.process.pid).cpu_times()
+            if times.user + times.system > self._cpu + 0.1:
+                self._cpu, self._since = times.user + times.system, time.monotonic()
+        return time.monotonic() - self._since > WALL_SECONDS
 
     def end(self) -> int:
         self.process.kill()
@@ -191,11 +210,11 @@ class _Pool:
             for worker in busy:
                 assert worker.task is not None
                 place, number = worker.task
-                overdue = time.monotonic() - worker.since > WALL_SECONDS
+                overdue = worker.channel not in ready and worker.stands_still()
                 if worker.channel not in ready and not overdue:
                     continue
                 try:
-                    if overdue and worker.channel not in ready:
+                    if overdue:
                         raise EOFError
                     verdict, what = worker.channel.recv()
                 except (EOFError, OSError):
@@ -203,7 +222,11 @@ class _Pool:
                         worker.process.join(5.0)
                     code = worker.end()
                     hang = overdue or code == -signal.SIGPROF
-                    limit = f"{WALL_SECONDS:g} s" if overdue else f"{CPU_SECONDS:g} s of CPU time"
+                    limit = (
+                        f"{WALL_SECONDS:g} s of standing still"
+                        if overdue
+                        else f"{CPU_SECONDS:g} s of CPU time"
+                    )
                     verdict = "hang" if hang else "died"
                     what = f"it took more than {limit}" if hang else f"the process ended with code {code}"
                     worker = self._replace(worker)
@@ -234,7 +257,7 @@ def _give_next(worker: _Worker, tasks: Iterator[tuple[int, int]]) -> None:
 
 
 def _write_input(format: Format, seed: int, number: int, folder: Path) -> None:
-    format.make(folder)
+    made(format, folder)
     path, content = damaged(format, seed, number, folder)
     path.write_bytes(content)
 
@@ -263,7 +286,7 @@ def _serve(channel: Connection, formats: Sequence[Format], seed: int, folder: Pa
 
 def _whole(format: Format, folder: Path) -> tuple[Path, Facts]:
     folder.mkdir()
-    format.make(folder)
+    made(format, folder)
     return folder, (format.whole or format.read)(folder)
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/annotated.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data_prep"))  # coco_files.py
 
 from data_formats import DATA_FORMATS
-from fuzzing import FAULTS, Format, Outcome, damaged, run, try_one
+from fuzzing import FAULTS, Format, Outcome, damaged, made, run, try_one
 from run_formats import RUN_FORMATS
 
 FORMATS = [*RUN_FORMATS, *DATA_FORMATS]
@@ -77,7 +77,7 @@ def _again(format: Format, seed: int, number: int) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "files")
         folder.mkdir()
-        format.make(folder)
+        made(format, folder)
         whole = (format.whole or format.read)(folder)
         path, content = damaged(format, seed, number, folder)
         print(f"{path.relative_to(folder)}: {len(content):,} bytes: {content[:300]!r}")
