@@ -302,9 +302,10 @@ def test_schema_is_valid_and_describes_its_fields() -> None:
     assert schema["additionalProperties"] is False
 
 
-words = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
-    ["1e5", "yes", "null", "~", "2026-11-21", "1:30", "010", "- x", "#", "0x1f", "<<", "="]
-)
+# Half of a surrogate pair is no text: no file in UTF-8 holds it.
+words = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12
+) | st.sampled_from(["1e5", "yes", "null", "~", "2026-11-21", "1:30", "010", "- x", "#", "0x1f", "<<", "="])
 numbers = st.floats(1e-12, 1e12)
 scalars = words | numbers | st.booleans() | st.none() | st.integers(-9, 9)
 options = st.dictionaries(st.sampled_from(["dims", "gelu"]), st.lists(st.floats(-1, 1)) | st.just("tanh"))
