@@ -17,6 +17,7 @@ from data_prep.folder import (
     exclusive_folder,
     expect_accounted,
     expect_free,
+    free_of_the_dead,
     remove_dataset,
 )
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
@@ -78,6 +79,7 @@ def prepare(
     finished = (output / MANIFEST_NAME).exists()
     plan = _settled(given, config, progress)
     if plan is None:
+        free_of_the_dead(output)
         end_work(output)
         manifest = load_manifest(output)
         progress(f"{output} is prepared already: {describe(manifest)}")

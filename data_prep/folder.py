@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data_prep import locks
@@ -95,6 +95,15 @@ def begin_work(path: Path, plan: str) -> bool:
         (path / WORK_FOLDER).mkdir(exist_ok=True)
         write_atomically(plan_file, plan.encode())
     return earlier == plan
+
+
+def free_of_the_dead(path: Path) -> None:
+    """Free a finished folder's lock whose holder was killed as it ended; a read-only folder keeps it. Doesn't wait."""
+    if (path / locks.OF_FOLDER).exists():
+        lock = locks.Lock(path / locks.OF_FOLDER)
+        with suppress(OSError):
+            if lock.try_take():
+                lock.release()
 
 
 def end_work(path: Path) -> None:

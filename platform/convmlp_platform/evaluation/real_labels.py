@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +26,17 @@ def read_real_labels(path: Path) -> RealLabels:
         DataError: it is missing, unreadable or something else.
     """
     try:
-        labels = read_json(path, list[Any])
+        labels = read_json(path, object)
     except FileNotFoundError:
         raise DataError(
             f"evaluate.real_labels: no file {path}: it is real.json of github.com/google-research/reassessed-imagenet"
         ) from None
     except (OSError, DamagedJson) as error:
         raise DataError(f"evaluate.real_labels: {path} can't be read: {error}") from None
-    if len(labels) != NUM_IMAGES:
+    if not isinstance(labels, list) or len(labels) != NUM_IMAGES:
+        size = f"a list of {len(labels):,}" if isinstance(labels, list) else f"a {type(labels).__name__}"
         raise DataError(
-            f"evaluate.real_labels: {path} must hold a list of {NUM_IMAGES:,} lists, it has {len(labels):,}"
+            f"evaluate.real_labels: {path} must hold a list of {NUM_IMAGES:,} lists, it is {size}"
         )
     for place, one in enumerate(labels):
         if not isinstance(one, list) or not all(_is_class(number) for number in one):

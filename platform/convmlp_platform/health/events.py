@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from data_prep.files import sync_folder
 from data_prep.json_files import Count, Seconds, Workers, parse_json_lines
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,11 @@ class RunEvents:
             logger.warning("%s: event %s can't be written: %s", self.path, kind, error)
 
 
-def append_line(path: Path, text: str) -> None:
+def append_line(path: Path, text: str, *, durable: bool = False) -> None:
     """Add a line in one write; what a killed writer left of a line before it becomes a line of its own.
+
+    Args:
+        durable: the line outlives a power cut, too.
 
     Raises:
         OSError: the storage refuses.
@@ -52,8 +56,12 @@ def append_line(path: Path, text: str) -> None:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         os.write(descriptor, b"\n" * torn + text.encode() + b"\n")
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    if durable:
+        sync_folder(path.parent)
 
 
 class _Event(BaseModel):

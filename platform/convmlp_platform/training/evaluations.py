@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,6 @@ from convmlp_platform.training.evaluate import evaluate
 from convmlp_platform.training.interruption import StopRequest
 from convmlp_platform.training.outputs import BestModel
 from convmlp_platform.training.state import TrainState
-from data_prep.files import sync_folder
 from data_prep.json_files import Count, parse_json_lines
 
 logger = logging.getLogger(__name__)
@@ -189,17 +187,7 @@ class Evaluations:
         """A storage that refuses costs this line: after a death before the next checkpoint it is done again."""
         attempt = self._loaded[1] if self._loaded[0] == state.step else state.attempt
         try:
-            append_line(self.path, json.dumps({"step": state.step, "attempt": attempt, **facts}))
-            if durable:
-                _sync(self.path)
-                sync_folder(self.path.parent)
+            line = json.dumps({"step": state.step, "attempt": attempt, **facts})
+            append_line(self.path, line, durable=durable)
         except OSError as error:
             logger.warning("the evaluation of step %d isn't on record: %s: %s", state.step, self.path, error)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

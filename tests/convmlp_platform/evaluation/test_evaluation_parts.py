@@ -79,7 +79,7 @@ def test_the_published_file_is_read_and_nothing_else(tmp_path: Path) -> None:
     right = [[number % 1000] for number in range(49_999)] + [[]]
     assert read_real_labels(real_file(tmp_path, right)) == right
     for wrong, message in (
-        (right[1:], "must hold a list of 50,000 lists, it has 49,999"),
+        (right[1:], "must hold a list of 50,000 lists, it is a list of 49,999"),
         ({"a": 1}, "it is a dict"),
         ([*right[1:], [1000]], r"entry 49999 \(\[1000\]\) must be a list of class numbers 0..999"),
         ([7, *right[1:]], r"entry 0 \(7\)"),
