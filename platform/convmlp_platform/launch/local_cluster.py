@@ -56,12 +56,16 @@ class LocalCluster:
         self._folder, self._ends = Path(), contextlib.ExitStack()
 
     def __enter__(self) -> LocalCluster:
-        self._folder = self._ends.enter_context(folder_for_ray())
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
+        for last in (False, False, True):
+            self._folder = self._ends.enter_context(folder_for_ray())
+            try:
+                self._start()
+                break
+            except BaseException as error:
+                self.stop()
+                # Parts of Ray give up on each other after 10 and 30 s, whatever is set: too early on a busy machine.
+                if last or not isinstance(error, _NodeStopped):
+                    raise
         return self
 
     def __exit__(
@@ -191,13 +195,16 @@ class LocalCluster:
             if dead or time.monotonic() > deadline:
                 index = dead[0] if dead else 0
                 last = self.log(index).read_text()[-2000:].strip()
-                state = (
-                    "stopped"
-                    if dead
-                    else f"was not up after {seconds:g} s (waiting for {what}); {START_VARIABLE} gives it more"
-                )
-                raise LaunchError(f"node {index} of the local Ray cluster {state}; its last words:\n{last}")
+                node, last = f"node {index} of the local Ray cluster", f"its last words:\n{last}"
+                if dead:
+                    raise _NodeStopped(f"{node} stopped; {last}")
+                waited = f"was not up after {seconds:g} s (waiting for {what})"
+                raise LaunchError(f"{node} {waited}; {START_VARIABLE} gives it more; {last}")
             time.sleep(0.1)
+
+
+class _NodeStopped(LaunchError):
+    """A node ended by itself."""
 
 
 def _die_with_parent() -> None:
