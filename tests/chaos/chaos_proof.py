@@ -117,9 +117,9 @@ def check_no_one_left(run: Run) -> list[str]:
 def check_nothing_left(run: Run) -> list[str]:
     """No temporary file: where runs, checkpoints and temporary files go, and in shared memory."""
     site = run.site
-    places = (site.disk.path, site.records.path, site.root / "tmp")
+    places = (site.disk.path, site.records.path, site.temporary)
     left = [path for place in places for path in place.rglob("*") if _is_temporary(path)]
-    left += [path for path in (site.root / "tmp").iterdir() if "convmlp" in path.name]
+    left += [path for path in site.temporary.iterdir() if "convmlp" in path.name]
     left += shared_memory() - site.shared_memory_before
     return [f"temporary files are left: {sorted(map(str, left))}"] if left else []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -69,13 +70,15 @@ class Site:
     def __init__(
         self,
         root: Path,
+        temporary: Path,
         cluster: LocalCluster,
         store: Disk,
         records: Disk,
         clock: Clock,
         server: DataServer | None,
     ) -> None:
-        self.root, self.cluster, self.clock, self.server = root, cluster, clock, server
+        self.root, self.temporary = root, temporary
+        self.cluster, self.clock, self.server = cluster, clock, server
         self.disk, self.records = store, records
         self.data = digits("webdataset")
         self.shared_memory_before = shared_memory()
@@ -145,13 +148,14 @@ def chaos_site(root: Path, cpus_per_node: int = 2, *, remote_data: bool = False)
     clock = Clock(flags / "clock")
     own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     paths = [str(path) for path in (INSIDE, REPOSITORY, REPOSITORY / "platform")]
-    for name in ("home", "tmp"):
-        (root / name).mkdir(exist_ok=True)
+    (root / "home").mkdir(exist_ok=True)
+    # Below /tmp: of a longer one the cluster would make another.
+    temporary = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     environment = own | {
         "CONVMLP_ROOT": str(root),
         "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_file(records)}",
         "HOME": str(root / "home"),
-        "TMPDIR": str(root / "tmp"),
+        "TMPDIR": str(temporary),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
@@ -161,6 +165,7 @@ def chaos_site(root: Path, cpus_per_node: int = 2, *, remote_data: bool = False)
         for disk in (store, records):
             stack.callback(shutil.rmtree, disk.path, ignore_errors=True)
             stack.callback(disk.close)
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         server = stack.enter_context(data_server(digits("webdataset"), root)) if remote_data else None
         cluster = stack.enter_context(LocalCluster(2, cpus_per_node, REPOSITORY, environment))
-        yield Site(root, cluster, store, records, clock, server)
+        yield Site(root, temporary, cluster, store, records, clock, server)

@@ -27,6 +27,8 @@ from convmlp_platform.launch.connect import START_VARIABLE, start_seconds
 from convmlp_platform.launch.process_files import folder_for_ray
 
 OBJECT_STORE_BYTES = 256 * 2**20
+_LONGEST_TMPDIR = 70
+"""Ray's dashboard ends, unsaid, where the sockets that Python makes in TMPDIR have paths of over 107 characters."""
 
 
 class LocalCluster:
@@ -125,7 +127,7 @@ class LocalCluster:
         return node
 
     def _start(self) -> None:
-        port, dashboard_port, client_port = _free_ports(3)
+        port, dashboard_port, client_port, environment_port = _free_ports(4)
         self.address, self.dashboard_url = f"127.0.0.2:{port}", f"http://127.0.0.1:{dashboard_port}"
         self.env = self._client_environment()
         self.token_file.touch(0o600)
@@ -135,8 +137,11 @@ class LocalCluster:
             f"--port={port}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard_port}",
+            f"--ray-client-server-port={client_port}",
+            # Without, the client's server asks Ray for it, and ends the head where there's no answer within 30 s.
+            f"--runtime-env-agent-port={environment_port}",
         ]
-        self._nodes.append(self._spawn_node(0, [*head, f"--ray-client-server-port={client_port}"]))
+        self._nodes.append(self._spawn_node(0, head))
         # A node that joins gives up after 10 s without the head's own node, which a busy machine brings up later.
         self._wait(lambda: self._started(0), "its head")
         for node in range(1, self.num_nodes):
@@ -179,6 +184,8 @@ class LocalCluster:
         }
         own = {"RAY_worker_niceness": "0", "RAY_enable_metrics_collection": "0"} | own  # as in launch.connect
         path = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", os.defpath)])
+        if len(own.get("TMPDIR", "")) > _LONGEST_TMPDIR:
+            own["TMPDIR"] = str(self._folder.parent)
         own |= {"PATH": path, "RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard_url}
         return own | auth.settle(None, environment=own)
 

@@ -15,7 +15,8 @@ from convmlp_platform.launch.local_cluster import LocalCluster
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("root")
     home = home_with_stale_token(tmp_path_factory.mktemp("home"))
-    environment = clean_environment(root, home)
+    temporary = tmp_path_factory.mktemp("temporary-files-of-a-job-with-a-name-as-long-as-on-some-clusters")
+    environment = clean_environment(root, home) | {"TMPDIR": str(temporary)}
     with LocalCluster(num_nodes=2, directory=REPOSITORY, environment=environment) as cluster:
         yield Site(cluster, root, home)
 
