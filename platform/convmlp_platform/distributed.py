@@ -163,8 +163,8 @@ def lost_peer(error: BaseException) -> bool:
 
 _COLLECTIVES = "torch.distributed.distributed_c10d"
 # C++ code that computes as well as communicates is called from these: DDP's reducer (backward, its construction), and
-# what FSDP2 waits for. Otherwise FSDP2 and DeepSpeed call collectives from Python.
-_MIXED = ("torch.autograd", "torch.nn.parallel.distributed", "torch.distributed")
+# what FSDP2 and ZeRO 3 wait for. Otherwise FSDP2 and DeepSpeed call collectives from Python.
+_MIXED = ("torch.autograd", "torch.nn.parallel.distributed", "torch.distributed", "deepspeed")
 
 
 def raised_in(error: BaseException) -> str:
