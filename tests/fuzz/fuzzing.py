@@ -143,12 +143,14 @@ def run(
     ]
     outcome = Outcome({format.name: Counter() for format in formats})
     with _Pool(formats, seed, processes) as pool:
-        for format, number, verdict, what in pool.results(work):
+        for count, (format, number, verdict, what) in enumerate(pool.results(work), 1):
             outcome.counts[format.name][verdict] += 1
             if verdict in FAULTS:
                 kept = pool.keep(format, number, keep)
                 outcome.faults.append(Fault(format.name, number, verdict, what, kept))
                 tell(f"{format.name} {number}: {verdict}: {what.strip().rpartition(chr(10))[2][:200]}")
+            if count % 1000 == 0:
+                tell(f"{count:,} of {len(work):,} files, {len(outcome.faults)} faults")
     return outcome
 
 

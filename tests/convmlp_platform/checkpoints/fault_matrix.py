@@ -29,6 +29,7 @@ from convmlp_platform.data.order import SampleOrder
 from convmlp_platform.distributed import World, gathered, joined_world, on_main
 from convmlp_platform.engine.base import Engine
 from convmlp_platform.engine.types import OwnState
+from convmlp_platform.errors import CheckpointError
 from convmlp_platform.health.phases import PhaseClock
 from convmlp_platform.training import saving
 from convmlp_platform.training.saving import Saver
@@ -82,8 +83,11 @@ class Storage:
     root: Path
     hold: Callable[[Point], Fault | None] | None = None
     """Is asked before each operation on one run's checkpoints; it may block."""
+    look: Callable[[], None] | None = None
+    """Is called after each operation on one run's checkpoints."""
     run: str = ""
     _seen: Counter[Request] = field(default_factory=Counter)
+    _looking: bool = False
 
     def __post_init__(self) -> None:
         (self.root / "folder").mkdir(exist_ok=True)
@@ -101,9 +105,14 @@ class Storage:
         finally:
             Bucket.handler = None
 
-    def watch(self, run: str, hold: Callable[[Point], Fault | None] | None) -> None:
-        """Ask `hold` from now on, counting anew."""
-        self.run, self.hold, self._seen = run, hold, Counter()
+    def watch(
+        self,
+        run: str,
+        hold: Callable[[Point], Fault | None] | None,
+        look: Callable[[], None] | None = None,
+    ) -> None:
+        """Ask `hold` from now on, counting anew, and let `look` look."""
+        self.run, self.hold, self.look, self._seen = run, hold, look, Counter()
 
     def _on_operation(self, operation: Operation, call: Callable[[], Any]) -> Any:
         path = operation.path.removeprefix("folder/")
@@ -115,12 +124,20 @@ class Storage:
         return self._carry_out(method, path.removeprefix(f"{self.root}/object store/"), call)
 
     def _carry_out(self, kind: str, path: str, call: Callable[[], Any]) -> Any:
+        if self._looking:
+            return call()
         fault = None
         if self.hold is not None and f"{path}/".startswith(f"{self.run}/"):
             request = kind, path.removeprefix(self.run)
             self._seen[request] += 1
             fault = self.hold((*request, self._seen[request]))
         answer = call() if fault is None or fault.late else None
+        if self.look is not None:
+            self._looking = True
+            try:
+                self.look()
+            finally:
+                self._looking = False
         if fault is not None:
             raise fault.error()
         return answer
@@ -145,6 +162,7 @@ class Run:
 
     def __init__(self, world: World, storage: Storage, kind: str, name: str) -> None:
         self.world, self.committed = world, list[int]()
+        self.newest_seen, self.problems = 0, list[str]()
         self.step, rank, size = 0, world.rank, world.size
         self.weights = torch.zeros(2)
         own = OwnState(
@@ -186,6 +204,18 @@ class Run:
         """Wait for the save under way, as at the end."""
         self.saver._watch(lambda saves: saves.done)
         self.saver.poll()
+
+    def look(self) -> None:
+        """What is committed can be read, at this very moment; by the one writer that commits and retires."""
+        steps = self.checkpointer.store.steps()
+        if self.newest_seen > max(steps, default=0):
+            self.problems.append(f"step {self.newest_seen} was committed, then lost: {steps}")
+        self.newest_seen = max(steps, default=0)
+        for step in steps:
+            try:
+                self.checkpointer.verify(step)
+            except CheckpointError as error:
+                self.problems.append(str(error))
 
     def check(self) -> list[int]:
         """The committed steps, after reading each as it was saved; on rank 0."""
@@ -232,7 +262,8 @@ def survive(
     run = Run(world, storage, kind, name)
     run.save()
     run.finish()
-    storage.watch(name, lambda here: left.pop() if here == point and left else None)
+    look = run.look if world.is_main else None
+    storage.watch(name, lambda here: left.pop() if here == point and left else None, look)
     run.save()
     until = time.monotonic() + 60
     while not on_main(world, lambda: bool(run.committed) and run.committed[-1] > FAULTY):
@@ -244,6 +275,7 @@ def survive(
     run.saver.close()
 
     def check() -> None:
+        assert not run.problems, run.problems
         steps = run.check()
         assert steps[-1] == run.step and set(run.committed[-2:]) <= set(steps), (steps, run.committed)
         assert run.checkpointer.newest() == run.saver.checkpoint

@@ -14,6 +14,7 @@ from saved import save_now
 
 from convmlp_platform.checkpoints import checkpointer as checkpointing
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
+from convmlp_platform.checkpoints.layout import manifest_bytes
 from convmlp_platform.errors import CheckpointError, cause_of
 
 
@@ -159,6 +160,18 @@ def test_the_newest_two_that_are_whole_never_retire(tmp_path: Path) -> None:
     assert again.store.steps() == [1, 2, 3, 4]
     save_now(again, checkpoint(5))
     assert again.store.steps() == [4, 5]
+
+
+def test_a_writer_that_comes_late_takes_no_committed_steps_place(tmp_path: Path) -> None:
+    """Not even where its unfinished folder was never swept."""
+    Checkpointer(tmp_path).write(1, {}, {})
+    late = Checkpointer(tmp_path).store.draft(2, "attempt-1", 0)
+    record = late.write("state.json", lambda: [b"{}"])
+    (tmp_path / "step-000000002").mkdir()
+    (tmp_path / "step-000000002" / "of-attempt-2").touch()
+    with pytest.raises(OSError, match="another writer has committed this step"):
+        late.commit(manifest_bytes(2, {"state.json": record}))
+    assert [path.name for path in (tmp_path / "step-000000002").iterdir()] == ["of-attempt-2"]
 
 
 def test_a_rollback_removes_what_came_after(tmp_path: Path) -> None:
