@@ -41,6 +41,7 @@ test: lint
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
+	@$(BIN)/python -m pytest -m "not slow and hypothesis" --hypothesis-profile thorough
 	@$(BIN)/python -m pytest -m slow
 
 bench: setup

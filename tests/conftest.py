@@ -9,11 +9,14 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Test workers with OpenMP threads of their own, which spin as they wait, took 8 times as long beside each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CONVMLP_RAY_START_S", "240")  # several tests share the cores
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# How long an example takes says more about the machine than about the code. `make test-slow` tries more of them.
+settings.register_profile("fast", deadline=None, max_examples=30)
+settings.register_profile("thorough", deadline=None, max_examples=300)
+settings.load_profile("fast")
 
 
 # A file goes to one worker as a whole: a long one that comes last leaves the other workers idle.

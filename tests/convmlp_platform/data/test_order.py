@@ -27,9 +27,9 @@ def test_keyed_permutation_needs_no_table(size: int, key: int, data: st.DataObje
     assert image.max() < size
 
 
-@pytest.mark.parametrize("size", [3, 8, 17, 100])
+@pytest.mark.parametrize("size", [3, 8, 17, 40])
 def test_every_element_is_equally_likely_at_every_place(size: int) -> None:
-    trials = 4000
+    trials = 2000
     counts = np.zeros((size, size))
     for key in range(trials):
         counts[np.arange(size), KeyedPermutation(size, derive_key("uniform", key))(np.arange(size))] += 1

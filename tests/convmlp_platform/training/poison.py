@@ -11,7 +11,6 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from convmlp_platform.tracking.feeder import Feeder
 from convmlp_platform.training import build
 
 build_task = build.build_task
@@ -49,10 +48,3 @@ class Poison:
 
         with mock.patch.object(build, "build_task", spoilt_task):
             yield
-
-
-@contextmanager
-def without_replayer() -> Iterator[None]:
-    """Within: metrics stay in the journal, as when the process that sends them can't be started."""
-    with mock.patch.object(Feeder, "_start", side_effect=OSError("none in this test")):
-        yield

@@ -1,4 +1,8 @@
-"""Runs with numbers that go wrong, and runs that are told to stop."""
+"""Runs with numbers that go wrong, and runs that are told to stop.
+
+A step that comes before the last save is durable puts off its own. Where a test counts on a step's checkpoint, each is
+evaluated, too: an evaluation waits for it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from poison import Poison, without_replayer
+from poison import Poison
 from prepared import digits
 from ranks import run_ranks
 from test_run import distance, job, weights
@@ -53,7 +57,7 @@ def short(root: Path, **over: Any) -> TrainJob:
 
 def poisoned_run(values: TrainJob, poison: Poison) -> tuple[RunResult | None, Heard, str]:
     heard = Heard()
-    with poison.planted(), without_replayer():
+    with poison.planted():
         try:
             return run(values, [heard]), heard, ""
         except NumbersError as error:
@@ -74,8 +78,7 @@ def assert_proven(root: Path, steps: int = 8) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    with without_replayer():
-        return run(short(tmp_path_factory.mktemp("undisturbed")))
+    return run(short(tmp_path_factory.mktemp("undisturbed")))
 
 
 def test_a_fault_of_the_machine_is_cured_by_computing_again(tmp_path: Path, undisturbed: RunResult) -> None:
@@ -98,7 +101,7 @@ def test_a_fault_of_the_machine_is_cured_by_computing_again(tmp_path: Path, undi
 def test_a_poisonous_sample_is_skipped_and_nothing_moves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = short(tmp_path, checkpoint__every_steps=1, checkpoint__keep=9)
+    values = short(tmp_path, checkpoint__every_steps=1, checkpoint__keep=9, eval__every_steps=1)
     result, heard, _ = poisoned_run(values, Poison(lambda n: n == 3 * MICRO_BATCHES + 2, sticky=True))
     assert heard.actions == [(3, "skip")]
     assert result is not None
@@ -120,7 +123,7 @@ def test_a_poisonous_sample_is_skipped_and_nothing_moves(
 def test_numbers_that_stay_wrong_roll_back_and_then_stop_with_all_that_is_known(
     tmp_path: Path, undisturbed: RunResult
 ) -> None:
-    values = short(tmp_path, guard={"max_skips": 1, "max_rollbacks": 1})
+    values = short(tmp_path, eval__every_steps=2, guard={"max_skips": 1, "max_rollbacks": 1})
     result, heard, error = poisoned_run(values, Poison(lambda n: n >= 5 * MICRO_BATCHES))
     assert result is None
     assert heard.actions == [(5, "skip"), (6, "rollback"), (4, "skip"), (5, "stop")]
@@ -140,7 +143,7 @@ def test_a_rollback_takes_the_run_back_to_where_it_would_have_been(
 ) -> None:
     """What was wrong goes away by itself; the ledger proves exactly-once across the rollback."""
     first, both = 5 * MICRO_BATCHES, range(2 * MICRO_BATCHES)
-    values = short(tmp_path, guard={"on_non_finite": "rollback"})
+    values = short(tmp_path, eval__every_steps=2, guard={"on_non_finite": "rollback"})
     result, heard, _ = poisoned_run(values, Poison(lambda n: n - first in both))
     assert heard.actions == [(5, "rollback")]
     assert_equal(result, undisturbed)
@@ -175,7 +178,7 @@ def rank_told_to_stop(values: TrainJob, rank: int | None) -> RunResult:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     stop = StopRequest()
-    with stop.listening(), without_replayer():
+    with stop.listening():
         return run(values, [Terminated()], stop=stop)
 
 

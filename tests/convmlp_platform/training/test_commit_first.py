@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from poison import without_replayer
 from prepared import digits
 from ranks import run_ranks
 from test_run import job, weights
@@ -56,8 +55,7 @@ def short(root: Path, **over: Any) -> TrainJob:
 
 
 def trained(values: TrainJob, *callbacks: Callback) -> RunResult:
-    with without_replayer():
-        return run(values, callbacks)
+    return run(values, callbacks)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -193,7 +191,7 @@ def stopped(
 ) -> tuple[str | None, int, int, dict[str, float]]:
     """Why the run stopped, after how many steps and batches of evaluations, and its best metrics."""
     request, stop = StopRequest(), Stop(rank, batch)
-    with stop.planted(), request.listening(), without_replayer():
+    with stop.planted(), request.listening():
         result = run(values, stop=request)
     return result.stopped, result.steps, stop.batches, result.best
 

@@ -23,6 +23,8 @@ from convmlp_platform.tracking.predictor import Predictor
 from convmlp_platform.tracking.registry import resolve
 from convmlp_platform.training.run import run
 
+SENT = True
+
 # What a machine has on which only the version's requirements are installed: none of our packages, no data_prep.
 SERVE = """
 import base64, json, sys

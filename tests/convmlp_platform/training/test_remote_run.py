@@ -19,6 +19,7 @@ from convmlp_platform.training.run_folder import claim
 from data_prep.copy import copy_dataset
 from data_prep.remote_files import open_filesystem
 
+SENT = True
 URL = f"s3://{BUCKET}/digits"
 
 
