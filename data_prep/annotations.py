@@ -5,7 +5,8 @@ publisher's annotations of the image, in the published order and with every key 
 their values. So a dataset's `instances_*.json` can be rebuilt from its shards (`to_coco`).
 
 Objects that training can't use but that are in published datasets (a box without area or more than a pixel outside
-the image, a polygon of fewer than three points) are kept as they are, and `Detection.usable` is False for them;
+the image) are kept as they are, and `Detection.usable` is False for them, as `usable_masks` is for polygons of fewer
+than three points;
 preparation lists them (`data_prep.object_report`). Objects that contradict themselves or the image reject the sample.
 """
 
@@ -21,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
-from data_prep.detection_checks import MOST_PIXELS, check_object, is_far, is_integer, oddity, overhang, reach
+from data_prep.detection_checks import (
+    MOST_PIXELS,
+    check_object,
+    is_far,
+    is_integer,
+    oddity,
+    oddity_of_box,
+    overhang,
+    reach,
+)
 from data_prep.errors import RejectedSample
 from data_prep.manifest import Task
 from data_prep.masks import read_mask, resize_mask
@@ -59,12 +69,20 @@ class Detection:
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
-        """Shape (n,): the object has an area inside the image, and its polygons three points or more."""
-        return np.array([reason is None for reason in self.oddities], np.bool_)
+        """Shape (n,): the object has a box with an area inside the image."""
+        return np.array(
+            [oddity_of_box(item, self.height, self.width) is None for item in self.objects], np.bool_
+        )
+
+    @cached_property
+    def usable_masks(self) -> NDArray[np.bool_]:
+        """Shape (n,): the object has a usable box and a segmentation, whose polygons have three points or more."""
+        whole = zip(self.objects, self.oddities, strict=True)
+        return np.array([bool(item.get("segmentation")) and odd is None for item, odd in whole], np.bool_)
 
     @cached_property
     def oddities(self) -> list[str | None]:
-        """Of each object, why training can't use it; None where it can."""
+        """Of each object, why training can't use it, or its mask; None where it can."""
         return [oddity(item, self.height, self.width) for item in self.objects]
 
     @cached_property
@@ -117,6 +135,34 @@ def _is_drawable(item: dict[str, Any], height: int, width: int) -> bool:
     return not isinstance(polygons, list) or all(
         len(polygon) >= 4 and not is_far(polygon, height, width) for polygon in polygons
     )
+
+
+def completed(item: dict[str, Any]) -> dict[str, Any]:
+    """A published annotation, with what some tools leave out: it is no crowd, and its area is its polygons', its run
+    lengths', or its box's."""
+    found = {"iscrowd": 0, **item}
+    if "area" not in found and (area := _area(found)) is not None:
+        found["area"] = area
+    return found
+
+
+def _area(item: dict[str, Any]) -> float | None:
+    """In pixels; None where nothing says it, or what says it is damaged."""
+    segmentation, box = item.get("segmentation"), item.get("bbox")
+    try:
+        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+            return float(sum(segmentation["counts"][1::2]))
+        if segmentation and isinstance(segmentation, list):
+            return float(sum(map(_polygon_area, segmentation)))
+        return float(box[2] * box[3]) if isinstance(box, list) and len(box) == 4 else None
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return None
+
+
+def _polygon_area(polygon: list[float]) -> float:
+    """By the shoelace formula."""
+    x, y = np.array(polygon, np.float64).reshape(-1, 2).T
+    return float(abs((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2)
 
 
 def detection_json(image: dict[str, Any], objects: Iterable[dict[str, Any]]) -> bytes:

@@ -165,6 +165,8 @@ def _list_and_plan(config: PrepareConfig, progress: Progress) -> Plan:
         raise DataPrepError(f"source.path: can't list the source: {error}") from None
     counts = ", ".join(f"{len(refs):,} {split}" for split, refs in listing.splits.items())
     progress(f"source: {counts} samples in {len(listing.classes):,} classes")
+    for note in listing.notes:
+        progress(f"note: {note}")
     return make_plan(config, listing)
 
 

@@ -19,11 +19,21 @@ _MOST_RUN_BITS = 60
 
 
 def oddity(item: dict[str, Any], height: int, width: int) -> str | None:
-    """Why an object can't be used for training, or None."""
+    """Why an object, or its mask alone, can't be used for training, or None."""
+    return oddity_of_box(item, height, width) or _oddity_of_mask(item, height, width)
+
+
+def oddity_of_box(item: dict[str, Any], height: int, width: int) -> str | None:
+    """Why an object can't be used for training at all, or None."""
     left, top, wide, high = item["bbox"]
     if left + wide <= left or top + high <= top:
         return f"its box of {wide} x {high} pixels has no area"
     image = f"the image of {width} x {height} pixels"
+    if min(left, top) >= 0 and max(left + wide, top + high) <= 1 and min(height, width) > 1:
+        return (
+            f"its box {item['bbox']} (left, top, width, height) lies within one pixel of {image}: are these shares of "
+            "its width and height?"
+        )
     if left >= width or top >= height or left + wide <= 0 or top + high <= 0:
         return f"its box {item['bbox']} (left, top, width, height) lies outside {image}"
     if (beyond := overhang(item, height, width)) > _OUTSIDE:
@@ -31,11 +41,15 @@ def oddity(item: dict[str, Any], height: int, width: int) -> str | None:
             f"its box {item['bbox']} (left, top, width, height) reaches {beyond:g} pixels out of {image}, "
             f"more than {_OUTSIDE:g}"
         )
+    return None
+
+
+def _oddity_of_mask(item: dict[str, Any], height: int, width: int) -> str | None:
     segmentation = item.get("segmentation")
     if isinstance(segmentation, list) and any(len(polygon) < 6 for polygon in segmentation):
-        return "a polygon has fewer than three points"
+        return "a polygon has fewer than three points: its mask can't be used"
     if isinstance(segmentation, list) and any(is_far(polygon, height, width) for polygon in segmentation):
-        return f"a polygon reaches far out of {image}"
+        return f"a polygon reaches far out of the image of {width} x {height} pixels: its mask can't be used"
     return None
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from data_prep.annotations import fit_annotation, parse_detection
 from data_prep.digest import annotated_hash, payload_checksum
 from data_prep.errors import DataPrepError, RejectedSample
+from data_prep.image_file import reason
 from data_prep.images import Steps, StoredImage, store_image
 from data_prep.index import IndexRow
 from data_prep.manifest import Task
@@ -69,9 +70,12 @@ def fill_shard(samples: ShardSamples, writers: Mapping[str, ShardWriter]) -> Fil
     for position, ref in enumerate(samples.refs):
         try:
             image, annotation = _store(samples, source, position)
-        except RejectedSample as error:
+        except (DataPrepError, MemoryError):
+            raise
+        except Exception as error:
+            told = str(error) if isinstance(error, RejectedSample) else reason(error)
             filled.rejected.append(
-                Rejected(split=samples.split, key=ref.key, location=ref.location, reason=str(error))
+                Rejected(split=samples.split, key=ref.key, location=ref.location, reason=told)
             )
             continue
         if samples.task == "detection" and annotation is not None:
@@ -94,6 +98,8 @@ def _store(samples: ShardSamples, source: Source, position: int) -> tuple[Stored
         if samples.task != "classification":
             assert isinstance(source, AnnotatedSource)
             annotation = source.annotation(ref)
+    except FileNotFoundError as error:
+        raise RejectedSample(f"there is no such file: {error.filename}") from None
     except OSError as error:
         raise DataPrepError(f"can't read sample {ref.key} of {samples.split}: {error}") from None
     image = store_image(content, samples.steps, histogram=position in samples.statistics)

@@ -79,7 +79,7 @@ def open_image(content: bytes) -> tuple[Image.Image, str]:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        raise RejectedImage("not a JPEG, PNG, BMP or WebP image") from None
+        raise RejectedImage(f"{_kind(content)}not a JPEG, PNG, BMP or WebP image") from None
     except Image.DecompressionBombError as error:
         raise RejectedImage(f"a decompression bomb or too large: {error}") from None
     except Exception as error:
@@ -129,11 +129,14 @@ def read_image_file(path: Path) -> bytes:
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB pixels of any image; transparency is dropped, as torchvision's loader does.
 
-    Pillow's own conversion cuts off 16-bit greyscale at 255, so that nearly all of it turns white.
+    Of 16-bit greyscale the 8 bits from the highest that is used are taken: cameras and scanners put 8, 10 or 12 bits
+    into 16, whose upper byte alone would be black. (Pillow's own conversion cuts off at 255, so that nearly all turns
+    white.)
     """
     if image.mode.startswith("I"):
-        upper = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
-        image = Image.fromarray(upper)
+        values = np.clip(np.asarray(image), 0, 65535)
+        shift = max(0, int(values.max(initial=0)).bit_length() - 8)
+        image = Image.fromarray((values >> shift).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.copy()
         del image.info["transparency"]  # it changes no colour, but Pillow warns of it once for every file
@@ -144,6 +147,22 @@ def reason(error: Exception) -> str:
     """The message without memory addresses, so that `rejected.jsonl` is the same on every run."""
     text = str(error).split(" <_io.")[0].strip()
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+_OTHER_KINDS = (
+    (b"II*\0", 0, "TIFF"), (b"MM\0*", 0, "TIFF"), (b"GIF8", 0, "GIF"), (b"ftypavif", 4, "AVIF"),
+    (b"ftyphei", 4, "HEIC"),
+    (b"ftypmif1", 4, "HEIF"), (b"8BPS", 0, "Photoshop"), (b"DDS ", 0, "DDS"), (b"jP  ", 4, "JPEG 2000"),
+    (b"\xff\x0a", 0, "JPEG XL"), (b"JXL ", 4, "JPEG XL"), (b"%!PS", 0, "PostScript"), (b"%PDF", 0, "PDF"),
+    (b"P6", 0, "PPM"), (b"P5", 0, "PGM"), (b"P4", 0, "PBM"), (b"<svg", 0, "SVG"), (b"<?xml", 0, "XML"),
+)  # fmt: skip
+"""First bytes, where they stand, and the format's name."""
+
+
+def _kind(content: bytes) -> str:
+    """`a TIFF file, `, for formats that people bring."""
+    found = (name for mark, place, name in _OTHER_KINDS if content[place : place + len(mark)] == mark)
+    return next((f"{'an' if name[0] in 'AX' else 'a'} {name} file, " for name in found), "")
 
 
 def _webp_size(content: bytes) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ JPEG, RGB or greyscale        its bytes                                   its by
 JPEG, CMYK or YCCK            its bytes                                   RGB pixels by Pillow's conversion
 PNG, BMP, WebP (by content)   its bytes, suffix by content                RGB pixels; transparency is dropped,
                                                                           of an animation the first frame
-16-bit greyscale              8-bit PNG of the values' upper bytes        RGB pixels of that
+16-bit greyscale              8-bit PNG of the 8 highest bits in use      RGB pixels of that
 pixels (no file)              PNG                                         RGB pixels
 ============================  ==========================================  ===================================
 """

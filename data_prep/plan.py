@@ -24,7 +24,7 @@ from data_prep.shard import ShardTask
 from data_prep.source_config import ACQUISITION_FIELDS
 from data_prep.sources import Listing, SampleRef
 
-_WRITER_VERSION = 2
+_WRITER_VERSION = 3
 """Raise it when the bytes of shards change: unfinished work of older releases is then done again."""
 
 
@@ -38,6 +38,8 @@ class Plan:
     tasks: list[ShardTask]
     """The shards of all splits, in order."""
     num_samples: int
+    notes: tuple[str, ...]
+    """What the source's listing says beside its samples."""
     listing: str
     """Digest of the source's classes and samples by name."""
     digest: str
@@ -72,7 +74,7 @@ def make_plan(config: PrepareConfig, listing: Listing) -> Plan:
         for task in _cut(config, listing.task, split, refs, digest, statistics=split == statistics_split)
     ]
     count = sum(map(len, ordered.values()))
-    return Plan(listing.classes, listing.task, listing.class_ids, tasks, count, listed, digest)
+    return Plan(listing.classes, listing.task, listing.class_ids, tasks, count, listing.notes, listed, digest)
 
 
 def recorded_settings(config: PrepareConfig) -> dict[str, Any]:

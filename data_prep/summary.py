@@ -58,6 +58,7 @@ def build_manifest(
             "exif_orientation": "ignored",
             "num_rejected": sum(len(record.rejected) for record in records),
             **_objects(plan, records),
+            **({"notes": list(plan.notes)} if plan.notes else {}),
             "listing": plan.listing,
             **encoder_versions(),
         },

@@ -16,6 +16,7 @@ from data_prep.sources.base import Listing, SampleRef
 from data_prep.sources.files import expect_inside, file_keys
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
 from data_prep.sources.names import readable_classes
+from data_prep.sources.text_tables import read_text
 
 _ARCHIVE_FOLDER = "ADEChallengeData2016"
 _IMAGES, _MASKS = "images", "annotations"
@@ -141,10 +142,7 @@ def read_classes(table: Path) -> list[str]:
     Raises:
         DataPrepError: it can't be read, or its lines are not numbered 1, 2, ...
     """
-    try:
-        header, *lines = table.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataPrepError(f"source.class_names: can't read {table}: {error}") from None
+    header, *lines = read_text(table, "source.class_names").split("\n")
     rows = [line.split("\t") for line in lines if line.strip()]
     numbered = [row[0].strip() for row in rows] == [str(i + 1) for i in range(len(rows))]
     if not header.lower().startswith("idx") or not rows or len(rows) > _MAX_CLASSES or not numbered:

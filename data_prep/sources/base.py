@@ -35,6 +35,8 @@ class Listing:
     task: Task = "classification"
     class_ids: list[int] | None = None
     """The publisher's numbers of the classes, by label, where they are not 0..n-1 (COCO's have gaps)."""
+    notes: tuple[str, ...] = ()
+    """What a person would want to know, a line each: files that are no samples, ..."""
 
 
 class Source(Protocol):

@@ -18,7 +18,7 @@ import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from data_prep.annotations import detection_json, parse_detection
+from data_prep.annotations import completed, detection_json, parse_detection
 from data_prep.errors import DataPrepError
 from data_prep.source_config import CocoSource
 from data_prep.sources.base import Listing, SampleRef
@@ -53,7 +53,7 @@ class Coco:
         self._mapped: dict[str, mmap.mmap] = {}
 
     def listing(self) -> Listing:
-        """All images of the documents; every one of them must have its file."""
+        """All images of the documents; those without a file are rejected when they are read."""
         documents = {split: read_document(self._document(split)) for split in self._splits}
         categories = _common_categories(documents)
         class_ids = sorted(categories)
@@ -85,10 +85,10 @@ class Coco:
             read_part(self._mapped[split], int(start), int(length), path) for start, length in places
         )
         if f"{self._splits[split]}/{image.get('file_name')}" != file or any(
-            item.get("image_id") != image["id"] for item in objects
+            item.get("image_id") != image.get("id") for item in objects
         ):
             raise DataPrepError(f"{path} was changed while it was being prepared: start the job again")
-        stored = detection_json(image, objects)
+        stored = detection_json(image, [completed(item) for item in objects])
         parse_detection(stored)
         return stored
 
@@ -105,8 +105,8 @@ class Coco:
         )
 
     def _expect_files(self, folder: str, document: CocoDocument) -> None:
-        """No file twice, outside the root or missing. Folders are listed once: 118,287 look-ups take minutes on
-        a network file system."""
+        """No file twice or outside the root, and not all of them missing. Folders are listed once: 118,287 look-ups
+        take minutes on a network file system."""
         uses = Counter(image.file_name for image in document.images.values())
         if twice := [name for name, count in uses.items() if count > 1]:
             raise DataPrepError(f"{document.path}: {len(twice)} files have two images: {_shown(twice)}")
@@ -128,10 +128,10 @@ class Coco:
                 expect_inside(parent / path.name, real_root)
             if is_link is None:
                 missing.append(f"{image.file_name} (image {number})")
-        if missing:
+        if len(missing) == len(document.images):  # some alone are rejected as they are read
             raise DataPrepError(
-                f"{document.path} lists {len(missing):,} of {len(document.images):,} images that are not in "
-                f"{self.root / folder}: {_shown(missing)}"
+                f"{document.path} lists {len(missing):,} images, and none of them is in {self.root / folder}: "
+                f"{_shown(missing)}"
             )
 
 

@@ -13,6 +13,7 @@ from data_prep.detection_checks import is_integer
 from data_prep.errors import DataPrepError
 from data_prep.sources.json_ranges import JsonPart, json_parts
 
+_SHOWN_NAMES = 5
 _LISTS = {"images", "annotations", "categories"}
 
 
@@ -62,7 +63,9 @@ def read_document(path: Path) -> CocoDocument:
     document = CocoDocument(path, {}, {})
     annotation_ids: set[int] = set()
     example: dict[int, int] = {}  # of every category in use, an annotation
+    names = set[str]()
     for part in json_parts(content, _LISTS, str(path)):
+        names.add(part.name)
         if part.name not in _LISTS:
             continue
         number = _number(part, "id", path)
@@ -78,6 +81,11 @@ def read_document(path: Path) -> CocoDocument:
             image = document.images.setdefault(_number(part, "image_id", path), DocumentImage())
             image.ranges.extend((part.start, part.end - part.start))
     _expect_all_known(document, example)
+    if document.images and document.categories and "annotations" not in names:
+        has = ", ".join(sorted(names - _LISTS)[:_SHOWN_NAMES]) or "no other"
+        raise DataPrepError(
+            f"{path} has no list annotations (other names in it: {has}): rename it, or add an empty one"
+        )
     if not document.images or not document.categories:
         raise DataPrepError(
             f"{path} has {len(document.images)} images and {len(document.categories)} categories: it is no "

@@ -13,10 +13,19 @@ from data_prep.files import read_file
 from data_prep.source_config import ImageFolderSource
 from data_prep.sources.base import Listing, SampleRef
 from data_prep.sources.files import expect_inside, file_keys
+from data_prep.sources.text_tables import read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_OTHER_SUFFIXES = {
+    ".arw", ".avif", ".cr2", ".cr3", ".dds", ".dib", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".ico", ".j2k",
+    ".jfif", ".jif", ".jp2", ".jpe", ".jxl", ".jxr", ".mpo", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm",
+    ".psd", ".raw", ".rw2", ".svg", ".tga", ".tif", ".tiff", ".xbm",
+}  # fmt: skip
+"""Of images that somebody meant to be there: they are samples, and what isn't read is rejected, never passed over."""
+_TAKEN = IMAGE_SUFFIXES | _OTHER_SUFFIXES
 _DEFAULT_SPLITS = {"train": "train", "val": "val"}
 _SPLIT_SEED = 0
+_SHOWN = 5
 
 
 def open_source(config: ImageFolderSource) -> ImageFolder:
@@ -29,8 +38,9 @@ def open_source(config: ImageFolderSource) -> ImageFolder:
 class ImageFolder:
     """`<root>/<split folder>/<class>/**/<file>`, or `<root>/<class>/**/<file>` with `val_fraction`.
 
-    Labels are positions in the sorted class folder names, as in torchvision's ImageFolder. Files of
-    other kinds and hidden ones are passed over; a link that leaves the root is an error.
+    Labels are positions in the sorted class folder names, as in torchvision's ImageFolder, and like there a folder
+    without images is an error: as a class it would shift the labels of all after it. Files that are no images are
+    passed over and noted, hidden ones are passed over; a link that leaves the root is an error.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class ImageFolder:
     def listing(self) -> Listing:
         """All image files, without opening them."""
         self._real_root = self.root.resolve()
+        self._no_images = Counter[str]()
         if self._val_fraction is None:
             folders, splits = self._list_splits()
         else:
@@ -62,7 +73,13 @@ class ImageFolder:
                     f"split {split!r} of {self.root} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
                 )
         classes = _readable(folders, self._class_names) if self._class_names else folders
-        return Listing(classes, splits)
+        return Listing(classes, splits, notes=tuple(self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        if self._no_images:
+            most = self._no_images.most_common(_SHOWN)
+            kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in most)
+            yield f"{self._no_images.total():,} files in class folders are no images and were passed over: {kinds}"
 
     def read(self, ref: SampleRef) -> bytes:
         """The file's bytes, untouched."""
@@ -114,9 +131,14 @@ class ImageFolder:
 
     def _list_classes(self, folder: Path, found: list[str], classes: list[str]) -> list[SampleRef]:
         label = {name: i for i, name in enumerate(classes)}
-        files = [
-            (file, label[name]) for name in found for file in self._images(folder / name, name, frozenset())
-        ]
+        by_class = {name: list(self._images(folder / name, name, frozenset())) for name in found}
+        empty = [name for name, files in by_class.items() if not files]
+        if found is classes and 0 < len(empty) < len(classes):  # of the split that decides the classes
+            raise DataPrepError(
+                f"{folder} has {len(empty)} class folders without images: {', '.join(empty[:_SHOWN])}; remove them: "
+                "each would be a class, and shift the labels of the others"
+            )
+        files = [(file, label[name]) for name, listed in by_class.items() for file in listed]
         keys = file_keys([file for file, _ in files])
         inside = "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
         return sorted(
@@ -134,7 +156,9 @@ class ImageFolder:
                 continue
             if entry.is_dir():
                 yield from self._images(folder / name, f"{inside}/{name}", above | {real})
-            elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+            elif (suffix := os.path.splitext(name)[1].lower()) not in _TAKEN:  # noqa: PTH122
+                self._no_images[suffix] += 1
+            else:
                 if entry.is_symlink():
                     self._check_inside(folder / name)
                 if not entry.is_file():
@@ -149,12 +173,8 @@ class ImageFolder:
 
 def _readable(folders: list[str], mapping: Path) -> list[str]:
     """Readable class names; the first of several synonyms, told apart by folder where two agree."""
-    try:
-        lines = mapping.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataPrepError(f"source.class_names: can't read {mapping}: {error}") from None
     names = {}
-    for line in lines:
+    for line in read_text(mapping, "source.class_names").split("\n"):
         folder, _, name = line.strip().partition(" ")
         names[folder] = name.split(",")[0].strip()
     if missing := [folder for folder in folders if not names.get(folder)]:

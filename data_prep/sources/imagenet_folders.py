@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_prep.sources.files import expect_inside
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
 from data_prep.sources.imagenet import ImageNetFile
 from data_prep.sources.names import read_class_lines
+from data_prep.sources.text_tables import read_text
 
 _MAPPING, _SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 
@@ -119,20 +121,16 @@ def _images(root: Path, folder: Path) -> Iterator[Path]:
 
 
 def _mapping(path: Path) -> dict[str, str]:
-    try:
-        return read_class_lines(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataPrepError(f"can't read {path}: {error}") from None
+    return read_class_lines(read_text(path))
 
 
 def _read_solution(path: Path) -> dict[str, str]:
     """Image id → wnid: `ILSVRC2012_val_00048981,n03995372 85 1 499 272 ...`."""
-    solution = {}
+    solution, text = {}, read_text(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                solution[row["ImageId"]] = row["PredictionString"].split()[0]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, IndexError, AttributeError) as error:
+        for row in csv.DictReader(io.StringIO(text)):
+            solution[row["ImageId"]] = row["PredictionString"].split()[0]
+    except (csv.Error, KeyError, IndexError, AttributeError) as error:
         raise DataPrepError(
             f"{path} is not Kaggle's table of ImageId and PredictionString ({type(error).__name__}: {error})"
         ) from None

@@ -7,6 +7,7 @@ just that.
 
 from __future__ import annotations
 
+import codecs
 import json
 import mmap
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from data_prep.errors import DataPrepError
+from data_prep.sources.text_tables import is_utf16
 
 _WINDOW_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -71,9 +73,12 @@ class _Scanner:
         self._content = content
         self._where = where
         self._decoder = json.JSONDecoder()
-        self._start = 0  # of the window in the file
+        # Of the window in the file; some editors begin it with a byte order mark.
+        self._start = len(codecs.BOM_UTF8) if content[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8 else 0
         self._text = ""
         self._position = 0  # in the window
+        if is_utf16(content[:4]):
+            raise DataPrepError(f"{where} is UTF-16 text (Windows calls it Unicode): save it as UTF-8")
         self._fill(_WINDOW_BYTES)
 
     def accept(self, character: str) -> bool:

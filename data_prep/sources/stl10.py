@@ -88,7 +88,7 @@ class Stl10:
 
     def _read_text(self, name: str) -> str:
         try:
-            return (self._place.folder / name).read_text(encoding="utf-8")
+            return (self._place.folder / name).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataPrepError(f"can't read {self._place.folder / name}: {error}") from None
 

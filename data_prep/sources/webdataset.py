@@ -20,6 +20,7 @@ from data_prep.sources.byte_ranges import ByteRanges, range_location
 from data_prep.sources.names import sample_key
 from data_prep.sources.shard_patterns import find_shards
 from data_prep.sources.tar_members import PROBLEMS, TarMember, tar_members
+from data_prep.sources.text_tables import read_text
 
 _IMAGE_FIELDS = {"jpg", "jpeg", "png", "webp", "bmp"}
 _SCANNERS = 16
@@ -51,6 +52,8 @@ class WebDatasetShards:
         self._label_member = "json" if field.startswith("json:") else field.lower()
         self._problems = PROBLEMS | {
             "no-image": f"its sample has no image ({', '.join(sorted(_IMAGE_FIELDS))})",
+            "dots": "its name has a dot before the suffix, and WebDataset ends a sample's name at the first dot: "
+            "rename it, and its label, without",
             "two-images": "its sample has several images",
             "twice": "its sample has two members of the same name",
             "no-label": f"its sample has no member {self._label_member!r} for the label",
@@ -105,10 +108,19 @@ class WebDatasetShards:
                     torn.add(key)
                 group.setdefault(field, member)
             for key, group in groups.items():
+                plain = [group[field] for field in sorted(_IMAGE_FIELDS & group.keys())]
+                dotted = (
+                    [] if plain else [field for field in sorted(group) if _suffix(field) in _IMAGE_FIELDS]
+                )
+                if dotted:  # every one of them is lost
+                    for field in dotted:
+                        yield _Sample(
+                            shard, f"{key}.{field}", -1, range_location(shard, group[field].offset, "dots")
+                        )
+                    continue
                 problem = "twice" if key in torn else ""
-                images = [group[field] for field in sorted(_IMAGE_FIELDS & group.keys())]
-                image = images[0] if images else next(iter(group.values()))
-                problem = problem or _image_problem(images)
+                image = plain[0] if plain else next(iter(group.values()))
+                problem = problem or _image_problem(plain)
                 label = -1
                 if not problem:
                     label, problem = self._label(file.fileno(), group.get(self._label_member), numbers)
@@ -139,11 +151,7 @@ class WebDatasetShards:
         if self._config.class_names is None:
             return []
         path = self._root / self._config.class_names.expanduser()
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataPrepError(f"source.class_names: can't read {path}: {error}") from None
-        names = [line.strip() for line in lines]
+        names = [line.strip() for line in read_text(path, "source.class_names").split("\n")]
         while names and not names[-1]:
             names.pop()
         if not names or "" in names or len(set(names)) != len(names):
@@ -196,6 +204,11 @@ def _key_and_field(name: str) -> tuple[str, str]:
         return "", ""
     stem, _, field = parts[-1].partition(".")
     return "/".join([*parts[:-1], stem]), field.lower()
+
+
+def _suffix(field: str) -> str:
+    """Of a field with dots, what follows the last."""
+    return field.rpartition(".")[2] if "." in field else ""
 
 
 def _is_meta(part: str) -> bool:

@@ -134,9 +134,9 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
             coded[: scan + 300] + coded[scan + 900 :],
             "damaged JPEG data: Corrupt JPEG data: ",
         ),
-        "document.jpg": (b"%PDF-1.7 nothing to see", "not a JPEG, PNG, BMP or WebP image"),
+        "document.jpg": (b"%PDF-1.7 nothing to see", "a PDF file, not a JPEG, PNG, BMP or WebP image"),
         "empty.jpg": (b"", "the file is empty"),
-        "film.png": (saved(smooth_image(1), "GIF"), "not a JPEG, PNG, BMP or WebP image"),
+        "film.png": (saved(smooth_image(1), "GIF"), "a GIF file, not a JPEG, PNG, BMP or WebP image"),
         "higher_than_its_pixels.jpg": (
             with_height(coded, 500),
             "damaged JPEG data: Corrupt JPEG data: premature end",

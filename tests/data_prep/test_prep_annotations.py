@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_prep.annotations import detection_json, fit_annotation, parse_detection, to_coco
+from data_prep.annotations import completed, detection_json, fit_annotation, parse_detection, to_coco
 from data_prep.errors import RejectedSample
 from data_prep.masks import check_mask, read_mask, resize_mask
 
@@ -154,7 +154,7 @@ def test_what_is_no_annotation_is_rejected(content: bytes) -> None:
         {"bbox": [1, 1, -3, 2]},
         {"bbox": [-1.5, 1, 3, 2]},
         {"bbox": [6, 1, 3.5, 2]},
-        {"segmentation": [[1, 1, 4, 1]]},
+        {"bbox": [0.1, 0.2, 0.3, 0.4]},
     ],
 )
 def test_oddities_of_published_datasets_are_kept_and_marked(changes: dict[str, Any]) -> None:
@@ -162,6 +162,35 @@ def test_oddities_of_published_datasets_are_kept_and_marked(changes: dict[str, A
     assert found.usable.tolist() == [False]
     assert to_coco([found], list("abc"), CLASS_IDS)["annotations"] == [an_object(**changes)]
     assert parse(bbox=[-1, -0.5, 9, 7]).usable.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "polygons", [[[1, 1, 4, 1]], [[1, 1, 4, 1, 4, 4], [2, 2]], [[0, 0, 2e8, 2e8, 0, 2e8]]]
+)
+def test_a_polygon_that_is_none_costs_the_mask_and_not_the_box(polygons: list[list[float]]) -> None:
+    found = parse(segmentation=polygons)
+    assert (found.usable.tolist(), found.usable_masks.tolist()) == ([True], [False])
+    assert "its mask can't be used" in str(found.oddities[0])
+
+
+@pytest.mark.parametrize(
+    ("left_out", "given", "wanted"),
+    [
+        ({"iscrowd"}, {}, {"iscrowd": 0}),
+        ({"area"}, {"segmentation": None}, {"area": 6.0}),
+        ({"area"}, {"segmentation": [[0, 0, 4, 0, 4, 4]]}, {"area": 8.0}),
+        ({"area"}, {"segmentation": {"size": [6, 8], "counts": [40, 8]}}, {"area": 8.0}),
+    ],
+)
+def test_what_tools_leave_out_has_its_natural_value(
+    left_out: set[str], given: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    item = {
+        name: value for name, value in an_object(bbox=[1, 1, 3, 2], **given).items() if name not in left_out
+    }
+    found = completed(item)
+    assert found == item | wanted
+    assert parse_detection(detection_json(IMAGE, [found]), CLASS_IDS).usable.tolist() == [True]
 
 
 def mask_png(values: np.ndarray, mode: str = "L", kind: str = "PNG") -> bytes:
@@ -254,7 +283,9 @@ def test_polygons_without_pixels_give_a_mask(polygons: list[list[int]]) -> None:
 def test_a_polygon_that_goes_to_the_moon_costs_nothing(far: float) -> None:
     """pycocotools takes memory by the pixel of its edges, and dies of more than it can count."""
     found = parse(segmentation=[[1, 1, far, 1, 4, 3, 1, 3]])
-    assert found.oddities == ["a polygon reaches far out of the image of 8 x 6 pixels"]
+    assert found.oddities == [
+        "a polygon reaches far out of the image of 8 x 6 pixels: its mask can't be used"
+    ]
     assert found.mask(0).shape == (6, 8)
     assert found.drawable_objects[0]["segmentation"]["size"] == [6, 8]
     near = parse()

@@ -102,7 +102,7 @@ def test_half_samples_are_rejected_with_a_reason(tmp_path: Path) -> None:
         "minus": "neither a whole number",
         "readme": "no image",
         "two": "several images",
-        "unnamed": "no image",
+        "unnamed%2Ex%2Ejpg": "a dot before the suffix",
         "word": "neither a whole number",
     }
     outside = reasons.pop("%2E%2E/out")

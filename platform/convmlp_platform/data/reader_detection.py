@@ -59,11 +59,9 @@ class _ObjectsDraft(RowsDraft):
 
 def _usable(found: Detection, masks: bool) -> Objects:
     """What training can use; with masks, only objects that have one."""
-    usable = found.usable & ~found.is_crowd
+    usable = found.usable_masks if masks else found.usable
     segmentations = [item.get("segmentation") for item in found.objects]
-    if masks:
-        usable &= np.array([bool(one) for one in segmentations], np.bool_)
-    kept = np.flatnonzero(usable)
+    kept = np.flatnonzero(usable & ~found.is_crowd)
     boxes = found.boxes[kept]
     boxes[:, 2:] += boxes[:, :2]
     return Objects(
