@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from data_prep.config import PrepareConfig
+from data_prep.contents import contents_of
 from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
 from data_prep.fill import Rejected
@@ -27,7 +29,7 @@ from data_prep.plan import Plan, make_plan
 from data_prep.progress import Meter
 from data_prep.shard import ShardRecord, ShardTask, write_shard
 from data_prep.source_config import DigitsSource
-from data_prep.sources import open_source
+from data_prep.sources import SampleRef, open_source
 from data_prep.summary import build_manifest, describe
 
 _SHOWN_REJECTS = 5
@@ -114,15 +116,15 @@ def _settled(given: PrepareConfig, config: PrepareConfig, progress: Progress) ->
     """What is to be done; None where the output is what the job makes."""
     output = config.output.path
     if (output / MANIFEST_NAME).exists():
-        differs = difference(output, given, lambda: _list_and_plan(config, progress))
-        if not differs:
-            return None
-        if not config.output.overwrite:
+        if config.output.overwrite:
+            progress(f"replacing the dataset at {output}, as output.overwrite says")
+            return _list_and_plan(config, progress)
+        if differs := difference(output, given, lambda: _list_and_plan(config, progress)):
             raise DataPrepError(
                 f"output.path: {output} holds a finished dataset that is not what this job makes: {differs}; "
                 "choose another folder, or set output.overwrite: true to replace it"
             )
-        progress(f"replacing the dataset at {output}: {differs}")
+        return None
     return _list_and_plan(config, progress)
 
 
@@ -139,10 +141,22 @@ def _run(
     records = _write_shards(plan, config, map_shards, progress)
     if plan.task == "detection":
         _check_objects(records, config, progress)
+    _expect_unchanged(plan)
+    plan.contents.write(output)
     manifest = build_manifest(given, output, plan, records)
     write_manifest(manifest, output)
     end_work(output)
     return manifest
+
+
+def _expect_unchanged(plan: Plan) -> None:
+    """A source that changes while it is read is neither what it was nor what it is now; the finished shards stay."""
+    splits: dict[str, list[SampleRef]] = {}
+    for task in plan.tasks:
+        splits.setdefault(task.split, []).extend(task.samples.refs)
+    now = contents_of(plan.source, splits.values(), map(Path, plan.contents.documents))
+    if found := plan.contents.differs(now):
+        raise DataPrepError(f"{found} changed while they were being prepared: start the job again")
 
 
 def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
@@ -160,14 +174,18 @@ def _with_absolute_paths(config: PrepareConfig) -> PrepareConfig:
 
 def _list_and_plan(config: PrepareConfig, progress: Progress) -> Plan:
     try:
-        listing = open_source(config.source).listing()
+        source = open_source(config.source)
+        listing = source.listing()
     except OSError as error:
         raise DataPrepError(f"source.path: can't list the source: {error}") from None
     counts = ", ".join(f"{len(refs):,} {split}" for split, refs in listing.splits.items())
     progress(f"source: {counts} samples in {len(listing.classes):,} classes")
     for note in listing.notes:
         progress(f"note: {note}")
-    return make_plan(config, listing)
+    try:
+        return make_plan(config, source, listing)
+    except OSError as error:
+        raise DataPrepError(f"source.path: can't read the source: {error}") from None
 
 
 def _write_shards(

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data_prep import locks
+from data_prep.contents import CONTENTS_NAME
 from data_prep.errors import DataPrepError
 from data_prep.files import remove_temporaries, sync_folder, write_atomically
 from data_prep.manifest import MANIFEST_NAME
@@ -128,7 +129,7 @@ def remove_dataset(path: Path) -> None:
         sync_folder(path)
     for file in _shard_files(path):
         file.unlink()
-    for name in (REJECTED_NAME, ODD_OBJECTS_NAME):
+    for name in (REJECTED_NAME, ODD_OBJECTS_NAME, CONTENTS_NAME):
         (path / name).unlink(missing_ok=True)
     for name in WRITERS:
         if (path / name).is_dir():

@@ -14,6 +14,7 @@ import PIL
 from numpy.typing import NDArray
 
 from data_prep.config import PrepareConfig
+from data_prep.contents import Contents, contents_of
 from data_prep.digest import order_key
 from data_prep.errors import DataPrepError
 from data_prep.fill import ShardSamples
@@ -22,7 +23,7 @@ from data_prep.keep import kept
 from data_prep.manifest import Task
 from data_prep.shard import ShardTask
 from data_prep.source_config import ACQUISITION_FIELDS
-from data_prep.sources import Listing, SampleRef
+from data_prep.sources import Listing, SampleRef, Source
 
 _WRITER_VERSION = 3
 """Raise it when the bytes of shards change: unfinished work of older releases is then done again."""
@@ -40,14 +41,17 @@ class Plan:
     num_samples: int
     notes: tuple[str, ...]
     """What the source's listing says beside its samples."""
+    source: Source
+    contents: Contents
+    """What the source holds as it was listed."""
     listing: str
     """Digest of the source's classes and samples by name."""
     digest: str
     """Digest of all that decides the bytes of the shards."""
 
 
-def make_plan(config: PrepareConfig, listing: Listing) -> Plan:
-    """Order and cut a listing; `config` holds absolute paths.
+def make_plan(config: PrepareConfig, source: Source, listing: Listing) -> Plan:
+    """Order and cut a listing of the source; `config` holds absolute paths.
 
     Raises:
         DataPrepError: two samples of a split share a key, `keep` names none of the source's, or images with boxes are
@@ -66,15 +70,27 @@ def make_plan(config: PrepareConfig, listing: Listing) -> Plan:
     for split, refs in ordered.items():
         _expect_unique_keys(split, refs)
     listed = _listing_digest(listing, ordered)
-    digest = _plan_digest(config, listed)
+    contents = contents_of(source, ordered.values(), listing.documents)
+    digest = _plan_digest(config, listed, contents.documents)
     statistics_split = "train" if "train" in ordered else next(iter(ordered))
-    tasks = [
-        task
-        for split, refs in ordered.items()
-        for task in _cut(config, listing.task, split, refs, digest, statistics=split == statistics_split)
-    ]
+    tasks, place = list[ShardTask](), 0
+    for split, refs in ordered.items():
+        stamps = contents.stamps[place : place + len(refs)]
+        place += len(refs)
+        tasks += _cut(config, listing.task, split, refs, digest, stamps, statistics=split == statistics_split)
     count = sum(map(len, ordered.values()))
-    return Plan(listing.classes, listing.task, listing.class_ids, tasks, count, listing.notes, listed, digest)
+    return Plan(
+        listing.classes,
+        listing.task,
+        listing.class_ids,
+        tasks,
+        count,
+        listing.notes,
+        source,
+        contents,
+        listed,
+        digest,
+    )
 
 
 def recorded_settings(config: PrepareConfig) -> dict[str, Any]:
@@ -100,8 +116,16 @@ def _expect_unique_keys(split: str, refs: list[SampleRef]) -> None:
 
 
 def _cut(
-    config: PrepareConfig, task: Task, split: str, refs: list[SampleRef], digest: str, *, statistics: bool
+    config: PrepareConfig,
+    task: Task,
+    split: str,
+    refs: list[SampleRef],
+    digest: str,
+    stamps: NDArray[np.int64],
+    *,
+    statistics: bool,
 ) -> list[ShardTask]:
+    """The shards of a split. What an interrupted job has finished is kept by shard: while its files are the same."""
     size = config.output.samples_per_shard
     formats = tuple(sorted(config.output.formats))
     steps = Steps(config.output.resize, validate=config.validate_images, for_ffcv="ffcv" in formats)
@@ -111,7 +135,8 @@ def _cut(
         first, last = np.searchsorted(chosen, (start, start + size))
         own = frozenset((chosen[first:last] - start).tolist())
         samples = ShardSamples(task, split, tuple(refs[start : start + size]), config.source, steps, own)
-        tasks.append(ShardTask(config.output.path, number, samples, formats, digest))
+        of_files = hashlib.sha256(digest.encode() + stamps[start : start + size].astype("<i8").tobytes())
+        tasks.append(ShardTask(config.output.path, number, samples, formats, of_files.hexdigest()))
     return tasks
 
 
@@ -138,12 +163,13 @@ def encoder_versions() -> dict[str, str]:
     return {"pillow": PIL.__version__, "simplejpeg": version("simplejpeg")}
 
 
-def _plan_digest(config: PrepareConfig, listing: str) -> str:
+def _plan_digest(config: PrepareConfig, listing: str, documents: dict[str, str]) -> str:
     content = {
         "writer": _WRITER_VERSION,
         **encoder_versions(),
         "source": config.source.model_dump(mode="json", exclude=set(ACQUISITION_FIELDS)),
         "settings": recorded_settings(config),
         "listing": listing,
+        "documents": documents,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -39,7 +39,8 @@ def recorded_plan(folder: Path, manifest: DatasetManifest) -> Plan:
     others["keep"] = settings.get("keep") or {}
     try:
         config = PrepareConfig.model_validate({"source": manifest.source, "output": output} | others)
-        plan = make_plan(config, open_source(config.source).listing())
+        source = open_source(config.source)
+        plan = make_plan(config, source, source.listing())
     except ValidationError:
         raise SourceGone("the manifest doesn't record a job that this release understands") from None
     except DataPrepError as error:

@@ -159,10 +159,15 @@ def _finished(task: ShardTask) -> ShardRecord | None:
         record = read_json(task.record_path, ShardRecord)
     except (FileNotFoundError, DamagedJson):
         return None
-    intact = record.plan == task.plan and all(
-        _intact(task.output / shard.file, shard.sha256)
-        and _intact(task.output / shard.index, shard.index_sha256)
-        for shard in record.shards.values()
+    # What was rejected may be good by now, as a mount that came back is.
+    intact = (
+        record.plan == task.plan
+        and not record.rejected
+        and all(
+            _intact(task.output / shard.file, shard.sha256)
+            and _intact(task.output / shard.index, shard.index_sha256)
+            for shard in record.shards.values()
+        )
     )
     return record if intact else None
 

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import cast
 
 from data_prep.source_config import SourceConfig
-from data_prep.sources.base import AnnotatedSource, Listing, SampleRef, Source
+from data_prep.sources.base import AnnotatedSource, FileSource, Listing, SampleRef, Source
 
-__all__ = ["AnnotatedSource", "Listing", "SampleRef", "Source", "open_source"]
+__all__ = ["AnnotatedSource", "FileSource", "Listing", "SampleRef", "Source", "open_source"]
 
 # A source's module is imported when a job names it: scipy and scikit-learn take a second that others don't need.
 _OPENERS = {

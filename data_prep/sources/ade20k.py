@@ -69,6 +69,13 @@ class Ade20k:
             raise RejectedSample(f"the mask has no image of its name under {_IMAGES}/")
         return (self.root / ref.location).read_bytes()
 
+    def files(self, ref: SampleRef) -> tuple[str, ...]:
+        """The image and its mask, or what there is of them."""
+        if ref.location.startswith(f"{_MASKS}/"):
+            return (f"{self.root}/{ref.location}",)
+        mask = PurePosixPath(ref.location).relative_to(_IMAGES).with_suffix(".png")
+        return (f"{self.root}/{ref.location}", f"{self.root}/{_MASKS}/{mask}")
+
     def annotation(self, ref: SampleRef) -> bytes:
         """The mask file's bytes, whose values were checked.
 

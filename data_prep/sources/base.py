@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,6 +36,8 @@ class Listing:
     task: Task = "classification"
     class_ids: list[int] | None = None
     """The publisher's numbers of the classes, by label, where they are not 0..n-1 (COCO's have gaps)."""
+    documents: tuple[Path, ...] = ()
+    """Files of annotations whose content is in no sample's location."""
     notes: tuple[str, ...] = ()
     """What a person would want to know, a line each: files that are no samples, ..."""
 
@@ -56,6 +59,15 @@ class Source(Protocol):
         Raises:
             OSError: it can't be read.
         """
+        ...
+
+
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """A source whose samples lie in files of people's own, which may change under the same name."""
+
+    def files(self, ref: SampleRef) -> Sequence[str]:
+        """The files that a sample is read from; the same sequence for samples of one file that follow each other."""
         ...
 
 

@@ -62,11 +62,16 @@ class Coco:
             splits={split: self._refs(split, document) for split, document in documents.items()},
             task="detection",
             class_ids=class_ids,
+            documents=tuple(self._document(split) for split in self._splits),
         )
 
     def read(self, ref: SampleRef) -> bytes:
         """The image file's bytes, untouched."""
         return (self.root / ref.location.rpartition("#")[0]).read_bytes()
+
+    def files(self, ref: SampleRef) -> tuple[str]:
+        """The image's file."""
+        return (f"{self.root}/{ref.location.rpartition('#')[0]}",)
 
     def annotation(self, ref: SampleRef) -> bytes:
         """The image's annotations as `data_prep.annotations` stores them, checked against each other.

@@ -75,6 +75,10 @@ class Flowers102:
         """The file's bytes, untouched."""
         return read_file(f"{self._root}/{ref.location}")
 
+    def files(self, ref: SampleRef) -> tuple[str]:
+        """The sample's file."""
+        return (f"{self._root}/{ref.location}",)
+
     def _ensure_tables(self) -> None:
         published = _published()
         for name in (_LABELS, _SPLIT_IDS):

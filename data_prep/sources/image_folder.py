@@ -85,6 +85,10 @@ class ImageFolder:
         """The file's bytes, untouched."""
         return read_file(f"{self._root_text}/{ref.location}")
 
+    def files(self, ref: SampleRef) -> tuple[str]:
+        """The sample's file."""
+        return (f"{self._root_text}/{ref.location}",)
+
     def _list_splits(self) -> tuple[list[str], dict[str, list[SampleRef]]]:
         per_split = {}
         for split, name in self._splits.items():

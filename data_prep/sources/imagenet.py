@@ -96,6 +96,10 @@ class ImageNet:
         """The file's bytes, untouched."""
         return self._layout.read(ref.location)
 
+    def files(self, ref: SampleRef) -> tuple[str]:
+        """The sample's file, or the tar that holds it."""
+        return (f"{self._path}/{ref.location.split(':')[0]}",)
+
     def _expect_all_classes(self, wnids: list[str], published: Mapping[str, str]) -> None:
         """A class that is missing would shift the labels of all that follow."""
         if published and (absent := sorted(set(published) - set(wnids))):

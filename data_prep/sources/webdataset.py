@@ -86,6 +86,10 @@ class WebDatasetShards:
         """The image member's bytes, untouched."""
         return self._ranges.read(ref.location)
 
+    def files(self, ref: SampleRef) -> tuple[str]:
+        """The sample's shard."""
+        return (f"{self._root}/{ref.location.rsplit(':', 2)[0]}",)
+
     def _samples(self, shards: list[str], numbers: dict[str, int]) -> list[_Sample]:
         with ThreadPoolExecutor(_SCANNERS) as threads:
             found = list(

@@ -163,7 +163,7 @@ def test_what_is_missing_or_odd_is_rejected_with_its_reason(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("", "can't read"),
+        ("", "must have a line Idx"),
         ("wall\nbuilding\n", "must have a line Idx"),
         ("Idx\tName\n", "must have a line Idx"),
         ("Idx\tName\n1\twall\n3\tsky\n", "numbered from 1"),

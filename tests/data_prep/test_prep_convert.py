@@ -68,6 +68,7 @@ def test_both_formats_hold_the_source_images(source: Path, tmp_path: Path) -> No
         "ffcv",
         "manifest.json",
         "rejected.jsonl",
+        "source.json",
         "webdataset",
     ]
     assert (output / "rejected.jsonl").read_bytes() == b""

@@ -97,7 +97,7 @@ def test_reasons_of_rejection_are_the_same_on_every_run() -> None:
     whole = image_bytes(smooth_image(0, (100, 100)))
     for content, message in [
         (b"", "the file is empty"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0", "not a JPEG, PNG, BMP or WebP image$"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript file, not a JPEG, PNG, BMP or WebP image$"),
         (whole[:400], "can't be opened: OSError"),
         (whole[:-400], "damaged JPEG data: Premature end of JPEG file"),
         (image_bytes(smooth_image(0, (99, 99)), "PNG")[:200], "damaged PNG data"),

@@ -59,17 +59,22 @@ def test_a_usable_box_has_an_area_within_its_image(left: float, top: float, wide
 
 
 def prepared(root: Path, boxes: dict[int, list[float]], **settings: Any) -> DatasetManifest:
-    """A COCO folder of which the first objects of some images have other boxes."""
-    make_coco(root / "coco")
+    """Prepare a COCO folder of which the first objects of some images have other boxes; it is made once."""
+    if not (root / "coco").exists():
+        _make(root / "coco", boxes)
+    output = OutputConfig(path=root / "out", samples_per_shard=4)
+    config = PrepareConfig(source=CocoSource(path=root / "coco"), output=output, **settings)
+    return prepare(config, progress=lambda line: None)
+
+
+def _make(root: Path, boxes: dict[int, list[float]]) -> None:
+    make_coco(root)
     document = made_up_document("train2017", 9)
     first = {item["image_id"]: item for item in reversed(document["annotations"])}
     for image, box in boxes.items():
         first[image] |= {"bbox": box, "iscrowd": 0}
         del first[image]["segmentation"]
-    write_document(root / "coco", "train2017", document)
-    output = OutputConfig(path=root / "out", samples_per_shard=4)
-    config = PrepareConfig(source=CocoSource(path=root / "coco"), output=output, **settings)
-    return prepare(config, progress=lambda line: None)
+    write_document(root, "train2017", document)
 
 
 ODD = {9000: [70.0, 5.0, 4.0, 4.0], 9007: [3.0, 3.0, 8.0, 0.0], 9021: [-0.5, 3.0, 8.0, 9.0]}
