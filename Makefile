@@ -14,6 +14,9 @@ INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
 # ffcv, with which the tests read our .beton files, is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
+# Tests wait for servers and processes for a third of their time: three at once on two cores, four at most.
+TEST_WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$(( cores < 3 ? 3 : cores > 4 ? 4 : cores )))
+
 .PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz lint format typecheck clean
 
 help:
@@ -38,7 +41,7 @@ demo: setup
 	@$(BIN)/convmlp demo $(if $(KEEP),--keep)
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m "not slow and hypothesis" --hypothesis-profile thorough

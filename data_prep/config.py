@@ -29,7 +29,7 @@ class OutputConfig(Section):
     """4,096 ImageNet images are about 450 MB: big enough for sequential reads, small enough to redo."""
     resize: ResizeConfig | None = None
     overwrite: bool = False
-    """Replace a finished dataset that was made from another configuration."""
+    """Prepare anew and replace a finished dataset, whatever it was made from."""
 
     @field_validator("formats")
     @classmethod
