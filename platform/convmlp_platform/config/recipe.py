@@ -167,7 +167,10 @@ class TrainingSection(Section):
         None, gt=0.0, description="maximum L2 norm of the gradient of a step"
     )
     ema_decay: float | None = Field(
-        None, gt=0.0, lt=1.0, description="keep an average of the weights and evaluate that"
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="keep an average of the weights, without the initial ones, and evaluate that",
     )
     log_every_steps: PositiveInt = 10
 

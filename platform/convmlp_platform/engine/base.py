@@ -180,7 +180,7 @@ class Engine(ABC):
         self._batch_norms.end_step(self.options.num_micro_batches)
         self.updates += 1
         if self.ema:
-            self.ema.update(self.local_tensors())
+            self.ema.update(self.local_tensors(), self.updates)
         self.loss_scale.updated()
 
     def refuse(self) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 class WeightAverage:
-    """`average = decay * average + (1 - decay) * weights` after every update, from the initial weights on.
+    """The mean of the weights after every update, each with `decay` times the weight of the one after it.
+
+    The initial weights have no part in it, as the moments of Adam (Kingma and Ba, 2015, section 3) have none of their
+    zeros. timm's ModelEmaV2 begins with them: at a decay of 0.99996 they are 99.95 % of its average after 12 updates,
+    61 % after 12,500. After 300 epochs of ImageNet at 1,024 images a step (375,300 updates) they are 3e-7 of it, so
+    that both are the same.
 
     Float buffers (BatchNorm statistics) are averaged too, as timm's ModelEmaV2 does, which the published ConvMLP
     recipe uses. Because it works on local pieces, a sharded model needs no gathering here.
@@ -27,10 +34,11 @@ class WeightAverage:
         return self._average
 
     @torch.no_grad()
-    def update(self, tensors: dict[str, Tensor]) -> None:
-        """Move towards `tensors`."""
+    def update(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Move towards `tensors`, which are the weights after this many updates (1, 2, ...)."""
         current = [tensors[name].detach() for name in self._average]
-        torch._foreach_lerp_(list(self._average.values()), current, 1.0 - self.decay)
+        share = (1.0 - self.decay) / -math.expm1(updates * math.log(self.decay))
+        torch._foreach_lerp_(list(self._average.values()), current, share)
 
     @torch.no_grad()
     def swap(self, tensors: dict[str, Tensor]) -> None:

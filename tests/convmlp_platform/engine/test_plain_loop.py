@@ -134,7 +134,8 @@ def plain_loop() -> Found:
         found.norms.append(norm)
         for name, value in model.state_dict().items():
             floating = value.is_floating_point()
-            averages[name] = DECAY * averages[name] + (1 - DECAY) * value if floating else value.clone()
+            share = (1 - DECAY) / (1 - DECAY ** (step + 1))  # the initial weights have none
+            averages[name] = (1 - share) * averages[name] + share * value if floating else value.clone()
     found.weights, found.averages = dict(model.state_dict()), averages
     return found
 
