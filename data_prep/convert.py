@@ -144,6 +144,8 @@ def _run(
     _expect_unchanged(plan)
     plan.contents.write(output)
     manifest = build_manifest(given, output, plan, records)
+    for note in manifest.preprocessing.get("notes", []):
+        progress(f"note: {note}")
     write_manifest(manifest, output)
     end_work(output)
     return manifest
@@ -180,8 +182,6 @@ def _list_and_plan(config: PrepareConfig, progress: Progress) -> Plan:
         raise DataPrepError(f"source.path: can't list the source: {error}") from None
     counts = ", ".join(f"{len(refs):,} {split}" for split, refs in listing.splits.items())
     progress(f"source: {counts} samples in {len(listing.classes):,} classes")
-    for note in listing.notes:
-        progress(f"note: {note}")
     try:
         return make_plan(config, source, listing)
     except OSError as error:

@@ -13,6 +13,7 @@ from data_prep.digest import dataset_digest
 from data_prep.errors import DataPrepError
 from data_prep.index import read_index
 from data_prep.manifest import DatasetManifest, SplitInfo
+from data_prep.notes import dataset_notes
 from data_prep.object_report import sum_objects
 from data_prep.plan import Plan, encoder_versions, recorded_settings
 from data_prep.shard import ShardRecord
@@ -37,13 +38,12 @@ def build_manifest(
     splits = {split: _split_info(split, records) for split in sorted({task.split for task in plan.tasks})}
     mean, std = channel_statistics(np.sum([record.histogram for record in records], axis=0))
     first_format = sorted(config.output.formats)[0]
-    digest = dataset_digest(
-        plan.classes,
-        {
-            name: (read_index(output / shard.index) for shard in split.formats[first_format])
-            for name, split in splits.items()
-        },
-    )
+    indexes = {
+        name: [read_index(output / shard.index) for shard in split.formats[first_format]]
+        for name, split in splits.items()
+    }
+    digest = dataset_digest(plan.classes, indexes)
+    notes = [*plan.notes, *dataset_notes(plan.task, plan.classes, indexes)]
     return DatasetManifest(
         name=output.name,
         task=plan.task,
@@ -58,7 +58,7 @@ def build_manifest(
             "exif_orientation": "ignored",
             "num_rejected": sum(len(record.rejected) for record in records),
             **_objects(plan, records),
-            **({"notes": list(plan.notes)} if plan.notes else {}),
+            **({"notes": notes} if notes else {}),
             "listing": plan.listing,
             **encoder_versions(),
         },

@@ -77,7 +77,7 @@ class ImageFolder:
 
     def _notes(self) -> Iterator[str]:
         if self._no_images:
-            most = self._no_images.most_common(_SHOWN)
+            most = sorted(self._no_images.items(), key=lambda one: (-one[1], one[0]))[:_SHOWN]
             kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in most)
             yield f"{self._no_images.total():,} files in class folders are no images and were passed over: {kinds}"
 

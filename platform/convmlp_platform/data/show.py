@@ -147,6 +147,7 @@ def _lines(view: SplitView, found: ClassCounts) -> list[str]:
             + (f"; {empty:,} classes don't occur" if empty > 1 else "")
         )
     lines.append(f"  sizes     {_sizes(view)}")
+    lines += [f"  note      {note}" for note in manifest.preprocessing.get("notes", [])]
     if objects := objects_of(manifest):
         lines.append(
             f"  objects   {describe(objects)}" + (f", see {ODD_OBJECTS_NAME}" if objects.has_odd else "")

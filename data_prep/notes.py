@@ -1,0 +1,109 @@
+"""What a person would want to know of a dataset before training on it: each a line, none an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.index import ShardIndex
+from data_prep.manifest import Task
+
+_SHOWN = 3
+_FEW = 10
+"""Images of a class, below which a line says so."""
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """All samples of a dataset: of each its split's number, key, label and the hash of its source."""
+
+    splits: list[str]
+    split: NDArray[np.int64]
+    keys: list[str]
+    label: NDArray[np.int64]
+    hashes: NDArray[np.void]
+
+    def name(self, sample: int) -> str:
+        """`train/class_0/image_1`."""
+        return f"{self.splits[int(self.split[sample])]}/{self.keys[sample]}"
+
+
+def dataset_notes(
+    task: Task, classes: Sequence[str], indexes: Mapping[str, Sequence[ShardIndex]]
+) -> list[str]:
+    """Identical images of several splits or classes; classes of one split alone, or of few images.
+
+    Images are identical where their bytes are, and those of their annotations.
+
+    Args:
+        task: only classification has a label for the image.
+        classes: names by label.
+        indexes: of every split, the indexes of its shards in one format.
+    """
+    samples = _collected(indexes)
+    notes = list(_twins(samples, task))
+    if task == "classification":
+        notes += _class_notes(samples, classes)
+    return notes
+
+
+def _collected(indexes: Mapping[str, Sequence[ShardIndex]]) -> _Samples:
+    splits = sorted(indexes)
+    parts = [(number, index) for number, split in enumerate(splits) for index in indexes[split]]
+    hashes = np.concatenate([np.ascontiguousarray(index.source_hash) for _, index in parts])
+    return _Samples(
+        splits,
+        np.concatenate([np.full(len(index.label), number, np.int64) for number, index in parts]),
+        [key for _, index in parts for key in index.keys.to_pylist()],
+        np.concatenate([index.label.astype(np.int64) for _, index in parts]),
+        hashes.view(np.dtype((np.void, hashes.shape[1]))).ravel(),
+    )
+
+
+def _twins(samples: _Samples, task: Task) -> Iterator[str]:
+    order = np.argsort(samples.hashes, kind="stable")
+    starts = np.flatnonzero(np.r_[True, samples.hashes[order][1:] != samples.hashes[order][:-1]])
+    groups = [group for group in np.split(order, starts[1:]) if len(group) > 1]
+    across = [group for group in groups if len(np.unique(samples.split[group])) > 1]
+    if across:
+        copies = sum(len(group) for group in across)
+        yield (
+            f"{copies:,} images stand in several splits as the same bytes, so that evaluation sees what was "
+            + (f"trained: {_shown(samples, across)}")
+        )
+    mixed = [group for group in groups if len(np.unique(samples.label[group])) > 1]
+    if mixed and task == "classification":
+        copies = sum(len(group) for group in mixed)
+        yield f"{copies:,} images have several classes as the same bytes: {_shown(samples, mixed)}"
+    same = [group for group in groups if len(np.unique(samples.split[group])) == 1]
+    if same:
+        copies = sum(len(group) - 1 for group in same)
+        yield f"{copies:,} images are copies of another in their split: {_shown(samples, same)}"
+
+
+def _class_notes(samples: _Samples, classes: Sequence[str]) -> Iterator[str]:
+    counts = {
+        split: np.bincount(samples.label[samples.split == number], minlength=len(classes))
+        for number, split in enumerate(samples.splits)
+    }
+    for split, found in counts.items():
+        others = np.sum([count for name, count in counts.items() if name != split], axis=0)
+        only = np.flatnonzero((found > 0) & (others == 0))
+        if len(only) and len(counts) > 1:
+            yield f"{len(only):,} classes occur in {split} only: {_named(only, classes)}"
+    reference = "train" if "train" in counts else samples.splits[0]
+    few = np.flatnonzero((counts[reference] > 0) & (counts[reference] < _FEW))
+    if len(few):
+        yield f"{len(few):,} classes have fewer than {_FEW} images in {reference}: {_named(few, classes)}"
+
+
+def _named(labels: NDArray[np.intp], classes: Sequence[str]) -> str:
+    return ", ".join(classes[label] for label in labels[:_SHOWN].tolist()) + ", ..." * (len(labels) > _SHOWN)
+
+
+def _shown(samples: _Samples, groups: Sequence[NDArray[np.intp]]) -> str:
+    named = sorted(sorted(map(samples.name, group.tolist()))[:_SHOWN] for group in groups)
+    return "; ".join(" = ".join(names) for names in named[:_SHOWN]) + "; ..." * (len(groups) > _SHOWN)
