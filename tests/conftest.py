@@ -22,7 +22,7 @@ settings.load_profile("fast")
 # A file goes to one worker as a whole: a long one that comes last leaves the other workers idle.
 LONGEST_FIRST = (
     "test_remote_run",  # it forks a reader beside S3's threads, which once crashed late in a worker's life
-    "test_engines_agree", "test_run", "test_chaos_short", "test_bad_numbers", "test_launch_on_ray", "test_commit_first",
+    "test_launch_on_ray", "test_engines_agree", "test_run", "test_bad_numbers", "test_commit_first",
     "test_engine_refusal", "test_detection_task", "test_tracking_server", "test_launch_secrets", "test_blame",
     "test_launch_check", "test_exactly_once", "test_tracking_preparation", "test_reader_in_a_run",
     "test_checkpoint_faults", "test_fault_matrix", "test_fuzz_short", "test_loader", "test_cli",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from chaos_faults import SHORT
 from chaos_play import undisturbed_without_ray
 from chaos_site import chaos_site
@@ -12,6 +13,7 @@ from prepared import digits
 from run_chaos import job_settings, play, table
 
 
+@pytest.mark.slow
 def test_a_run_under_faults_ends_where_it_would_have_ended(tmp_path: Path) -> None:
     job, data = job_settings(60, launch__hang__grace_s=5.0), digits("webdataset")
     with ThreadPoolExecutor(1) as pool:

@@ -189,6 +189,7 @@ def fail_requests(s3: S3Proxy, name: str, only: str = "") -> int:
     return len(chosen)
 
 
+@pytest.mark.slow
 def test_a_commit_that_fails_once_costs_no_checkpoint(s3: S3Proxy) -> None:
     """Among the faults: the manifest is there, and its answer is lost."""
     assert fail_requests(s3, "some", "PUT .*/manifest.json") == 4

@@ -27,7 +27,7 @@ def test_keyed_permutation_needs_no_table(size: int, key: int, data: st.DataObje
     assert image.max() < size
 
 
-@pytest.mark.parametrize("size", [3, 8, 17, 40])
+@pytest.mark.parametrize("size", [3, 17])
 def test_every_element_is_equally_likely_at_every_place(size: int) -> None:
     trials = 2000
     counts = np.zeros((size, size))

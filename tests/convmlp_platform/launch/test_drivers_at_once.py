@@ -99,6 +99,7 @@ def test_of_four_drivers_one_trains_and_the_others_name_it(job: Path) -> None:
     assert not (job.parent / "runs" / "twice" / NAME).exists()
 
 
+@pytest.mark.slow
 def test_the_ranks_of_one_job_take_one_lease(job: Path) -> None:
     said = drivers(job, 2, ranks=True)
     assert "codes 0 0" in said, said

@@ -75,6 +75,7 @@ def _asked(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_more_gpus_than_the_cluster_has(site: Site, digits: Path) -> None:
     done = site.run(*TRAIN, "--set", "name=gpus", "--set", "launch.use_gpu=true")
     assert done.returncode == 2, done.stdout + done.stderr

@@ -92,7 +92,7 @@ def test_a_run_ends_and_starting_it_again_changes_nothing(tmp_path: Path) -> Non
     assert (tmp_path / "runs" / "tiny" / "plots" / "predictions.png").is_file()
 
 
-@pytest.mark.parametrize("world_sizes", [(1, 1, 1), (2, 1, 1)])
+@pytest.mark.parametrize("world_sizes", [(1, 1, 1), pytest.param((2, 1, 1), marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_where_the_undisturbed_one_does(
     tmp_path: Path, undisturbed: tuple[RunResult, dict[int, float]], world_sizes: tuple[int, ...]
 ) -> None:
