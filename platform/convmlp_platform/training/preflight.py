@@ -30,6 +30,9 @@ from data_prep.errors import DataPrepError
 from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
 from data_prep.urls import is_url, local_path
 
+_FEW_UPDATES = 100
+"""Of the weights, below which a line says so."""
+
 
 @dataclass
 class PreflightReport:
@@ -144,7 +147,29 @@ def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightRepor
         f"{manifest.num_classes:,} classes, {data.format}, {manifest.digest[:19]}…",
         f"steps    {plan.stop_step:,} of {batch:,} images each; an epoch is {plan.steps_per_epoch:,.1f} "
         f"steps, the schedule {plan.total_epochs:g} epochs{cut}",
+        *_advice(plan, count),
     ]
+
+
+def _advice(plan: StepPlan, count: int) -> Iterator[str]:
+    """Where a recipe makes little sense for so few images, which is no error."""
+    training, schedule = plan.job.training, plan.job.schedule
+    if training.global_batch_size > count:
+        yield (
+            f"advice   training.global_batch_size (={training.global_batch_size:,}) is more than the {count:,} images "
+            "of the split: a step holds some of them twice; lower it"
+        )
+    if 0 < plan.total_steps < _FEW_UPDATES:
+        yield (
+            f"advice   {plan.total_steps:,} updates are few for training from scratch: lower "
+            f"training.global_batch_size, raise {training.length}, or start from trained weights (model.init_from)"
+        )
+    warmup = schedule.warmup_steps or schedule.warmup_epochs * plan.steps_per_epoch
+    if plan.total_steps and warmup > plan.total_steps / 2:
+        yield (
+            f"advice   warm-up takes {warmup:,.0f} of {plan.total_steps:,} updates, more than half: lower "
+            f"schedule.warmup_{'steps' if schedule.warmup_steps else 'epochs'}"
+        )
 
 
 def _check_schedule(plan: StepPlan, report: PreflightReport) -> None:

@@ -183,3 +183,13 @@ def test_the_check_before_a_start_says_so_too(tmp_path: Path) -> None:
     assert any("started with another recipe" in line for line in problems)
     assert "  seed: 5 → 6" in problems
     assert preflight(job(tmp_path)).problems == []
+
+
+def test_the_check_says_where_a_recipe_makes_little_sense(tmp_path: Path) -> None:
+    large = {"epochs": 50, "global_batch_size": 2048, "micro_batch_size": 8}
+    report = preflight(job(tmp_path, training=large, schedule={"warmup_epochs": 40}))
+    advice = [line.split()[1] for line in report.summary if line.startswith("advice")]
+    assert report.problems == []
+    assert advice == ["training.global_batch_size", "35", "warm-up"]
+    usual = job(tmp_path, training={"epochs": 2, "global_batch_size": 16, "micro_batch_size": 4})
+    assert not [line for line in preflight(usual).summary if line.startswith("advice")]
