@@ -207,11 +207,15 @@ class EvalTransform:
 
     def render(self, image: Image.Image, out: Pixels) -> None:
         """Fill `out` (size, size, 3)."""
-        out[:] = self._cut(_to_rgb(_middle(image))).permute(1, 2, 0).numpy()
+        out[:] = self._pixels(image).permute(1, 2, 0).numpy()
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A PIL image → normalised float32 [3, size, size]."""
-        return self.normalize(self._cut(_to_rgb(_middle(image))).contiguous())
+        return self.normalize(self._pixels(image).contiguous())
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """What the network looks at: uint8 [3, size, size]."""
+        return self._cut(_to_rgb(_middle(image)))
 
 
 eval_transform = EvalTransform

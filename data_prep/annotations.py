@@ -6,8 +6,8 @@ their values. So a dataset's `instances_*.json` can be rebuilt from its shards (
 
 Objects that training can't use but that are in published datasets (a box without area or more than a pixel outside
 the image) are kept as they are, and `Detection.usable` is False for them, as `usable_masks` is for polygons of fewer
-than three points;
-preparation lists them (`data_prep.object_report`). Objects that contradict themselves or the image reject the sample.
+than three points; preparation lists them (`data_prep.object_report`). Objects that contradict themselves or the image
+reject the sample.
 """
 
 from __future__ import annotations

@@ -48,11 +48,14 @@ class Contents:
     stamps: NDArray[np.int64]
     """Shape (samples,): of size and modification time of a sample's files; 0 where it has none."""
 
+    def changed_documents(self, now: Contents) -> list[str]:
+        """Those that have another content by now, or are gone."""
+        return [path for path, sha256 in self.documents.items() if now.documents.get(path) != sha256]
+
     def differs(self, now: Contents) -> str:
         """How many samples' files and which documents have changed, in words, or ''."""
         count = int((self.stamps != now.stamps).sum())
-        documents = [path for path, sha256 in self.documents.items() if now.documents.get(path) != sha256]
-        return ", ".join([f"{count:,} files of the source"] * bool(count) + documents)
+        return ", ".join([f"{count:,} files of the source"] * bool(count) + self.changed_documents(now))
 
     def write(self, output: Path) -> None:
         """Keep them beside the dataset's manifest; nothing where no file belongs to a sample.
@@ -67,14 +70,30 @@ class Contents:
         write_atomically(output / CONTENTS_NAME, recorded.model_dump_json().encode())
 
 
-def contents_of(source: Source, splits: Iterable[Sequence[SampleRef]], documents: Iterable[Path]) -> Contents:
+def _kept(output: Path) -> Contents | None:
+    """What `write` kept; None where an older release or a copy kept nothing, or it is damaged."""
+    try:
+        recorded = read_json(output / CONTENTS_NAME, _Recorded)
+        return Contents(recorded.documents, np.frombuffer(b64decode(recorded.stamps), "<i8"))
+    except (OSError, ValueError, DamagedJson):
+        return None
+
+
+def contents_of(
+    source: Source, samples: Iterable[Sequence[SampleRef]], documents: Iterable[Path]
+) -> Contents:
     """Look at every file once, without reading it, and read the documents.
+
+    Args:
+        source: the source.
+        samples: of shards or splits, in the order of the plan.
+        documents: the listing's.
 
     Raises:
         OSError: a document can't be read.
     """
     stamp = _Stamps(source)
-    stamps = [stamp(ref) for refs in splits for ref in refs]
+    stamps = [stamp(ref) for refs in samples for ref in refs]
     return Contents({str(path): sha256_file(path) for path in documents}, np.array(stamps, np.int64))
 
 
@@ -89,7 +108,7 @@ class _Stamps:
         files = self._files(ref) if self._files else ()
         if files != self._last[0]:
             stamps = repr([_stamp(file) for file in files]).encode()
-            self._last = (files, int(np.uint64(xxhash.xxh3_64_intdigest(stamps)).astype(np.int64)))
+            self._last = (files, int.from_bytes(xxhash.xxh3_64_digest(stamps), signed=True))
         return self._last[1]
 
 
@@ -114,17 +133,16 @@ def changes(
         source: the source.
         shards: index and samples of each shard, in the order of the contents.
     """
-    try:
-        recorded = read_json(output / CONTENTS_NAME, _Recorded)
-        stamps = np.frombuffer(b64decode(recorded.stamps), "<i8")
-    except (OSError, ValueError, DamagedJson):
-        return ""  # of an older release, or a copy
-    for path, sha256 in now.documents.items():
-        if recorded.documents.get(path, sha256) != sha256:
-            return f"{path} has another content now"
-    if stamps.shape != now.stamps.shape or np.array_equal(stamps, now.stamps):
+    before = _kept(output)
+    if before is None:
         return ""
-    suspects, changed = set(np.flatnonzero(stamps != now.stamps).tolist()), list[str]()
+    if documents := before.changed_documents(now):
+        return f"{documents[0]} has another content now"
+    if before.stamps.shape != now.stamps.shape:
+        return ""
+    suspects, changed = set(np.flatnonzero(before.stamps != now.stamps).tolist()), list[str]()
+    if not suspects:
+        return ""
     place = 0
     for index, refs in shards:
         near = [ref for at, ref in enumerate(refs, place) if at in suspects]

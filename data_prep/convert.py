@@ -29,7 +29,7 @@ from data_prep.plan import Plan, make_plan
 from data_prep.progress import Meter
 from data_prep.shard import ShardRecord, ShardTask, write_shard
 from data_prep.source_config import DigitsSource
-from data_prep.sources import SampleRef, open_source
+from data_prep.sources import open_source
 from data_prep.summary import build_manifest, describe
 
 _SHOWN_REJECTS = 5
@@ -153,10 +153,8 @@ def _run(
 
 def _expect_unchanged(plan: Plan) -> None:
     """A source that changes while it is read is neither what it was nor what it is now; the finished shards stay."""
-    splits: dict[str, list[SampleRef]] = {}
-    for task in plan.tasks:
-        splits.setdefault(task.split, []).extend(task.samples.refs)
-    now = contents_of(plan.source, splits.values(), map(Path, plan.contents.documents))
+    samples = (task.samples.refs for task in plan.tasks)
+    now = contents_of(plan.source, samples, map(Path, plan.contents.documents))
     if found := plan.contents.differs(now):
         raise DataPrepError(f"{found} changed while they were being prepared: start the job again")
 

@@ -12,7 +12,6 @@ from data_prep.contents import changes
 from data_prep.errors import DataPrepError
 from data_prep.manifest import DatasetManifest, load_manifest
 from data_prep.plan import Plan, recorded_settings
-from data_prep.shard import shard_file
 from data_prep.source_config import ACQUISITION_FIELDS
 
 
@@ -33,16 +32,8 @@ def difference(output: Path, given: PrepareConfig, make_plan: Callable[[], Plan]
         return ""
     if plan.listing != manifest.preprocessing.get("listing"):
         return "the source has other samples or classes now"
-    shards = [
-        (output / shard_file(task.split, task.number, manifest.formats[0]), task.samples.refs)
-        for task in plan.tasks
-    ]
-    return changes(
-        output,
-        plan.contents,
-        plan.source,
-        [(path.with_suffix(".index.arrow"), refs) for path, refs in shards],
-    )
+    shards = [(task.index_path(manifest.formats[0]), task.samples.refs) for task in plan.tasks]
+    return changes(output, plan.contents, plan.source, shards)
 
 
 def _setting_difference(manifest: DatasetManifest, given: PrepareConfig) -> str:

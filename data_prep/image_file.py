@@ -151,8 +151,8 @@ def reason(error: Exception) -> str:
 
 _OTHER_KINDS = (
     (b"II*\0", 0, "TIFF"), (b"MM\0*", 0, "TIFF"), (b"GIF8", 0, "GIF"), (b"ftypavif", 4, "AVIF"),
-    (b"ftyphei", 4, "HEIC"),
-    (b"ftypmif1", 4, "HEIF"), (b"8BPS", 0, "Photoshop"), (b"DDS ", 0, "DDS"), (b"jP  ", 4, "JPEG 2000"),
+    (b"ftyphei", 4, "HEIC"), (b"ftypmif1", 4, "HEIF"), (b"8BPS", 0, "Photoshop"), (b"DDS ", 0, "DDS"),
+    (b"jP  ", 4, "JPEG 2000"),
     (b"\xff\x0a", 0, "JPEG XL"), (b"JXL ", 4, "JPEG XL"), (b"%!PS", 0, "PostScript"), (b"%PDF", 0, "PDF"),
     (b"P6", 0, "PPM"), (b"P5", 0, "PGM"), (b"P4", 0, "PBM"), (b"<svg", 0, "SVG"), (b"<?xml", 0, "XML"),
 )  # fmt: skip

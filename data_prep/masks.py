@@ -80,11 +80,9 @@ def _open(content: bytes) -> Image.Image:
         raise RejectedSample(f"the mask: {error}") from None
     except Exception as error:  # Pillow's decoder raises nearly any type on damaged files
         raise RejectedSample(f"the mask is not an intact PNG file: {type(error).__name__}") from None
-    if image.mode == "L" and content.startswith(SIGNATURE) and (depth := content[24]) < 8:
-        # Pillow spreads 1, 2 and 4 bits over 0..255: class 1 of 4 bits would be 17.
-        return image.point([value // (255 // ((1 << depth) - 1)) for value in range(256)])
-    if image.mode == "1":
-        return image.convert("L").point([min(value, 1) for value in range(256)])
+    if image.mode in ("1", "L") and (depth := content[24]) < 8:
+        # Pillow spreads grey of 1, 2 and 4 bits over 0..255: class 1 of 4 bits would be 17.
+        return image.convert("L").point([value // (255 // ((1 << depth) - 1)) for value in range(256)])
     if image.mode not in _MODES:
         raise RejectedSample(f"the mask's mode is {image.mode}, expected 8-bit greyscale (L) or palette (P)")
     return image

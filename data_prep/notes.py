@@ -64,15 +64,16 @@ def _collected(indexes: Mapping[str, Sequence[ShardIndex]]) -> _Samples:
 
 
 def _twins(samples: _Samples, task: Task) -> Iterator[str]:
-    order = np.argsort(samples.hashes, kind="stable")
-    starts = np.flatnonzero(np.r_[True, samples.hashes[order][1:] != samples.hashes[order][:-1]])
-    groups = [group for group in np.split(order, starts[1:]) if len(group) > 1]
+    _, image, uses = np.unique(samples.hashes, return_inverse=True, return_counts=True)
+    order = np.argsort(image, kind="stable")
+    order = order[uses[image[order]] > 1]
+    groups = np.split(order, np.flatnonzero(np.diff(image[order])) + 1) if len(order) else []
     across = [group for group in groups if len(np.unique(samples.split[group])) > 1]
     if across:
         copies = sum(len(group) for group in across)
         yield (
-            f"{copies:,} images stand in several splits as the same bytes, so that evaluation sees what was "
-            + (f"trained: {_shown(samples, across)}")
+            f"{copies:,} images stand in several splits as the same bytes, so that evaluation sees what was trained: "
+            f"{_shown(samples, across)}"
         )
     mixed = [group for group in groups if len(np.unique(samples.label[group])) > 1]
     if mixed and task == "classification":

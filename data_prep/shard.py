@@ -52,6 +52,10 @@ class ShardTask:
         """The shard's file."""
         return self.output / shard_file(self.split, self.number, format_name)
 
+    def index_path(self, format_name: str) -> Path:
+        """The shard's index."""
+        return self.path(format_name).with_suffix(".index.arrow")
+
 
 class ShardRecord(BaseModel):
     """A finished shard: its files by format (none if every sample was rejected) and what was seen in it."""
@@ -135,7 +139,7 @@ def _describe(
 ) -> ShardInfo:
     """Write the index of a shard; read the shard back where its SHA-256 is not known."""
     path = task.path(format_name)
-    index_path = path.with_suffix(".index.arrow")
+    index_path = task.index_path(format_name)
     index = files.open(index_path)
     write_rows(index, rows)
     files.sync(index_path)

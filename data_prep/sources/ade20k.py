@@ -73,8 +73,7 @@ class Ade20k:
         """The image and its mask, or what there is of them."""
         if ref.location.startswith(f"{_MASKS}/"):
             return (f"{self.root}/{ref.location}",)
-        mask = PurePosixPath(ref.location).relative_to(_IMAGES).with_suffix(".png")
-        return (f"{self.root}/{ref.location}", f"{self.root}/{_MASKS}/{mask}")
+        return (f"{self.root}/{ref.location}", f"{self.root}/{_mask_of(ref)}")
 
     def annotation(self, ref: SampleRef) -> bytes:
         """The mask file's bytes, whose values were checked.
@@ -82,7 +81,7 @@ class Ade20k:
         Raises:
             RejectedSample: there is no mask, it can't be decoded, or it has values that are no class.
         """
-        mask = self.root / _MASKS / PurePosixPath(ref.location).relative_to(_IMAGES).with_suffix(".png")
+        mask = self.root / _mask_of(ref)
         try:
             content = mask.read_bytes()
         except FileNotFoundError:
@@ -141,6 +140,11 @@ class Ade20k:
                 raise DataPrepError(f"{path} is not a file, or a broken link: remove it")
             found.append(name)
         return found
+
+
+def _mask_of(ref: SampleRef) -> PurePosixPath:
+    """The mask's place below the root, of an image."""
+    return _MASKS / PurePosixPath(ref.location).relative_to(_IMAGES).with_suffix(".png")
 
 
 def read_classes(table: Path) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from data_prep.errors import DataPrepError
-from data_prep.sources.text_tables import is_utf16
+from data_prep.sources.text_tables import refuse_utf16
 
 _WINDOW_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -77,8 +77,7 @@ class _Scanner:
         self._start = len(codecs.BOM_UTF8) if content[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8 else 0
         self._text = ""
         self._position = 0  # in the window
-        if is_utf16(content[:4]):
-            raise DataPrepError(f"{where} is UTF-16 text (Windows calls it Unicode): save it as UTF-8")
+        refuse_utf16(content[:4], where)
         self._fill(_WINDOW_BYTES)
 
     def accept(self, character: str) -> bool:

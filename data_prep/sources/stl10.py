@@ -16,6 +16,7 @@ from data_prep.source_config import Stl10Source
 from data_prep.sources.base import Listing, SampleRef
 from data_prep.sources.byte_ranges import ByteRanges, range_location
 from data_prep.sources.published import PublishedFile, expect_md5
+from data_prep.sources.text_tables import read_text
 from data_prep.sources.unpacked import Unpacked, ensure_unpacked, locate, missing_unpacked
 
 _FOLDER, _ARCHIVE = "stl10_binary", "stl10_binary.tar.gz"
@@ -59,7 +60,7 @@ class Stl10:
         if self._config.check_md5:
             for name, md5 in _published_md5().items():
                 expect_md5(self._place.folder / name, md5)
-        classes = self._read_text(_CLASS_NAMES).split()
+        classes = read_text(self._place.folder / _CLASS_NAMES).split()
         return Listing(classes, {split: self._refs(part, len(classes)) for split, part in _SPLITS.items()})
 
     def read(self, ref: SampleRef) -> NDArray[np.uint8]:
@@ -85,12 +86,6 @@ class Stl10:
             SampleRef(f"{part}-{i:05d}", label - 1, range_location(images, i * _IMAGE_BYTES, _IMAGE_BYTES))
             for i, label in enumerate(labels)
         ]
-
-    def _read_text(self, name: str) -> str:
-        try:
-            return (self._place.folder / name).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataPrepError(f"can't read {self._place.folder / name}: {error}") from None
 
 
 def _torchvision() -> Any:

@@ -39,8 +39,7 @@ def decode_text(content: bytes, where: str) -> str:
     Raises:
         DataPrepError: it is not UTF-8.
     """
-    if is_utf16(content):
-        raise DataPrepError(f"{where} is UTF-16 text (Windows calls it Unicode): save it as UTF-8")
+    refuse_utf16(content, where)
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
@@ -50,6 +49,11 @@ def decode_text(content: bytes, where: str) -> str:
         ) from None
 
 
-def is_utf16(content: bytes) -> bool:
-    """Whether text begins as UTF-16 does: with its mark, or with a plain sign of two bytes."""
-    return content.startswith(_UTF16) or (len(content) >= 4 and 0 in content[:2] and 0 in content[2:4])
+def refuse_utf16(content: bytes, where: str) -> None:
+    """Look at the first four bytes of a text: UTF-16 begins with its mark, or with plain signs of two bytes.
+
+    Raises:
+        DataPrepError: they are UTF-16.
+    """
+    if content.startswith(_UTF16) or (len(content) >= 4 and 0 in content[:2] and 0 in content[2:4]):
+        raise DataPrepError(f"{where} is UTF-16 text (Windows calls it Unicode): save it as UTF-8")

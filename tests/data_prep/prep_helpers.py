@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def folder_job(source: Path, output: Path, **settings: Any) -> PrepareConfig:
 
 def prepare_folder(source: Path, output: Path, **settings: Any) -> DatasetManifest:
     return prepare(folder_job(source, output, **settings), progress=lambda line: None)
+
+
+def rejected_lines(output: Path) -> list[dict[str, str]]:
+    """What a dataset's `rejected.jsonl` says."""
+    return [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
 
 
 def snapshot(folder: Path) -> dict[str, str]:

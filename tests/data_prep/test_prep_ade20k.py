@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import image_bytes, smooth_image
+from prep_helpers import image_bytes, rejected_lines, smooth_image
 
 from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
@@ -143,7 +142,7 @@ def test_what_is_missing_or_odd_is_rejected_with_its_reason(tmp_path: Path) -> N
         prepare_ade(root, tmp_path / "out", max_rejected=0.2)
     manifest = prepare_ade(root, tmp_path / "out", max_rejected=0.8)
     assert manifest.splits["train"].num_samples == 3
-    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    lines = rejected_lines(tmp_path / "out")
     expected = {
         "images/training/scene.1.png": "the image has no mask annotations/training/scene.1.png",
         "annotations/training/scene.2.png": "the mask has no image of its name under images/",

@@ -13,7 +13,7 @@ import pytest
 from coco_files import average_precision, made_up_document, make_coco, write_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prep_helpers import image_bytes, smooth_image
+from prep_helpers import image_bytes, rejected_lines, smooth_image
 
 from data_prep.annotations import Detection, parse_detection, to_coco
 from data_prep.config import OutputConfig, PrepareConfig
@@ -258,7 +258,7 @@ def test_contradictions_leave_their_image_out(tmp_path: Path) -> None:
     with pytest.raises(DataPrepError, match="max_rejected"):
         prepare_coco(tmp_path / "coco", tmp_path / "out")
     manifest = prepare_coco(tmp_path / "coco", tmp_path / "out", max_rejected=0.3, max_unusable_objects=0.1)
-    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    lines = rejected_lines(tmp_path / "out")
     assert {line["key"]: line["reason"].partition(": ")[2] or line["reason"] for line in lines} == {
         "zweite%20Ebene/gr%C3%B6%C3%9Fe": "run lengths of 5 pixels, the image has 3072",
         "000000009021": "bbox [1, 2, 3] is not four finite numbers",

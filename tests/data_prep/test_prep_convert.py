@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, smooth_image, snapshot
+from prep_helpers import (
+    folder_job,
+    image_bytes,
+    make_folder,
+    prepare_folder,
+    rejected_lines,
+    smooth_image,
+    snapshot,
+)
 from pydantic import ValidationError
 
 from data_prep import convert
@@ -222,7 +229,7 @@ def test_rejected_budget(source: Path, tmp_path: Path) -> None:
         load_manifest(tmp_path / "out")
 
     manifest = prepare_folder(source, tmp_path / "out", max_rejected=0.2)  # shards written above are kept
-    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    lines = rejected_lines(tmp_path / "out")
     assert [(line["split"], line["key"]) for line in lines] == [
         ("train", "class_0/empty"),
         ("train", "class_1/text"),

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 from prep_helpers import folder_job, image_bytes, smooth_image
+from published_minis import write_files
 
 from data_prep.convert import prepare
 
 
 def folder(root: Path, images: dict[str, int]) -> Path:
     """`split/class/name` → the number of an image."""
-    for name, number in images.items():
-        path = root / f"{name}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image_bytes(smooth_image(number)))
-    return root
+    return write_files(
+        root, {f"{name}.jpg": image_bytes(smooth_image(number)) for name, number in images.items()}
+    )
 
 
 def whole(classes: str = "ab", count: int = 12) -> dict[str, int]:

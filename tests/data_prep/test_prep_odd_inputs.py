@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import tarfile
 import warnings
@@ -13,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 import pytest
 from odd_files import Pixels, bad_files, good_files, rgb
-from prep_helpers import folder_job, image_bytes, prepare_folder, smooth_image
+from prep_helpers import folder_job, image_bytes, prepare_folder, rejected_lines, smooth_image
 
 from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
@@ -104,7 +103,7 @@ def test_files_pass_through_under_the_suffix_of_their_content(prepared: Path) ->
 
 
 def test_every_other_file_is_rejected_with_its_reason(prepared: Path) -> None:
-    lines = [json.loads(line) for line in (prepared / "rejected.jsonl").read_text().splitlines()]
+    lines = rejected_lines(prepared)
     assert sorted(Path(line["location"]).name for line in lines) == sorted(BAD)
     for line in lines:
         name = Path(line["location"]).name
@@ -133,7 +132,7 @@ def test_structure_finds_what_is_cut_off(tmp_path: Path) -> None:
     for name in ("cut_in_its_header.jpg", "cut_in_its_pixels.jpg", "empty.jpg"):
         (source / name).write_bytes(BAD[name][0])
     job(tmp_path / "source", tmp_path / "out", max_rejected=0.5, validate_images="structure")
-    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    lines = rejected_lines(tmp_path / "out")
     assert [line["reason"] for line in lines] == [
         next(line["reason"] for line in lines if Path(line["location"]).name == name)
         for name in ("cut_in_its_header.jpg", "cut_in_its_pixels.jpg", "empty.jpg")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from odd_files import png
 from PIL import Image
-from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, smooth_image
+from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, rejected_lines, smooth_image
+from published_minis import write_files, write_tar
 
 from convmlp.transforms import EvalTransform
 from data_prep.config import OutputConfig, PrepareConfig
@@ -22,16 +21,6 @@ from data_prep.manifest import DatasetManifest
 from data_prep.masks import read_mask
 from data_prep.source_config import WebDatasetSource
 from data_prep.sources.text_tables import decode_text
-
-
-def rejected(output: Path) -> dict[str, str]:
-    lines = (output / "rejected.jsonl").read_text().splitlines()
-    return {one["location"]: one["reason"] for one in map(json.loads, lines)}
-
-
-def put(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -51,17 +40,17 @@ def test_images_of_other_kinds_are_read_or_counted(
     tmp_path: Path, suffix: str, kind: str, reason: str | None
 ) -> None:
     source = make_folder(tmp_path / "source")
-    put(source / "train" / "class_0" / f"x.{suffix}", image_bytes(smooth_image(7), kind))
+    write_files(source, {f"train/class_0/x.{suffix}": image_bytes(smooth_image(7), kind)})
     manifest = prepare_folder(source, tmp_path / "out", max_rejected=0.1)
-    found = rejected(tmp_path / "out")
+    found = {line["location"]: line["reason"] for line in rejected_lines(tmp_path / "out")}
     assert found == ({} if reason is None else {f"train/class_0/x.{suffix}": reason})
     assert manifest.splits["train"].num_samples == 12 - len(found)
 
 
 def test_files_that_are_no_images_are_noted(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source")
-    for name in ("Thumbs.db", "notes.txt", "more.txt", "LICENSE"):
-        put(source / "train" / "class_0" / name, b"no image")
+    names = ("Thumbs.db", "notes.txt", "more.txt", "LICENSE")
+    write_files(source, {f"train/class_0/{name}": b"no image" for name in names})
     lines: list[str] = []
     manifest = prepare(folder_job(source, tmp_path / "out"), progress=lines.append)
     note = "4 files in class folders are no images and were passed over: 2 .txt, 1 without suffix, 1 .db"
@@ -72,7 +61,7 @@ def test_files_that_are_no_images_are_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["__MACOSX", "lost+found", "@eaDir", "0empty", "class_0a"])
 def test_a_folder_without_images_is_no_class(tmp_path: Path, name: str) -> None:
     source = make_folder(tmp_path / "source")
-    put(source / "train" / name / "._1.jpg", b"\0\5\26\7")
+    write_files(source, {f"train/{name}/._1.jpg": b"\0\5\26\7"})
     with pytest.raises(
         DataPrepError, match=rf"1 class folders without images: {name.replace('+', '.')}; remove"
     ):
@@ -88,11 +77,7 @@ def test_a_class_of_training_may_have_no_images_in_validation(tmp_path: Path) ->
 
 def tar_job(root: Path, members: dict[str, bytes], **settings: Any) -> DatasetManifest:
     root.mkdir(exist_ok=True)
-    with tarfile.open(root / "train.tar", "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    write_tar(root / "train.tar", members)
     source = WebDatasetSource(path=root, splits={"train": "train.tar"})
     job = PrepareConfig(source=source, output=OutputConfig(path=root.parent / "out"), **settings)
     return prepare(job, progress=lambda line: None)
@@ -123,8 +108,6 @@ def test_16_bit_grey_of_few_bits_keeps_its_contrast(tmp_path: Path, bits: int) -
     ("depth", "rows"), [(4, b"\x00\x10\x00\x23"), (2, b"\x00\x40\x00\xb0"), (1, b"\x00\x40\x00\x80")]
 )
 def test_masks_of_few_bits_hold_classes(depth: int, rows: bytes) -> None:
-    from odd_files import png
-
     values = read_mask(png(2, 2, depth, 0, rows))
     bits = [[row >> (8 - depth), row >> (8 - 2 * depth) & ((1 << depth) - 1)] for row in (rows[1], rows[3])]
     assert values.tolist() == bits
@@ -148,7 +131,7 @@ def test_usual_shapes_are_resized_as_a_whole() -> None:
     out = np.zeros((32, 32, 3), np.uint8)
     transform = EvalTransform(32, mean=(0.5,) * 3, std=(0.5,) * 3)
     transform.render(image, out)
-    whole = image.resize(((36 * 8), 36), Image.Resampling.BICUBIC)
+    whole = image.resize((36 * 8, 36), Image.Resampling.BICUBIC)
     left, top = (whole.width - 32) // 2, 2
     assert np.array_equal(out, np.asarray(whole.crop((left, top, left + 32, top + 32))))
 
@@ -158,7 +141,7 @@ def test_usual_shapes_are_resized_as_a_whole() -> None:
 def test_tables_from_any_editor_are_the_same(tmp_path: Path, mark: str, newline: str) -> None:
     source = make_folder(tmp_path / "source")
     lines = [f"class_{number} Nämé {number}, other" for number in range(3)]
-    put(source / "names.txt", (mark + newline.join([*lines, ""])).encode())
+    write_files(source, {"names.txt": (mark + newline.join([*lines, ""])).encode()})
     manifest = prepare_folder(source, tmp_path / "out", class_names=Path("names.txt"))
     assert manifest.classes == ["Nämé 0", "Nämé 1", "Nämé 2"]
 
