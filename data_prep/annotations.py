@@ -33,7 +33,6 @@ from data_prep.detection_checks import (
     reach,
 )
 from data_prep.errors import RejectedSample
-from data_prep.manifest import Task
 from data_prep.masks import read_mask, resize_mask
 
 _KEYS = {"file_name", "height", "image_id", "objects", "width"}
@@ -246,27 +245,44 @@ def to_coco(
     return content
 
 
-def fit_annotation(
-    task: Task, content: bytes, source_size: tuple[int, int], stored_size: tuple[int, int]
-) -> bytes:
-    """The annotation of an image as it is stored: a mask shrinks with its image, everything else is untouched.
+def expect_same_size(content: bytes, size: tuple[int, int], *, if_turned: str = "") -> None:
+    """Compare an image's size with what its annotation says.
 
     Args:
-        task: detection or segmentation.
-        content: the annotation's JSON or mask, whose contents the source has checked.
-        source_size: height and width of the image in the source.
-        stored_size: height and width of the image as stored.
+        content: what `detection_json` made.
+        size: height and width of the image, as the job sees it.
+        if_turned: more words, where the annotation's size is the image's with its sides exchanged.
 
     Raises:
         RejectedSample: it is of an image of another size.
     """
-    if task == "segmentation":
-        size = read_mask(content).shape
-    else:
-        fields = from_json(content)
-        size = (fields["height"], fields["width"])
-    if size != source_size:
+    fields = from_json(content)
+    _expect_size((fields["height"], fields["width"]), size, if_turned)
+
+
+def fit_mask(
+    content: bytes, source_size: tuple[int, int], stored_size: tuple[int, int], *, if_turned: str = ""
+) -> tuple[bytes, NDArray[np.bool_]]:
+    """A mask as it is stored, shrunk with its image, and which of the 256 values occur in it.
+
+    Args:
+        content: the mask, whose values the source has checked.
+        source_size: height and width of the image in the source, as the job sees it.
+        stored_size: height and width of the image as stored and seen.
+        if_turned: as in `expect_same_size`.
+
+    Raises:
+        RejectedSample: it is of an image of another size.
+    """
+    values = read_mask(content)
+    _expect_size(values.shape, source_size, if_turned)
+    occurring = np.bincount(values.ravel(), minlength=256) > 0
+    return resize_mask(content, stored_size[1], stored_size[0]), occurring
+
+
+def _expect_size(size: tuple[int, ...], expected: tuple[int, int], if_turned: str) -> None:
+    if size != expected:
+        more = if_turned if size == expected[::-1] else ""
         raise RejectedSample(
-            f"the annotation is of {size[1]} x {size[0]} pixels, the image has {source_size[1]} x {source_size[0]}"
+            f"the annotation is of {size[1]} x {size[0]} pixels, the image has {expected[1]} x {expected[0]}{more}"
         )
-    return resize_mask(content, stored_size[1], stored_size[0]) if task == "segmentation" else content

@@ -49,12 +49,15 @@ def order_key(seed: int, key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16, key=seed.to_bytes(8, "little")).digest()
 
 
-def dataset_digest(classes: Sequence[str], splits: Mapping[str, Iterable[ShardIndex]]) -> str:
+def dataset_digest(
+    classes: Sequence[str], splits: Mapping[str, Iterable[ShardIndex]], *, num_turned: int = 0
+) -> str:
     """`sha256:...` over classes and all samples.
 
     Args:
         classes: class names, by label.
         splits: for each split, the indexes of its shards in order (of any one format).
+        num_turned: images that are turned upright. The same files taken as they are stored are another dataset.
     """
     digest = hashlib.sha256(_SCHEMA_TAG)
     digest.update(struct.pack("<Q", len(classes)))
@@ -70,6 +73,8 @@ def dataset_digest(classes: Sequence[str], splits: Mapping[str, Iterable[ShardIn
                 digest.update(_text(key) + struct.pack("<i", label) + hashes[16 * i : 16 * (i + 1)])
             count += len(index)
         digest.update(struct.pack("<Q", count))
+    if num_turned:
+        digest.update(_text("turned upright") + struct.pack("<Q", num_turned))
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.annotations import fit_annotation, parse_detection
+from data_prep.annotations import expect_same_size, fit_mask, parse_detection
 from data_prep.digest import annotated_hash, payload_checksum
 from data_prep.errors import DataPrepError, RejectedSample
 from data_prep.image_file import reason
@@ -17,8 +18,10 @@ from data_prep.images import Steps, StoredImage, store_image
 from data_prep.index import IndexRow
 from data_prep.manifest import Task
 from data_prep.object_report import ObjectCounts, OddObject, report
+from data_prep.orientation import other_view
 from data_prep.source_config import SourceConfig
 from data_prep.sources import AnnotatedSource, SampleRef, Source, open_source
+from data_prep.sources.names import unicode_twins
 from data_prep.writers import Payload, ShardWriter
 
 
@@ -56,6 +59,10 @@ class Filled:
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
     objects: ObjectCounts = field(default_factory=ObjectCounts)
     odd_objects: list[OddObject] = field(default_factory=list)
+    mask_values: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, np.bool_))
+    """Shape (256,): occurs the value in a mask?"""
+    num_oriented: int = 0
+    """Stored images whose files have an EXIF orientation other than upright."""
 
 
 def fill_shard(samples: ShardSamples, writers: Mapping[str, ShardWriter]) -> Filled:
@@ -69,7 +76,7 @@ def fill_shard(samples: ShardSamples, writers: Mapping[str, ShardWriter]) -> Fil
     filled = Filled({name: [] for name in writers})
     for position, ref in enumerate(samples.refs):
         try:
-            image, annotation = _store(samples, source, position)
+            image, annotation, occurring = _store(samples, source, position)
         except (DataPrepError, MemoryError):
             raise
         except Exception as error:
@@ -78,6 +85,9 @@ def fill_shard(samples: ShardSamples, writers: Mapping[str, ShardWriter]) -> Fil
                 Rejected(split=samples.split, key=ref.key, location=ref.location, reason=told)
             )
             continue
+        filled.num_oriented += image.oriented
+        if occurring is not None:
+            filled.mask_values |= occurring
         if samples.task == "detection" and annotation is not None:
             counts, odd = report(parse_detection(annotation), samples.split, ref.key)
             filled.objects += counts
@@ -90,8 +100,10 @@ def fill_shard(samples: ShardSamples, writers: Mapping[str, ShardWriter]) -> Fil
     return filled
 
 
-def _store(samples: ShardSamples, source: Source, position: int) -> tuple[StoredImage, bytes | None]:
-    """A sample as it is stored, with its annotation where the task has one."""
+def _store(
+    samples: ShardSamples, source: Source, position: int
+) -> tuple[StoredImage, bytes | None, NDArray[np.bool_] | None]:
+    """A sample as it is stored, with its annotation where the task has one, and the values that occur in a mask."""
     ref, annotation = samples.refs[position], None
     try:
         content = source.read(ref)
@@ -99,15 +111,27 @@ def _store(samples: ShardSamples, source: Source, position: int) -> tuple[Stored
             assert isinstance(source, AnnotatedSource)
             annotation = source.annotation(ref)
     except FileNotFoundError as error:
-        raise RejectedSample(f"there is no such file: {error.filename}") from None
+        missing = Path(error.filename)
+        raise RejectedSample(f"there is no such file: {missing}{_twin_of(missing)}") from None
     except OSError as error:
         raise DataPrepError(f"can't read sample {ref.key} of {samples.split}: {error}") from None
     image = store_image(content, samples.steps, histogram=position in samples.statistics)
     if annotation is None:
-        return image, None
+        return image, None, None
     image = replace(image, source_hash=annotated_hash(image.source_hash, annotation))
-    stored_size = (image.height, image.width)
-    return image, fit_annotation(samples.task, annotation, image.source_size, stored_size)
+    hint = other_view(samples.steps.exif_orientation) if image.oriented else ""
+    if samples.task == "segmentation":
+        stored, occurring = fit_mask(annotation, image.source_size, image.seen_size, if_turned=hint)
+        return image, stored, occurring
+    expect_same_size(annotation, image.source_size, if_turned=hint)
+    return image, annotation, None
+
+
+def _twin_of(missing: Path) -> str:
+    """Folders are listed only for names beyond ASCII, which alone can be written in two ways."""
+    if missing.name.isascii() or not missing.parent.is_dir():
+        return ""
+    return unicode_twins([missing.name], (entry.name for entry in missing.parent.iterdir()))
 
 
 def _index_row(ref: SampleRef, image: StoredImage, annotation: bytes | None, payload: Payload) -> IndexRow:

@@ -12,7 +12,7 @@ from data_prep.contents import changes
 from data_prep.errors import DataPrepError
 from data_prep.manifest import DatasetManifest, load_manifest
 from data_prep.plan import Plan, recorded_settings
-from data_prep.source_config import ACQUISITION_FIELDS
+from data_prep.source_config import ACQUISITION_FIELDS, recorded_source
 
 
 def difference(output: Path, given: PrepareConfig, make_plan: Callable[[], Plan]) -> str:
@@ -38,7 +38,7 @@ def difference(output: Path, given: PrepareConfig, make_plan: Callable[[], Plan]
 
 def _setting_difference(manifest: DatasetManifest, given: PrepareConfig) -> str:
     wanted_source = _with_absolute_path(given.source.model_dump(mode="json"))
-    found_source = _with_absolute_path(manifest.source)
+    found_source = _with_absolute_path(recorded_source(manifest.source))
     pairs: list[tuple[str, Any, Any]] = []
     for field in sorted((wanted_source.keys() | found_source.keys()) - ACQUISITION_FIELDS):
         pairs.append((f"source.{field}", found_source.get(field), wanted_source.get(field)))

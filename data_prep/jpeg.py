@@ -21,6 +21,7 @@ _SCAN_MARK = int.from_bytes(b"\xff\xda", "little")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
 """But those without a segment, and what stands for 0xFF itself."""
 _EXIF, _EXIF_NAME = 0xE1, b"Exif\0\0"
+_XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 _MPF, _MPF_NAME = 0xE2, b"MPF\0"
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
 _PROGRESSIVE, _SCAN, _END = 0xC2, 0xDA, 0xD9
@@ -181,6 +182,21 @@ def for_pillow(content: bytes) -> tuple[bytes, bytes]:
         if is_exif:
             exif.append(body.removeprefix(_EXIF_NAME))
     return (b"".join([*parts, content[position:]]) if parts else content), b"".join(exif)
+
+
+def camera_data(content: bytes) -> tuple[bytes, bytes]:
+    """A JPEG's EXIF data and its XMP data, each empty where it has none."""
+    exif, xmp = list[bytes](), b""
+    for code, start, end in _lenient_segments(content):
+        if code == _SCAN:
+            break
+        if code == _EXIF:
+            body = content[start + 4 : end]
+            if body.startswith(_EXIF_NAME):
+                exif.append(body.removeprefix(_EXIF_NAME))
+            elif body.startswith(_XMP_NAME):
+                xmp = body.removeprefix(_XMP_NAME)
+    return b"".join(exif), xmp
 
 
 def without_metadata(content: bytes, header: JpegHeader) -> bytes:

@@ -49,6 +49,10 @@ class ShardInfo(_Frozen):
         return value
 
 
+ExifOrientation = Literal["apply", "ignore"]
+"""Whether images are turned upright by the EXIF orientation of their files, or taken as they are stored."""
+
+
 class SplitInfo(_Frozen):
     """One split; every format holds the same samples in the same order, cut at the same places."""
 
@@ -91,6 +95,16 @@ class DatasetManifest(_Frozen):
         if not self.checksum:
             object.__setattr__(self, "checksum", _checksum(self.model_dump(mode="json")))
         return self
+
+    @property
+    def exif_orientation(self) -> ExifOrientation:
+        """How JPEG files of the dataset are to be read. Releases before this setting took them as stored."""
+        return "apply" if self.preprocessing.get("exif_orientation") == "apply" else "ignore"
+
+    @property
+    def num_turned(self) -> int:
+        """Images that are turned: stored upright, or when they are read."""
+        return int(self.preprocessing.get("num_oriented", 0)) if self.exif_orientation == "apply" else 0
 
     @property
     def num_classes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,30 @@ def dataset_notes(
     notes = list(_twins(samples, task))
     if task == "classification":
         notes += _class_notes(samples, classes)
+    return notes
+
+
+def mask_notes(classes: Sequence[str], values: Mapping[str, Collection[int]]) -> list[str]:
+    """Classes that no mask has, and masks that seem to number their classes from 0.
+
+    Args:
+        classes: names by label; value k of a mask is label k - 1, and 0 is ignored.
+        values: split → the values that occur in its masks.
+    """
+    notes = []
+    for split, found in sorted(values.items()):
+        absent = [label for label in range(len(classes)) if label + 1 not in found]
+        if absent:
+            notes.append(
+                f"{len(absent):,} of {len(classes):,} classes occur in no mask of {split}: "
+                f"{_named(np.array(absent), classes)}"
+            )
+    everything = set().union(*values.values())
+    if 0 in everything and len(classes) not in everything and everything != {0}:
+        notes.append(
+            f"masks have the value 0, which is ignored, and none has {len(classes)}, the last class "
+            f"({classes[-1]}): if they number classes from 0, each is taken for its neighbour; add 1 to all values"
+        )
     return notes
 
 

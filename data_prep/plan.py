@@ -22,7 +22,7 @@ from data_prep.images import Steps
 from data_prep.keep import kept
 from data_prep.manifest import Task
 from data_prep.shard import ShardTask
-from data_prep.source_config import ACQUISITION_FIELDS
+from data_prep.source_config import ACQUISITION_FIELDS, exif_orientation
 from data_prep.sources import Listing, SampleRef, Source
 
 _WRITER_VERSION = 3
@@ -128,7 +128,12 @@ def _cut(
     """The shards of a split. What an interrupted job has finished is kept by shard: while its files are the same."""
     size = config.output.samples_per_shard
     formats = tuple(sorted(config.output.formats))
-    steps = Steps(config.output.resize, validate=config.validate_images, for_ffcv="ffcv" in formats)
+    steps = Steps(
+        config.output.resize,
+        validate=config.validate_images,
+        for_ffcv="ffcv" in formats,
+        exif_orientation=exif_orientation(config.source),
+    )
     chosen = _spread(config.statistics_images if statistics else 0, len(refs))
     tasks = []
     for number, start in enumerate(range(0, len(refs), size)):
@@ -164,10 +169,13 @@ def encoder_versions() -> dict[str, str]:
 
 
 def _plan_digest(config: PrepareConfig, listing: str, documents: dict[str, str]) -> str:
+    excluded = set(ACQUISITION_FIELDS)
+    if exif_orientation(config.source) == "ignore":  # as work that older releases began has it
+        excluded.add("exif_orientation")
     content = {
         "writer": _WRITER_VERSION,
         **encoder_versions(),
-        "source": config.source.model_dump(mode="json", exclude=set(ACQUISITION_FIELDS)),
+        "source": config.source.model_dump(mode="json", exclude=excluded),
         "settings": recorded_settings(config),
         "listing": listing,
         "documents": documents,

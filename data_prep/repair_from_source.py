@@ -15,6 +15,7 @@ from data_prep.manifest import DatasetManifest
 from data_prep.plan import Plan, encoder_versions, make_plan
 from data_prep.replace import replace_if_same
 from data_prep.shard import WORK_FOLDER, ShardTask, write_shard
+from data_prep.source_config import recorded_source
 from data_prep.sources import open_source
 from data_prep.stored_shard import StoredShard
 
@@ -38,7 +39,9 @@ def recorded_plan(folder: Path, manifest: DatasetManifest) -> Plan:
     others = {name: settings.get(name) for name in ("shuffle_seed", "validate_images", "statistics_images")}
     others["keep"] = settings.get("keep") or {}
     try:
-        config = PrepareConfig.model_validate({"source": manifest.source, "output": output} | others)
+        config = PrepareConfig.model_validate(
+            {"source": recorded_source(manifest.source), "output": output} | others
+        )
         source = open_source(config.source)
         plan = make_plan(config, source, source.listing())
     except ValidationError:

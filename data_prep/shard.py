@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.errors import DataPrepError
@@ -72,6 +73,10 @@ class ShardRecord(BaseModel):
     """Counts of values 0..255 in R, G and B over the samples taken for statistics."""
     objects: ObjectCounts
     odd_objects: list[OddObject]
+    mask_values: list[int] = []
+    """Values that occur in the shard's masks."""
+    num_oriented: int = 0
+    """Images whose files have an EXIF orientation other than upright."""
 
 
 def write_shard(task: ShardTask) -> ShardRecord:
@@ -94,6 +99,8 @@ def write_shard(task: ShardTask) -> ShardRecord:
             histogram=filled.histogram.tolist(),
             objects=filled.objects,
             odd_objects=filled.odd_objects,
+            mask_values=np.flatnonzero(filled.mask_values).tolist(),
+            num_oriented=filled.num_oriented,
         )
         # A record lost in a power cut costs writing the shard again, no more.
         write_atomically(task.record_path, record.model_dump_json().encode(), durable=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from data_prep.manifest import ExifOrientation
 
 _SPLIT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 SplitName = Annotated[str, Field(pattern=_SPLIT_NAME)]
@@ -17,13 +19,31 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class _PublishedPhotos(Section):
+    exif_orientation: ExifOrientation = "ignore"
+    """Whether images are turned upright by the EXIF orientation of their files, which the published results of this
+    dataset ignore."""
+
+
+class _Photos(Section):
+    exif_orientation: ExifOrientation = "apply"
+    """Whether images are turned upright by the EXIF orientation of their files, as viewers and labelling tools show
+    them, or taken as they are stored. Boxes and masks are of the same view."""
+
+
+class _Linked(Section):
+    follow_links: bool = False
+    """Whether links of files and folders may lead out of `path`: for a subset that was made of links into another
+    folder. Without it such a link is an error, so that nothing is taken from elsewhere unasked."""
+
+
 class DigitsSource(Section):
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels; a stratified fifth becomes `val`."""
 
     kind: Literal["digits"] = "digits"
 
 
-class ImageFolderSource(Section):
+class ImageFolderSource(_Photos, _Linked):
     """Folders of classes: `<path>/<split folder>/<class>/<file>`."""
 
     kind: Literal["image_folder"] = "image_folder"
@@ -46,7 +66,7 @@ class ImageFolderSource(Section):
         return self
 
 
-class ImageNetSource(Section):
+class ImageNetSource(_PublishedPhotos, _Linked):
     """ImageNet-1k (ILSVRC2012) as published: the tars ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, still
     packed, with the devkit's ground truth; Kaggle's folders; or `{train,val}/<wnid>/*.JPEG`. All of them give the same
     dataset: labels follow the sorted wnids, classes have WordNet's names, keys are the files' stems."""
@@ -83,7 +103,7 @@ class Cifar100Source(_DownloadableSource):
     """The 100 classes or their 20 superclasses."""
 
 
-class Flowers102Source(_DownloadableSource):
+class Flowers102Source(_DownloadableSource, _PublishedPhotos):
     """Oxford Flowers-102 as published: 102flowers.tgz (or its folder jpg/), imagelabels.mat and setid.mat, whose
     three splits become `train` (1,020), `val` (1,020) and `test` (6,149)."""
 
@@ -96,7 +116,7 @@ class Stl10Source(_DownloadableSource):
     kind: Literal["stl10"] = "stl10"
 
 
-class CocoSource(Section):
+class CocoSource(_Photos, _Linked):
     """COCO 2017 detection: `{train,val}2017/*.jpg` and `annotations/instances_{train,val}2017.json`."""
 
     kind: Literal["coco"] = "coco"
@@ -105,7 +125,7 @@ class CocoSource(Section):
     """Split name → image folder; its annotations are annotations/instances_<image folder>.json."""
 
 
-class Ade20kSource(Section):
+class Ade20kSource(_Photos, _Linked):
     """ADE20K SceneParse150 (or any set in its layout): `{images,annotations}/{training,validation}/*` and
     objectInfo150.txt. Masks are 8-bit PNG, 0 = ignore, 1..n = classes in the order of the object file."""
 
@@ -117,7 +137,7 @@ class Ade20kSource(Section):
     """The table of classes, looked up from `path` when relative; by default the one objectInfo*.txt there."""
 
 
-class WebDatasetSource(Section):
+class WebDatasetSource(_Photos):
     """Existing WebDataset shards: tars whose members share a name up to its first dot, such as `0001.jpg` and
     `0001.cls`, in any order. What lacks its image or label is rejected, within the job's budget."""
 
@@ -139,9 +159,15 @@ class WebDatasetSource(Section):
         return value
 
 
-ACQUISITION_FIELDS = frozenset({"download", "check_md5"})
+ACQUISITION_FIELDS = frozenset({"download", "check_md5", "follow_links"})
 """Fields of sources that say how their files are come by, not what is in them: a dataset that was prepared with a
 download is the one that a job without it would make."""
+
+
+def exif_orientation(source: Section) -> ExifOrientation:
+    """What a source's images are taken for; those that are no photos have no orientation to apply."""
+    return source.exif_orientation if isinstance(source, (_Photos, _PublishedPhotos)) else "ignore"
+
 
 SourceConfig = Annotated[
     DigitsSource
@@ -156,3 +182,13 @@ SourceConfig = Annotated[
     | WebDatasetSource,
     Field(discriminator="kind"),
 ]
+
+_KINDS_OF_PHOTOS = {
+    kind.model_fields["kind"].default
+    for kind in (*_Photos.__subclasses__(), *_PublishedPhotos.__subclasses__())
+}
+
+
+def recorded_source(source: dict[str, Any]) -> dict[str, Any]:
+    """The source section of a manifest; what releases before `exif_orientation` recorded was taken as stored."""
+    return {"exif_orientation": "ignore"} | source if source.get("kind") in _KINDS_OF_PHOTOS else source

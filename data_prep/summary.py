@@ -12,11 +12,12 @@ from data_prep.config import PrepareConfig
 from data_prep.digest import dataset_digest
 from data_prep.errors import DataPrepError
 from data_prep.index import read_index
-from data_prep.manifest import DatasetManifest, SplitInfo
-from data_prep.notes import dataset_notes
+from data_prep.manifest import DatasetManifest, ExifOrientation, SplitInfo, Task
+from data_prep.notes import dataset_notes, mask_notes
 from data_prep.object_report import sum_objects
 from data_prep.plan import Plan, encoder_versions, recorded_settings
 from data_prep.shard import ShardRecord
+from data_prep.source_config import exif_orientation
 
 Channels = tuple[float, float, float]
 
@@ -42,8 +43,15 @@ def build_manifest(
         name: [read_index(output / shard.index) for shard in split.formats[first_format]]
         for name, split in splits.items()
     }
-    digest = dataset_digest(plan.classes, indexes)
-    notes = [*plan.notes, *dataset_notes(plan.task, plan.classes, indexes)]
+    orientation = exif_orientation(config.source)
+    oriented = sum(record.num_oriented for record in records)
+    digest = dataset_digest(plan.classes, indexes, num_turned=oriented if orientation == "apply" else 0)
+    notes = [
+        *plan.notes,
+        *_orientation_note(plan.task, orientation, oriented),
+        *dataset_notes(plan.task, plan.classes, indexes),
+        *(mask_notes(plan.classes, _mask_values(records)) if plan.task == "segmentation" else ()),
+    ]
     return DatasetManifest(
         name=output.name,
         task=plan.task,
@@ -55,7 +63,8 @@ def build_manifest(
         source=config.source.model_dump(mode="json"),
         preprocessing={
             **recorded_settings(config),
-            "exif_orientation": "ignored",
+            "exif_orientation": orientation,
+            **({"num_oriented": oriented} if oriented else {}),
             "num_rejected": sum(len(record.rejected) for record in records),
             **_objects(plan, records),
             **({"notes": notes} if notes else {}),
@@ -64,6 +73,31 @@ def build_manifest(
         },
         digest=digest,
     )
+
+
+def _orientation_note(task: Task, orientation: ExifOrientation, count: int) -> list[str]:
+    if not count:
+        return []
+    if orientation == "ignore":
+        return [
+            f"{count:,} images have an EXIF orientation and are taken as they are stored, not upright "
+            "(source.exif_orientation: ignore)"
+        ]
+    note = f"{count:,} images are turned upright by their EXIF orientation"
+    if task == "classification":
+        return [note]
+    what = "boxes and masks" if task == "detection" else "masks"
+    return [
+        f"{note}, and their {what} are taken as drawn on upright images; where they were drawn on the pixels as "
+        "stored, set source.exif_orientation: ignore"
+    ]
+
+
+def _mask_values(records: Sequence[ShardRecord]) -> dict[str, set[int]]:
+    values: dict[str, set[int]] = {}
+    for record in records:
+        values.setdefault(record.split, set()).update(record.mask_values)
+    return values
 
 
 def _objects(plan: Plan, records: Sequence[ShardRecord]) -> dict[str, dict[str, int]]:

@@ -193,7 +193,9 @@ def verify_whole(manifest: DatasetManifest, indexes: dict[str, dict[str, list[Sh
                     yield f"{first.path.name} and {second.path.name} of {split} hold different samples"
     for name in manifest.formats:
         digest = dataset_digest(
-            manifest.classes, {split: per_format[name] for split, per_format in indexes.items()}
+            manifest.classes,
+            {split: per_format[name] for split, per_format in indexes.items()},
+            num_turned=manifest.num_turned,
         )
         if digest != manifest.digest:
             yield f"{name}: the dataset digest is {digest}, manifest says {manifest.digest}"

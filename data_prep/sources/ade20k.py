@@ -13,7 +13,7 @@ from data_prep.errors import DataPrepError, RejectedSample
 from data_prep.masks import check_mask
 from data_prep.source_config import Ade20kSource
 from data_prep.sources.base import Listing, SampleRef
-from data_prep.sources.files import expect_inside, file_keys
+from data_prep.sources.files import expect_inside, file_keys, inside_of
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
 from data_prep.sources.names import readable_classes
 from data_prep.sources.text_tables import read_text
@@ -25,7 +25,7 @@ _MAX_CLASSES = 255
 
 def open_source(config: Ade20kSource) -> Ade20k:
     """The folder of a configuration."""
-    return Ade20k(config.path, dict(config.splits), config.class_names)
+    return Ade20k(config.path, dict(config.splits), config.class_names, follow_links=config.follow_links)
 
 
 class Ade20k:
@@ -37,9 +37,17 @@ class Ade20k:
         root: the folder.
         splits: split name → folder.
         class_names: the table, `objectInfo*.txt`: tab-separated, its first column Idx, its last column Name.
+        follow_links: links may lead out of the root.
     """
 
-    def __init__(self, root: Path, splits: dict[str, str], class_names: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        splits: dict[str, str],
+        class_names: Path | None = None,
+        *,
+        follow_links: bool = False,
+    ) -> None:
         self.root = root.expanduser()
         if not self.root.is_dir():
             raise DataPrepError(f"source.path: {root} is not a folder")
@@ -48,6 +56,7 @@ class Ade20k:
         if not splits:
             raise DataPrepError("source.splits must name at least one split")
         self._splits = splits
+        self._real_root = inside_of(self.root, follow_links=follow_links)
         self._classes = read_classes(self._table(class_names))
 
     def listing(self) -> Listing:
@@ -73,7 +82,7 @@ class Ade20k:
         """The image and its mask, or what there is of them."""
         if ref.location.startswith(f"{_MASKS}/"):
             return (f"{self.root}/{ref.location}",)
-        return (f"{self.root}/{ref.location}", f"{self.root}/{_mask_of(ref)}")
+        return (f"{self.root}/{ref.location}", f"{self._mask(ref)}")
 
     def annotation(self, ref: SampleRef) -> bytes:
         """The mask file's bytes, whose values were checked.
@@ -81,7 +90,7 @@ class Ade20k:
         Raises:
             RejectedSample: there is no mask, it can't be decoded, or it has values that are no class.
         """
-        mask = self.root / _mask_of(ref)
+        mask = self._mask(ref)
         try:
             content = mask.read_bytes()
         except FileNotFoundError:
@@ -91,6 +100,12 @@ class Ade20k:
         except RejectedSample as error:
             raise RejectedSample(f"{mask.relative_to(self.root)}: {error}") from None
         return content
+
+    def _mask(self, ref: SampleRef) -> Path:
+        """The mask's file, of an image; where there is none, the one that it should have."""
+        usual = (self.root / _MASKS / PurePosixPath(ref.location).relative_to(_IMAGES)).with_suffix(".png")
+        others = (usual.with_suffix(suffix) for suffix in (".PNG", ".Png"))
+        return usual if usual.exists() else next((path for path in others if path.exists()), usual)
 
     def _table(self, given: Path | None) -> Path:
         if given is not None:
@@ -126,25 +141,19 @@ class Ade20k:
 
     def _files(self, folder: Path, suffixes: set[str]) -> list[Path]:
         """Files below a folder, relative to it; hidden ones are passed over."""
-        real_root = self.root.resolve()
         start = self.root / folder
-        expect_inside(start, real_root)
+        expect_inside(start, self._real_root)
         found = []
         for path in sorted(start.rglob("*")):
             name = path.relative_to(start)
             if path.suffix.lower() not in suffixes or any(part.startswith(".") for part in name.parts):
                 continue
             if path.is_symlink():
-                expect_inside(path, real_root)
+                expect_inside(path, self._real_root)
             if not path.is_file():
                 raise DataPrepError(f"{path} is not a file, or a broken link: remove it")
             found.append(name)
         return found
-
-
-def _mask_of(ref: SampleRef) -> PurePosixPath:
-    """The mask's place below the root, of an image."""
-    return _MASKS / PurePosixPath(ref.location).relative_to(_IMAGES).with_suffix(".png")
 
 
 def read_classes(table: Path) -> list[str]:

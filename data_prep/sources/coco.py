@@ -23,14 +23,15 @@ from data_prep.errors import DataPrepError
 from data_prep.source_config import CocoSource
 from data_prep.sources.base import Listing, SampleRef
 from data_prep.sources.coco_document import CocoDocument, map_document, read_document, read_part
-from data_prep.sources.files import expect_inside, file_keys
+from data_prep.sources.files import expect_inside, file_keys, inside_of
+from data_prep.sources.names import unicode_twins
 
 _SHOWN = 3
 
 
 def open_source(config: CocoSource) -> Coco:
     """The COCO folder of a configuration."""
-    return Coco(config.path, dict(config.splits))
+    return Coco(config.path, dict(config.splits), follow_links=config.follow_links)
 
 
 class Coco:
@@ -41,15 +42,17 @@ class Coco:
     Args:
         root: the folder.
         splits: split name → image folder.
+        follow_links: links may lead out of the root.
     """
 
-    def __init__(self, root: Path, splits: dict[str, str]) -> None:
+    def __init__(self, root: Path, splits: dict[str, str], *, follow_links: bool = False) -> None:
         self.root = root.expanduser()
         if not self.root.is_dir():
             raise DataPrepError(f"source.path: {root} is not a folder")
         if not splits:
             raise DataPrepError("source.splits must name at least one split")
         self._splits = splits
+        self._real_root = inside_of(self.root, follow_links=follow_links)
         self._mapped: dict[str, mmap.mmap] = {}
 
     def listing(self) -> Listing:
@@ -116,8 +119,7 @@ class Coco:
         if twice := [name for name, count in uses.items() if count > 1]:
             raise DataPrepError(f"{document.path}: {len(twice)} files have two images: {_shown(twice)}")
         listed: dict[Path, dict[str, bool]] = {}
-        real_root = self.root.resolve()
-        missing = []
+        missing, twins = [], ""
         for number, image in document.images.items():
             path = PurePosixPath(image.file_name)
             if path.is_absolute() or ".." in path.parts or "\0" in image.file_name:
@@ -126,17 +128,18 @@ class Coco:
                 )
             parent = self.root / folder / path.parent
             if parent not in listed:
-                expect_inside(parent, real_root)
+                expect_inside(parent, self._real_root)
                 listed[parent] = _files(parent)
             is_link = listed[parent].get(path.name)
             if is_link:
-                expect_inside(parent / path.name, real_root)
+                expect_inside(parent / path.name, self._real_root)
             if is_link is None:
                 missing.append(f"{image.file_name} (image {number})")
+                twins = twins or unicode_twins([path.name], listed[parent])
         if len(missing) == len(document.images):  # some alone are rejected as they are read
             raise DataPrepError(
                 f"{document.path} lists {len(missing):,} images, and none of them is in {self.root / folder}: "
-                f"{_shown(missing)}"
+                f"{_shown(missing)}{twins}"
             )
 
 

@@ -28,17 +28,22 @@ def file_keys(names: Sequence[str]) -> list[str]:
                 keys[i], whole[i] = sample_key(name), True
 
 
-def expect_inside(path: Path, real_root: Path) -> Path:
-    """Where a path leads; `real_root` is the resolved root.
+def inside_of(root: Path, *, follow_links: bool) -> Path | None:
+    """Where links below a source's folder must lead to: into itself; None where the job lets them lead anywhere."""
+    return None if follow_links else root.resolve()
+
+
+def expect_inside(path: Path, real_root: Path | None) -> Path:
+    """Where a path leads; `real_root` is what `inside_of` returned.
 
     Raises:
         DataPrepError: out of the root.
     """
     real = path.resolve()
-    if not real.is_relative_to(real_root):
+    if real_root is not None and not real.is_relative_to(real_root):
         raise DataPrepError(
-            f"{path} leads out of source.path to {real}: copy the files in, or point source.path at "
-            "the folder that holds them all"
+            f"{path} leads out of source.path to {real}: set source.follow_links: true if that is meant, or point "
+            "source.path at the folder that holds them all"
         )
     return real
 

@@ -12,7 +12,8 @@ from data_prep.errors import DataPrepError
 from data_prep.files import read_file
 from data_prep.source_config import ImageFolderSource
 from data_prep.sources.base import Listing, SampleRef
-from data_prep.sources.files import expect_inside, file_keys
+from data_prep.sources.files import expect_inside, file_keys, inside_of
+from data_prep.sources.names import unicode_twins
 from data_prep.sources.text_tables import read_text
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -31,7 +32,11 @@ _SHOWN = 5
 def open_source(config: ImageFolderSource) -> ImageFolder:
     """The folder of a configuration."""
     return ImageFolder(
-        config.path, splits=config.splits, val_fraction=config.val_fraction, class_names=config.class_names
+        config.path,
+        splits=config.splits,
+        val_fraction=config.val_fraction,
+        class_names=config.class_names,
+        follow_links=config.follow_links,
     )
 
 
@@ -40,7 +45,7 @@ class ImageFolder:
 
     Labels are positions in the sorted class folder names, as in torchvision's ImageFolder, and like there a folder
     without images is an error: as a class it would shift the labels of all after it. Files that are no images are
-    passed over and noted, hidden ones are passed over; a link that leaves the root is an error.
+    passed over and noted, hidden ones are passed over; a link that leaves the root is an error without `follow_links`.
     """
 
     def __init__(
@@ -50,18 +55,19 @@ class ImageFolder:
         splits: Mapping[str, str] | None = None,
         val_fraction: float | None = None,
         class_names: Path | None = None,
+        follow_links: bool = False,
     ) -> None:
         self.root = root.expanduser()
         self._root_text = str(self.root)
         if not self.root.is_dir():
             raise DataPrepError(f"source.path: {root} is not a folder")
+        self._real_root = inside_of(self.root, follow_links=follow_links)
         self._splits = dict(splits or _DEFAULT_SPLITS) if val_fraction is None else {}
         self._val_fraction = val_fraction
         self._class_names = self.root / class_names.expanduser() if class_names else None
 
     def listing(self) -> Listing:
         """All image files, without opening them."""
-        self._real_root = self.root.resolve()
         self._no_images = Counter[str]()
         if self._val_fraction is None:
             folders, splits = self._list_splits()
@@ -106,7 +112,7 @@ class ImageFolder:
             if unknown := sorted(set(found) - set(classes)):
                 raise DataPrepError(
                     f"{folder} has {len(unknown)} class folders that split {reference!r} lacks: "
-                    f"{', '.join(unknown[:3])}"
+                    f"{', '.join(unknown[:3])}{unicode_twins(unknown, classes)}"
                 )
         refs = {
             split: self._list_classes(folder, found, classes) for split, (folder, found) in per_split.items()
@@ -184,7 +190,7 @@ def _readable(folders: list[str], mapping: Path) -> list[str]:
     if missing := [folder for folder in folders if not names.get(folder)]:
         raise DataPrepError(
             f"source.class_names: {mapping} has no name for {len(missing)} class folders: "
-            f"{', '.join(missing[:3])}; expected lines of '<class folder> <name>'"
+            f"{', '.join(missing[:3])}{unicode_twins(missing, names)}; expected lines of '<class folder> <name>'"
         )
     uses = Counter(names[folder] for folder in folders)
     return [names[f] if uses[names[f]] == 1 else f"{names[f]} ({f})" for f in folders]

@@ -61,8 +61,8 @@ def open_source(config: ImageNetSource) -> ImageNet:
     layout = _detect(path) if config.layout == "auto" else config.layout
     make: Mapping[str, Callable[[], Layout]] = {
         "tars": lambda: PublishedTars(path, check_md5=config.check_md5),
-        "kaggle": lambda: KaggleFolders(path),
-        "folders": lambda: ClassFolders(path),
+        "kaggle": lambda: KaggleFolders(path, follow_links=config.follow_links),
+        "folders": lambda: ClassFolders(path, follow_links=config.follow_links),
     }
     return ImageNet(path, make[layout]())
 

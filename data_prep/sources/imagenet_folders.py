@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.errors import DataPrepError
 from data_prep.files import read_file
-from data_prep.sources.files import expect_inside
+from data_prep.sources.files import expect_inside, inside_of
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
 from data_prep.sources.imagenet import ImageNetFile
 from data_prep.sources.names import read_class_lines
@@ -22,21 +22,23 @@ _MAPPING, _SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 class ClassFolders:
     """`{train,val}/<wnid>/*.JPEG`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self._root = root
+        self._real_root = inside_of(root, follow_links=follow_links)
 
     def files(self) -> tuple[list[ImageNetFile], list[ImageNetFile]]:
         """Both splits."""
         if not (self._root / "val").is_dir():
             raise DataPrepError(f"source.path: {self._root} has train/ but no val/<wnid>/*.JPEG beside it")
-        flat = next(_images(self._root, Path("val")), None)
+        flat = next(_images(self._root, Path("val"), self._real_root), None)
         if flat and not any(entry.is_dir() for entry in os.scandir(self._root / "val")):
             raise DataPrepError(
                 f"source.path: {self._root / 'val'} is flat (such as {flat.name}): move its images into "
                 "val/<wnid>/, or keep the published ILSVRC2012_img_val.tar and devkit, whose ground truth says "
                 "what they show"
             )
-        return _class_folders(self._root, Path("train")), _class_folders(self._root, Path("val"))
+        train, val = (_class_folders(self._root, Path(name), self._real_root) for name in ("train", "val"))
+        return train, val
 
     def synsets(self) -> Mapping[str, str]:
         """From LOC_synset_mapping.txt where it lies beside train/."""
@@ -50,8 +52,9 @@ class ClassFolders:
 class KaggleFolders:
     """`ILSVRC/Data/CLS-LOC/{train/<wnid>,val}/*.JPEG`, LOC_val_solution.csv and LOC_synset_mapping.txt."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self._root = root
+        self._real_root = inside_of(root, follow_links=follow_links)
 
     def files(self) -> tuple[list[ImageNetFile], list[ImageNetFile]]:
         """Both splits; what a validation image shows is told by LOC_val_solution.csv."""
@@ -65,7 +68,7 @@ class KaggleFolders:
                 f"source.path: {self._root} lacks {', '.join(absent)}: unpack Kaggle's "
                 "imagenet-object-localization-challenge.zip there, with its csv and txt files"
             )
-        return _class_folders(self._root, data / "train"), self._val(data / "val")
+        return _class_folders(self._root, data / "train", self._real_root), self._val(data / "val")
 
     def synsets(self) -> Mapping[str, str]:
         """From LOC_synset_mapping.txt."""
@@ -77,7 +80,7 @@ class KaggleFolders:
 
     def _val(self, folder: Path) -> list[ImageNetFile]:
         solution = _read_solution(self._root / _SOLUTION)
-        paths = list(_images(self._root, folder))
+        paths = list(_images(self._root, folder, self._real_root))
         files = {path.stem: path for path in paths}
         if len(files) != len(paths):
             twin = next(path for path in paths if files[path.stem] != path)
@@ -95,22 +98,21 @@ class KaggleFolders:
         return [ImageNetFile(path.name, solution[stem], str(path)) for stem, path in files.items()]
 
 
-def _class_folders(root: Path, folder: Path) -> list[ImageNetFile]:
+def _class_folders(root: Path, folder: Path, real_root: Path | None) -> list[ImageNetFile]:
     wnids = sorted(
         entry.name for entry in os.scandir(root / folder) if entry.is_dir() and entry.name[0] != "."
     )
     files = []
     for wnid in wnids:
-        found = [ImageNetFile(path.name, wnid, str(path)) for path in _images(root, folder / wnid)]
+        found = [ImageNetFile(path.name, wnid, str(path)) for path in _images(root, folder / wnid, real_root)]
         if not found:
             raise DataPrepError(f"{root / folder / wnid} holds no images: complete or remove it")
         files += found
     return files
 
 
-def _images(root: Path, folder: Path) -> Iterator[Path]:
-    """Image files of one folder, relative to `root`; no link may lead out of it."""
-    real_root = root.resolve()
+def _images(root: Path, folder: Path, real_root: Path | None) -> Iterator[Path]:
+    """Image files of one folder, relative to `root`; no link may lead out of `real_root`, where there is one."""
     expect_inside(root / folder, real_root)
     for entry in sorted(os.scandir(root / folder), key=lambda entry: entry.name):
         if entry.name.startswith(".") or f".{entry.name.rpartition('.')[2].lower()}" not in IMAGE_SUFFIXES:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote
 
 _PLAIN = re.compile(r"[A-Za-z0-9_~/-]+")
@@ -15,6 +16,22 @@ def sample_key(name: str) -> str:
     if _PLAIN.fullmatch(name):
         return name
     return quote(name.encode("utf-8", "surrogateescape"), safe="/").replace(".", "%2E")
+
+
+def unicode_twins(missing: Iterable[str], there: Iterable[str]) -> str:
+    """An explanation for messages, where a name that is missing is there in other characters that look the same.
+
+    macOS and some archives write é as e and an accent (NFD), most others as one character (NFC).
+    """
+    by_form = {unicodedata.normalize("NFC", name): name for name in there}
+    for name in missing:
+        twin = by_form.get(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            return (
+                f" ({name!a} looks the same as {twin!a}, which is there, but is written in other Unicode characters, "
+                "NFC and NFD: rename one)"
+            )
+    return ""
 
 
 def readable_classes(classes: Sequence[str], names: Mapping[str, str]) -> list[str]:

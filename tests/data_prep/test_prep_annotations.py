@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_prep.annotations import completed, detection_json, fit_annotation, parse_detection, to_coco
+from data_prep.annotations import (
+    completed,
+    detection_json,
+    expect_same_size,
+    fit_mask,
+    parse_detection,
+    to_coco,
+)
 from data_prep.errors import RejectedSample
 from data_prep.masks import check_mask, read_mask, resize_mask
 
@@ -234,12 +241,14 @@ def test_what_is_no_mask_is_rejected(content: bytes, message: str) -> None:
 
 def test_annotations_of_another_size_are_rejected() -> None:
     detection, mask = detection_json(IMAGE, []), mask_png(np.ones((6, 8), np.uint8))
-    assert fit_annotation("detection", detection, (6, 8), (6, 8)) is detection
-    assert fit_annotation("segmentation", mask, (6, 8), (6, 8)) is mask
-    assert read_mask(fit_annotation("segmentation", mask, (6, 8), (3, 4))).shape == (3, 4)
-    for task, content in (("detection", detection), ("segmentation", mask)):
-        with pytest.raises(RejectedSample, match="of 8 x 6 pixels, the image has 6 x 8"):
-            fit_annotation(task, content, (8, 6), (8, 6))  # type: ignore[arg-type]
+    expect_same_size(detection, (6, 8))
+    stored, occurring = fit_mask(mask, (6, 8), (6, 8))
+    assert stored is mask and np.flatnonzero(occurring).tolist() == [1]
+    assert read_mask(fit_mask(mask, (6, 8), (3, 4))[0]).shape == (3, 4)
+    with pytest.raises(RejectedSample, match=r"of 8 x 6 pixels, the image has 6 x 8$"):
+        expect_same_size(detection, (8, 6))
+    with pytest.raises(RejectedSample, match=r"of 8 x 6 pixels, the image has 6 x 8, turned$"):
+        fit_mask(mask, (8, 6), (8, 6), if_turned=", turned")
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,22 @@ from PIL import Image
 
 from convmlp_platform.data import reader_name
 from convmlp_platform.data.damage import Damage, DamagedSample
-from convmlp_platform.data.decode import Pixels, decode
+from convmlp_platform.data.decode import Pixels, decode, stored_orientation
 from convmlp_platform.data.local import LocalStorage
 from convmlp_platform.data.remote_dataset import load_remote_manifest
 from convmlp_platform.data.storage import Storage, StorageUnreachable
 from convmlp_platform.errors import Cause, DataError, cause_of, data_error
 from data_prep.errors import DataPrepError
-from data_prep.index import RAW_RGB, ShardIndex
+from data_prep.index import ENCODED, RAW_RGB, ShardIndex
 from data_prep.manifest import DatasetManifest, ShardInfo, load_manifest
+from data_prep.orientation import UPRIGHT, turned_size
 from data_prep.urls import local_path, shown
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One sample as it is stored: `content` is an image file, or raw RGB pixels of `height` x `width`."""
+    """One sample: `content` is an image file as it is stored, or raw RGB pixels; `height` and `width` are of the image
+    as readers see it, turned by `orientation` (1 to 8, EXIF's)."""
 
     content: bytes | memoryview
     encoding: int
@@ -37,12 +39,13 @@ class Payload:
     """XXH3-64 of `content`, as it was read."""
     sample: int
     split: ShardedSplit = field(repr=False, compare=False)
+    orientation: int = UPRIGHT
 
     def pixels(self, smallest: tuple[int, int] | None = None) -> Pixels:
         """Shape (height, width, 3), read-only; `smallest` as in `data.decode`, which also says what is raised."""
         if self.encoding == RAW_RGB:
             return np.frombuffer(self.content, np.uint8).reshape(self.height, self.width, 3)
-        return decode(self.content, smallest)
+        return decode(self.content, smallest, orientation=self.orientation)
 
     def annotation(self) -> bytes:
         """What is annotated of the sample, read from the same shard; as `ShardedSplit.annotation`."""
@@ -151,15 +154,21 @@ class ShardedSplit:
             int(index.length[position]),
             int(index.checksum[position]),
         )
+        encoding, orientation = int(index.encoding[position]), UPRIGHT
+        if encoding == ENCODED and self.manifest.exif_orientation == "apply":
+            content = bytes(content)
+            orientation = stored_orientation(content)
+        height, width = turned_size(int(index.height[position]), int(index.width[position]), orientation)
         return Payload(
             content,
-            int(index.encoding[position]),
-            int(index.height[position]),
-            int(index.width[position]),
+            encoding,
+            height,
+            width,
             int(index.label[position]),
             checksum,
             sample,
             self,
+            orientation,
         )
 
     def annotation(self, sample: int) -> bytes:

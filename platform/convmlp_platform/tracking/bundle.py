@@ -27,6 +27,7 @@ from convmlp_platform.tracking.task_spec import (
     SegmentationSpec,
     TaskSpec,
 )
+from data_prep.manifest import ExifOrientation
 
 WEIGHTS_NAME, SPEC_NAME = "model.safetensors", "bundle.json"
 _MAX_SPEC_BYTES = 64 << 20
@@ -58,6 +59,11 @@ class BundleSpec(BaseModel):
         0.875, gt=0, le=1, description="classification: share of the resized short side that is kept"
     )
     interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="classification")
+    exif_orientation: ExifOrientation = Field(
+        "apply",
+        description="of the training data; bundles of releases that didn't record it are used on upright images, as "
+        "they always were",
+    )
     provenance: dict[str, Any] = Field(
         default_factory=dict, description="run name, dataset digest, step, metrics... of the training"
     )

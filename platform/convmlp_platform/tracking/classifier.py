@@ -51,7 +51,8 @@ class Classifier(Predictor):
         found: list[Labels] = []
         for start in range(0, len(images), self.batch_size):
             chosen = images[start : start + self.batch_size]
-            batch = torch.stack([self._prepare(open_image(one, start + i)) for i, one in enumerate(chosen)])
+            opened = [open_image(one, start + i, self.spec.exif_orientation) for i, one in enumerate(chosen)]
+            batch = torch.stack([self._prepare(image) for image in opened])
             probabilities = self.model(batch.to(self.device)).float().softmax(dim=1).cpu()
             expect_finite(probabilities, f"images {start} to {start + len(chosen) - 1}")
             found += [Labels(self.spec.classes, row) for row in probabilities]

@@ -29,6 +29,7 @@ class WholeImages:
 
     def __init__(self, transform: _Transform, spec: BundleSpec, device: torch.device) -> None:
         self._transform, self._device = transform, device
+        self._exif_orientation = spec.exif_orientation
         self._normalize = Normalize(spec.mean, spec.std)
 
     def prepared(self, image: ImageLike, position: int) -> tuple[Tensor, tuple[int, int]]:
@@ -37,7 +38,7 @@ class WholeImages:
         Raises:
             DataError: it is missing or unreadable.
         """
-        pixels = rgb_pixels(open_image(image, position))
+        pixels = rgb_pixels(open_image(image, position, self._exif_orientation))
         height, width = pixels.shape[:2]
         view = self._transform.view(height, width)
         seen = np.empty((*view.size, 3), np.uint8)

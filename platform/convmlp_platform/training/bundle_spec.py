@@ -31,6 +31,7 @@ def bundle_spec(job: TrainJob, manifest: DatasetManifest, provenance: dict[str, 
         std=std,
         crop_pct=job.eval.crop_pct,
         interpolation=job.eval.interpolation,
+        exif_orientation=manifest.exif_orientation,
         task=task_spec(job, manifest),
         provenance=provenance,
     )
