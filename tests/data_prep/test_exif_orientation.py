@@ -32,7 +32,9 @@ from convmlp_platform.training.bundle_spec import bundle_spec
 from data_prep.config import PrepareConfig
 from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
+from data_prep.image_file import RejectedImage, open_image
 from data_prep.manifest import DatasetManifest, write_manifest
+from data_prep.orientation import orientation_of_image, orientation_of_jpeg
 from data_prep.repair import repair
 from data_prep.verify import verify
 
@@ -317,3 +319,20 @@ def test_masks_follow_their_images(tmp_path: Path) -> None:
             payload = split.payload(sample)
             with Image.open(io.BytesIO(payload.annotation())) as stored:
                 assert stored.size == (payload.width, payload.height) == payload.pixels().shape[1::-1]
+
+
+@pytest.mark.parametrize(
+    "between", [b"", b"\xff", b"\xff\xff\xff", b"\0\0", b"\xff\xfe\0\2", b"\xff\xfe\0\1", b"ab\xffc"]
+)
+@pytest.mark.parametrize("place", ["before", "after", "both"])
+def test_orientation_is_found_as_decoders_find_segments(between: bytes, place: str) -> None:
+    content = photo(6)
+    start = content.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+    before, after = (between if place in (one, "both") else b"" for one in ("before", "after"))
+    odd = content[:start] + before + content[start:end] + after + content[end:]
+    try:
+        expected = orientation_of_image(open_image(odd)[0])
+    except RejectedImage:
+        return
+    assert orientation_of_jpeg(odd) == expected
