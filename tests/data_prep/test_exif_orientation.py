@@ -20,10 +20,12 @@ from prep_helpers import rejected_lines, smooth_image
 from published_minis import write_files
 
 from convmlp.pixels import Normalize
+from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.decode import decode
 from convmlp_platform.data.loader import EvalLoader
 from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp_platform.evaluation.preflight import preflight_evaluation
 from convmlp_platform.tracking.bundle import write_bundle
 from convmlp_platform.tracking.predictor import Predictor
 from convmlp_platform.training import build
@@ -241,6 +243,19 @@ def test_every_way_to_a_prediction_gives_the_same(view: View, tmp_path: Path) ->
             best[0],
             pytest.approx(best[1]),
         )
+    others: tuple[View, ...] = ("apply", "ignore")
+    for other in others:
+        check: dict[str, Any] = {
+            "name": "x",
+            "model": {"from": str(bundle)},
+            "output": {"path": str(tmp_path / "out")},
+        }
+        check |= {"kind": "evaluate", "data": {"path": str(prepared(other)), "split": "train"}}
+        check |= {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+        report = preflight_evaluation(EvaluateJob.model_validate(check))
+        assert not report.problems
+        told = [line for line in report.summary if "35 of this dataset are" in line]
+        assert len(told) == (other != view)
 
 
 OBJECT = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 20], "area": 200, "iscrowd": 0}

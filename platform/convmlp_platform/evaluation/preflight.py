@@ -15,6 +15,7 @@ from convmlp_platform.errors import ConfigError, PlatformError
 from convmlp_platform.evaluation.build import Prepared, check_weights, found_model, prepared
 from convmlp_platform.evaluation.folder import is_result
 from convmlp_platform.evaluation.real_labels import NUM_CLASSES, place_of, read_real_labels
+from convmlp_platform.evaluation.subject import Subject
 from convmlp_platform.training.image_size import sides_refused, size_refused
 from convmlp_platform.training.memory import build_on_meta
 from convmlp_platform.training.preflight import PreflightReport, check_writable
@@ -93,6 +94,7 @@ def _check_network(job: EvaluateJob, parts: Prepared, report: PreflightReport) -
     report.summary.append(
         f"network  {subject.name} for {subject.task.name}: {parameters:,} parameters, images of {subject.image_size} px"
     )
+    report.summary += [f"         {note}" for note in _other_view(subject, parts.manifest)]
     try:
         report.summary += [f"         {note}" for note in check_weights(job, parts, network)[1]]
     except ConfigError as error:
@@ -100,6 +102,17 @@ def _check_network(job: EvaluateJob, parts: Prepared, report: PreflightReport) -
     refused = sides_refused(parts.training, parts.manifest)
     if refused or (refused := size_refused(parts.training, subject.num_classes)):
         raise ConfigError(refused)
+
+
+def _other_view(subject: Subject, manifest: DatasetManifest) -> Iterator[str]:
+    """A line where the model was trained on photos of another way up than the dataset's are."""
+    count = int(manifest.preprocessing.get("num_oriented", 0))
+    if count and subject.exif_orientation not in (None, manifest.exif_orientation):
+        views = {"apply": "turned upright", "ignore": "as they are stored"}
+        yield (
+            f"the model was trained on images {views[subject.exif_orientation]}, {count:,} of this dataset "
+            f"are {views[manifest.exif_orientation]} (source.exif_orientation of its preparation)"
+        )
 
 
 def _check_real(job: EvaluateJob, manifest: DatasetManifest) -> None:

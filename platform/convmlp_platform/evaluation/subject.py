@@ -18,7 +18,7 @@ from convmlp_platform.tracking.bundle import BundleSpec
 from convmlp_platform.training.build_transforms import normalisation_of
 from convmlp_platform.training.model_source import FoundModel, class_difference
 from convmlp_platform.training.run_folder import stored_identity_fields
-from data_prep.manifest import DatasetManifest
+from data_prep.manifest import DatasetManifest, ExifOrientation
 
 PERMUTED = {"permute", "permute_patch", "permute_seed"}
 """Of `augment`: what holds in evaluation, too."""
@@ -46,6 +46,8 @@ class Subject:
     std: Channels
     augment: AugmentSection = field(default_factory=AugmentSection)
     """Of its training: what it says of permuted pixels holds here, too."""
+    exif_orientation: ExifOrientation | None = None
+    """Of its training data; None where nothing says it."""
 
 
 def subject_of(job: EvaluateJob, found: FoundModel, manifest: DatasetManifest) -> Subject:
@@ -87,6 +89,7 @@ def _from_bundle(job: EvaluateJob, found: FoundModel, spec: BundleSpec) -> Subje
         mean=spec.mean,
         std=spec.std,
         augment=_permuted_as(spec),
+        exif_orientation=spec.exif_orientation,
     )
 
 
@@ -122,6 +125,7 @@ def _from_training(
         mean=mean,
         std=std,
         augment=trained.augment,
+        exif_orientation=source.exif_orientation if source else None,
     )
 
 
