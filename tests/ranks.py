@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from undrawn import without_drawing
 from unsent import without_replayer
 
 PRELOADED = ["accelerate", "deepspeed", "convmlp_platform.training.run", "convmlp_platform.engine.create"]
@@ -56,7 +57,7 @@ def _rank(
         timeout=timedelta(seconds=120),
     )
     try:
-        with without_replayer():
+        with without_replayer(), without_drawing():
             torch.save(function(*args), Path(folder, f"result-{rank}"))
     finally:
         dist.destroy_process_group()

@@ -1,17 +1,21 @@
-"""Runs of this folder's tests send nothing to MLflow, but in modules that say `SENT = True`."""
+"""Runs of this folder's tests send nothing to MLflow, but in modules that say `SENT = True`, and draw neither curves nor
+timeline, but in modules that say `DRAWN = True`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
+from undrawn import without_drawing
 from unsent import without_replayer
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unsent(request: pytest.FixtureRequest) -> Iterator[None]:
-    if getattr(request.module, "SENT", False):
-        yield
-        return
-    with without_replayer():
+def lean(request: pytest.FixtureRequest) -> Iterator[None]:
+    with ExitStack() as stack:
+        if not getattr(request.module, "SENT", False):
+            stack.enter_context(without_replayer())
+        if not getattr(request.module, "DRAWN", False):
+            stack.enter_context(without_drawing())
         yield

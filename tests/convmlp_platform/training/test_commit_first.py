@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from prepared import digits
+from prepared import few_digits
 from ranks import run_ranks
 from test_run import job, weights
 
@@ -50,7 +50,7 @@ class Killed(BaseException):
 def short(root: Path, **over: Any) -> TrainJob:
     """Four steps, evaluated after the second and the last."""
     rare = {"path": str(root / "runs"), "every_steps": 100}
-    evaluation = {"batch_size": 32, "every_steps": EVERY}
+    evaluation = {"batch_size": 10, "every_steps": EVERY}
     return job(root, training__max_steps=STEPS, checkpoint=rare, eval=evaluation, **over)
 
 
@@ -101,7 +101,7 @@ def assert_as_undisturbed(root: Path, found: RunResult, undisturbed: tuple[Path,
     assert read_spec(folder / "best").provenance["metrics"] == wanted.best
     best, other = (load_bundle(place / "runs" / "tiny" / "best")[0].state_dict() for place in (root, there))
     assert all(torch.equal(best[name], tensor) for name, tensor in other.items())
-    report = check_ledger(folder, dataset=digits())
+    report = check_ledger(folder, dataset=few_digits())
     assert report.ok, report.lines()
     assert (report.steps, report.void_samples) == (STEPS, 0), "a step was trained twice"
     assert (folder / "plots" / "curves.png").is_file()
@@ -215,7 +215,7 @@ def test_a_rank_told_to_stop_in_an_evaluation_stops_all_within_a_batch(tmp_path:
         assert last[3] == whole[3]
     parts, whole_run = tmp_path / "parts", tmp_path / "whole"
     assert metrics_on_record(parts) == metrics_in_journal(parts) == metrics_on_record(whole_run)
-    report = check_ledger(parts / "runs" / "tiny", dataset=digits())
+    report = check_ledger(parts / "runs" / "tiny", dataset=few_digits())
     assert report.ok and (report.steps, report.void_samples) == (STEPS, 0)
 
 
@@ -351,5 +351,5 @@ def test_processes_that_are_stopped_and_killed_in_their_evaluation(tmp_path: Pat
     assert not any("evaluation after" in output for output in outputs[:2])
     assert metrics_on_record(tmp_path) == metrics_in_journal(tmp_path)
     assert [step for step, _ in metrics_on_record(tmp_path)] == [EVERY, STEPS]
-    report = check_ledger(tmp_path / "runs" / "tiny", dataset=digits())
+    report = check_ledger(tmp_path / "runs" / "tiny", dataset=few_digits())
     assert report.ok and (report.steps, report.void_samples) == (STEPS, 0)

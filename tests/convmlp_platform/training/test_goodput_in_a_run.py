@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from prepared import digits
+from prepared import few_digits
 
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections import LaunchSection
@@ -28,6 +28,8 @@ from convmlp_platform.training.run import run
 from convmlp_platform.training.run_folder import RunFolder
 from convmlp_platform.training.state import TrainState
 
+DRAWN = True
+
 
 def job(root: Path) -> TrainJob:
     """12 steps on digits; a checkpoint every 4."""
@@ -36,12 +38,12 @@ def job(root: Path) -> TrainJob:
             "kind": "train",
             "name": "tiny",
             "model": {"name": "convmlp_tiny"},
-            "data": {"path": str(digits()), "image_size": 32, "num_workers": 0},
+            "data": {"path": str(few_digits()), "image_size": 32, "num_workers": 0},
             "augment": {"crop": "pad", "hflip": 0.0},
             "optimizer": {"lr": 1e-3},
-            "schedule": {"warmup_epochs": 0.1},
+            "schedule": {"warmup_epochs": 0.3},
             "training": {
-                "epochs": 0.14, "global_batch_size": 16, "micro_batch_size": 16, "log_every_steps": 1
+                "epochs": 0.42, "global_batch_size": 16, "micro_batch_size": 16, "log_every_steps": 1
             },
             "eval": {"batch_size": 128},
             "checkpoint": {"path": str(root / "runs"), "every_steps": 4},
@@ -85,6 +87,7 @@ def test_a_run_that_died_and_went_on_accounts_for_all_of_its_time(tmp_path: Path
     assert table["goodput"] == pytest.approx(last["goodput/useful_step"])
     artifacts = [line for line in journal_path(folder).read_text().splitlines() if '"artifact"' in line]
     assert sum("goodput" in line for line in artifacts) == 2
+    assert all((folder / "plots" / f"{name}.png").stat().st_size > 1000 for name in ("goodput", "curves"))
 
 
 class Moments:

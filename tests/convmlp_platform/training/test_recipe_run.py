@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from prepared import digits
+from prepared import few_digits
 from test_run import job, trained, weights
 
 from convmlp_platform.config.schema import TrainJob
@@ -54,7 +54,7 @@ def test_a_run_in_steps_of_repeated_images_resumes_exactly(tmp_path: Path) -> No
     assert evaluations.steps == [4, 5, 8, 10]
     found, wanted = weights(result), weights(whole)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    report = check_ledger(tmp_path / "runs" / "tiny", dataset=digits())
+    report = check_ledger(tmp_path / "runs" / "tiny", dataset=few_digits())
     assert report.ok, report.lines()
     assert "each sample exactly 3 times in 3 epochs" in report.lines()[-1]
     assert list(report.epochs) == [0, 1, 2] and sum(report.epochs.values()) == 160
@@ -64,7 +64,7 @@ def test_preflight_says_what_a_run_in_steps_would_do(tmp_path: Path) -> None:
     report = preflight(counted_in_steps(tmp_path))
     assert report.problems == []
     steps = next(line for line in report.summary if line.startswith("steps"))
-    per_epoch = load_manifest(digits()).splits["train"].num_samples / 16
+    per_epoch = load_manifest(few_digits()).splits["train"].num_samples / 16
     assert steps == (
         f"steps    10 of 16 images each; an epoch is {per_epoch:,.1f} steps, the schedule {10 / per_epoch:g} epochs"
     )
@@ -72,14 +72,14 @@ def test_preflight_says_what_a_run_in_steps_would_do(tmp_path: Path) -> None:
     (problem,) = preflight(too_long).problems
     assert problem == (
         "schedule.warmup_steps (=1000) takes more than the run's 12 whole steps: lower it, or raise training.epochs "
-        "(=0.14)"
+        "(=0.42)"
     )
 
 
 def test_a_jobs_own_mean_and_deviation_reach_all_that_normalises(tmp_path: Path) -> None:
     """Weights that were trained with others than the dataset's own need them everywhere."""
     half = [0.5, 0.5, 0.5]
-    own, manifest = job(tmp_path, data__mean=half, data__std=half), load_manifest(digits())
+    own, manifest = job(tmp_path, data__mean=half, data__std=half), load_manifest(few_digits())
     white = torch.full((3, 1, 1), 255, dtype=torch.uint8)
     for transform in (train_transform_of(own, manifest), eval_transform_of(own, manifest)):
         assert torch.allclose(transform.normalize(white), torch.ones(3, 1, 1))

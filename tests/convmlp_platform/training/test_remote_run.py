@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from prepared import digits
+from prepared import few_digits
 from s3_server import BUCKET, s3_server
 from test_run import job, trained, weights
 
@@ -26,7 +26,7 @@ URL = f"s3://{BUCKET}/digits"
 @pytest.fixture(autouse=True)
 def s3() -> Iterator[None]:
     with s3_server():
-        copy_dataset(str(digits()), URL, progress=lambda _line: None)
+        copy_dataset(str(few_digits()), URL, progress=lambda _line: None)
         yield
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from prepared import digits
+from prepared import few_digits
 from ranks import run_ranks
 from test_run import Losses, job
 from torch import Tensor, nn
@@ -145,7 +145,7 @@ def test_another_dataset_is_refused_and_a_moved_one_found(
     done: tuple[Path, dict[int, float]], tmp_path: Path
 ) -> None:
     folder, losses = done
-    moved = shutil.copytree(digits(), tmp_path / "moved")
+    moved = shutil.copytree(few_digits(), tmp_path / "moved")
     assert replay(folder, 6, overrides=[f"data.path={moved}"]).loss == losses[7]
     for shard in (moved / "webdataset").glob("train-*.tar"):
         shard.write_bytes(bytes(shard.stat().st_size))

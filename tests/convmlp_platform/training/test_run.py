@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from prepared import digits
+from prepared import few_digits
 from ranks import run_ranks
 
 from convmlp_platform.checkpoints.checkpointer import load
@@ -30,12 +30,12 @@ def job(root: Path, **over: Any) -> TrainJob:
         "name": "tiny",
         "seed": 5,
         "model": {"name": "convmlp_tiny", "drop_path_rate": 0.1},
-        "data": {"path": str(digits()), "image_size": 32, "num_workers": 0},
+        "data": {"path": str(few_digits()), "image_size": 32, "num_workers": 0},
         "augment": {"crop": "pad", "mixup": 0.2, "hflip": 0.0},
         "optimizer": {"lr": 1e-3},
-        "schedule": {"warmup_epochs": 0.1},
+        "schedule": {"warmup_epochs": 0.3},
         "training": {
-            "epochs": 0.14, "global_batch_size": 16, "micro_batch_size": 4, "ema_decay": 0.9, "log_every_steps": 2
+            "epochs": 0.42, "global_batch_size": 16, "micro_batch_size": 4, "ema_decay": 0.9, "log_every_steps": 2
         },
         "eval": {"batch_size": 128},
         "checkpoint": {"path": str(root / "runs"), "every_steps": 2},
@@ -110,7 +110,7 @@ def test_a_resumed_run_ends_where_the_undisturbed_one_does(
     if same:
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     assert distance(found, wanted) < 1e-3
-    report = check_ledger(tmp_path / "runs" / "tiny", dataset=digits())
+    report = check_ledger(tmp_path / "runs" / "tiny", dataset=few_digits())
     assert report.ok, report.lines()
     assert [span.world_size for span in report.spans] == list(world_sizes)
     assert (report.steps, report.samples, report.void_samples) == (12, 12 * 16, 0)
@@ -132,7 +132,7 @@ def test_another_recipe_under_the_same_name_is_refused_with_the_difference(tmp_p
 def test_a_run_begun_before_evaluation_counted_keeps_its_identity_and_goes_on(tmp_path: Path) -> None:
     """Its record lacks `eval.*`; the job beside it says how it was evaluated, which is not the default."""
     values = job(tmp_path, training__max_steps=2, eval__crop_pct=1.0)
-    whole = identity_fields(values, open_manifest(str(digits())).digest)
+    whole = identity_fields(values, open_manifest(str(few_digits())).digest)
     old = {name: value for name, value in whole.items() if not name.startswith("eval.")}
     assert old != whole
     folder = run_path(values)
@@ -144,7 +144,7 @@ def test_a_run_begun_before_evaluation_counted_keeps_its_identity_and_goes_on(tm
     result, _ = trained(values)
     assert result.checkpoint is not None
     assert load(result.checkpoint).facts["identity"] == identity_of(old)
-    assert check_ledger(folder, dataset=digits()).ok
+    assert check_ledger(folder, dataset=few_digits()).ok
 
 
 def test_a_refusal_reaches_every_rank(tmp_path: Path) -> None:
@@ -190,6 +190,6 @@ def test_the_check_says_where_a_recipe_makes_little_sense(tmp_path: Path) -> Non
     report = preflight(job(tmp_path, training=large, schedule={"warmup_epochs": 40}))
     advice = [line.split()[1] for line in report.summary if line.startswith("advice")]
     assert report.problems == []
-    assert advice == ["training.global_batch_size", "35", "warm-up"]
+    assert advice == ["training.global_batch_size", "11", "warm-up"]
     usual = job(tmp_path, training={"epochs": 2, "global_batch_size": 16, "micro_batch_size": 4})
     assert not [line for line in preflight(usual).summary if line.startswith("advice")]
