@@ -16,6 +16,7 @@ from annotated import stripes
 from prepared import digits
 from safetensors.torch import save_file
 from saved import save_now
+from unsent import without_replayer
 
 import convmlp
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
@@ -62,6 +63,12 @@ PREPARE: Values = {
     "launch": {"address": "local"},
 }
 SWEEP: Values = {"kind": "sweep", "name": "it", "job": TRAIN, "space": {"optimizer.lr": [1e-3, 1e-2]}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unsent() -> Iterator[None]:
+    with without_replayer():
+        yield
 
 
 def network(num_classes: int = 10, name: str = "convmlp_tiny") -> dict[str, torch.Tensor]:

@@ -26,7 +26,7 @@ from web_server import web_server
 
 from convmlp_platform.config.load import load_job
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.launch import attempt, sweep_trial, sweep_tune
+from convmlp_platform.launch import attempt
 from convmlp_platform.launch.environment import private_variables, secrets_among, shared_env_vars
 from convmlp_platform.launch.placement import Home
 from convmlp_platform.launch.process_files import make_folder, private_folder
@@ -115,6 +115,8 @@ def test_a_trial_of_a_sweep_gets_both_from_the_board_and_tune_neither(
     secrets_set: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tune writes its configuration into files."""
+    from convmlp_platform.launch import sweep_trial, sweep_tune  # not by each test worker: Tune takes 4 s
+
     job = a_job(tmp_path, "http://someone:planted-data@127.0.0.1:9/digits")
     planned = SimpleNamespace(
         name="t", trial=SimpleNamespace(job=job), steps_per_epoch=1, stop_step=2, done=True

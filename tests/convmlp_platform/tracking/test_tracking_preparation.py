@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from prepared import digits
-from test_tracking_server import free_port, mlflow_server
+from test_tracking_server import free_port
+from unsent import replayed_here
 
 from convmlp_platform.config.sections import TrackingSection, TrackingTarget
 from convmlp_platform.errors import TrackingError
@@ -69,7 +70,8 @@ def test_a_run_holds_all_of_a_preparation_and_is_logged_once(
     shutil.rmtree(preparation.folder / "tracking")
     assert again.logged_run() is None
     again.record(replace(preparation, seconds=None))
-    assert again.send(timeout=120) == run_id
+    with replayed_here():
+        assert again.send(timeout=120) == run_id
     experiment = client.get_experiment_by_name("once")
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
@@ -85,14 +87,14 @@ def test_another_job_over_the_same_data_is_another_run(
     for one in (preparation, other):
         tracker = PreparationTracker(section, one)
         tracker.record(one)
-        runs.append(tracker.send(timeout=120))
+        with replayed_here():
+            runs.append(tracker.send(timeout=120))
     assert runs[0] != runs[1]
 
 
 def test_a_dead_server_costs_one_line_and_a_live_one_gets_it_later(
-    store: TrackingSection, preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: TrackingSection, preparation: Preparation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy((store.uri or "").removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     port = free_port()
     section = TrackingTarget(uri=f"http://user:secret@127.0.0.1:{port}", experiment="late")
     tracker = PreparationTracker(section, preparation)
@@ -104,12 +106,12 @@ def test_a_dead_server_costs_one_line_and_a_live_one_gets_it_later(
         f"`convmlp replay-tracking {preparation.folder}` sends it"
     )
     assert tracker.is_recorded and tracker.logged_run() is None
-    with mlflow_server(tmp_path, port):
-        run_id = replay(preparation.folder)
-        client = open_client(f"http://127.0.0.1:{port}")
-        assert client.get_run(run_id).data.metrics["samples"] == 1797
-        assert tracker.logged_run() == run_id
-        assert {item.path for item in client.list_artifacts(run_id)} >= {"manifest.json", "pictures"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri or "")
+    run_id = replay(preparation.folder)
+    client = open_client(store.uri or "")
+    assert client.get_run(run_id).data.metrics["samples"] == 1797
+    assert tracker.logged_run() == run_id
+    assert {item.path for item in client.list_artifacts(run_id)} >= {"manifest.json", "pictures"}
 
 
 def test_a_server_that_never_answers_is_asked_for_seconds_only(preparation: Preparation) -> None:

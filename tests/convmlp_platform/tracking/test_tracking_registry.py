@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +144,29 @@ def test_no_registry_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def assert_rows_are_of(bundle: Path, png: bytes, rows: list[dict[str, Any]]) -> None:
+    expected = Classifier(*load_bundle(bundle)).predict([png])[0].top(5)
+    assert len(rows) == 2
+    for row in rows:
+        assert row["label"] == expected[0][0]
+        assert row["probability"] == pytest.approx(expected[0][1], abs=1e-5)
+        assert [one["label"] for one in json.loads(row["top5"])] == [name for name, _ in expected]
+
+
+def test_plain_mlflow_loads_and_predicts(
+    registered: TrackingSection, bundle: Path, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import pandas as pd
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.uri or "")
+    model = mlflow.pyfunc.load_model("models:/toy@champion")
+    images = (png, base64.b64encode(png).decode())
+    rows = [model.predict(pd.DataFrame({"image": [image]})) for image in images]
+    assert_rows_are_of(bundle, png, [row.to_dict("records")[0] for row in rows])
+
+
+@pytest.mark.slow
 def test_plain_mlflow_loads_and_predicts_elsewhere_without_our_packages(
     registered: TrackingSection, bundle: Path, png: bytes, tmp_path: Path
 ) -> None:
@@ -165,11 +190,7 @@ def test_plain_mlflow_loads_and_predicts_elsewhere_without_our_packages(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    expected = Classifier(*load_bundle(bundle)).predict([png])[0].top(5)
-    for row in json.loads(done.stdout.splitlines()[-1]):
-        assert row["label"] == expected[0][0]
-        assert row["probability"] == pytest.approx(expected[0][1], abs=1e-5)
-        assert [one["label"] for one in json.loads(row["top5"])] == [name for name, _ in expected]
+    assert_rows_are_of(bundle, png, json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_predict_names_the_bad_image(

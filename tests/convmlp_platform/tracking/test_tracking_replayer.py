@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from convmlp_platform.config.sections import TrackingSection
 from convmlp_platform.errors import TrackingError
@@ -151,6 +150,8 @@ class Counted:
     """MLflow's `log_batch`, counted; the call `fails` is refused by a server in trouble, once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> None:
+        from mlflow import MlflowClient  # not by each test worker, which it would cost 3 s
+
         self.metrics: list[int] = []
         send = MlflowClient.log_batch
 
@@ -184,18 +185,16 @@ def test_the_end_is_sent_when_nothing_else_is_left(
     plot.write_text("plot")
     end = Status(status="FINISHED", time=1_700_000_000_000)
     record_run(run_dir, store, *losses(2), Artifact(source=str(plot)), end)
-    upload = MlflowClient.log_artifact
 
     def refuse(*_: object) -> None:
         raise ConnectionError("the store is away")
 
-    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
-    with pytest.raises(TrackingError, match="the store is away"):
+    with monkeypatch.context() as patch, pytest.raises(TrackingError, match="the store is away"):
+        patch.setattr("mlflow.MlflowClient.log_artifact", refuse)
         replay(run_dir)
     state, client = load_feed(run_dir), open_client(store.uri or "")
     assert client.get_run(str(state.run_id)).info.status == "RUNNING"
     assert state.end == end and sent_to(run_dir) is None
-    monkeypatch.setattr(MlflowClient, "log_artifact", upload)
     run = client.get_run(replay(run_dir))
     assert (run.info.status, run.info.end_time) == ("FINISHED", end.time)
     assert sent_to(run_dir) == run.info.run_id
@@ -205,7 +204,9 @@ def test_an_end_that_was_not_the_last_is_never_sent(
     store: TrackingSection, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(MlflowClient, "set_terminated", lambda *arguments, **_: said.append(arguments[2]))
+    monkeypatch.setattr(
+        "mlflow.MlflowClient.set_terminated", lambda *arguments, **_: said.append(arguments[2])
+    )
     record_run(run_dir, store, Status(status="FAILED"), Status(status="RUNNING"), *losses(1))
     replay(run_dir)
     assert said == []

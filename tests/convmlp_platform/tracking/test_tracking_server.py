@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -11,10 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from unsent import replayed_here
 
 from convmlp_platform.config.sections import TrackingSection
 from convmlp_platform.tracking.replayer import replay
@@ -90,6 +93,8 @@ def test_nothing_is_lost_or_doubled_by_a_server_that_comes_late(
     section = TrackingSection(uri=f"http://127.0.0.1:{port}", experiment="late", tags={"team": "vision"})
     tracker = Tracker.open(section, run_dir=run_dir, run_name="late")
     tracker.log_params({"optimizer": {"lr": 0.1}})
+    (tmp_path / "curve.txt").write_text("curve")
+    tracker.log_artifact(tmp_path / "curve.txt", "plots")
     for step in range(300):
         tracker.log_metrics({"loss": 1 / (step + 1), "nan": float("nan")}, step)
     assert load_feed(run_dir).run_id is None
@@ -105,6 +110,7 @@ def test_nothing_is_lost_or_doubled_by_a_server_that_comes_late(
         run = client.get_run(run_id)
         assert run.info.status == "FINISHED" and run.info.run_name == "late"
         assert run.data.tags["team"] == "vision" and "python.version" in run.data.tags
+        assert [item.path for item in client.list_artifacts(run_id, "plots")] == ["plots/curve.txt"]
         assert replay(run_dir) == run_id
 
 
@@ -126,6 +132,10 @@ def test_a_server_that_never_answers_blocks_nothing(
     assert tracker.run_id is None
 
 
+def refuse_lock(*_: object) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
 def test_a_restarted_run_goes_on_in_the_same_mlflow_run(
     store: TrackingSection, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,11 +144,13 @@ def test_a_restarted_run_goes_on_in_the_same_mlflow_run(
         "import fcntl, os\ndef refuse(*_):\n    raise OSError(38, os.strerror(38))\nfcntl.flock = refuse\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(fcntl, "flock", refuse_lock)
     ids = []
     for attempt in range(2):
-        tracker = Tracker.open(store, run_dir=run_dir, run_name="again")
-        tracker.log_metrics({"loss": 1.0}, attempt)
-        assert tracker.finish("KILLED" if attempt == 0 else "FINISHED")
+        with replayed_here() if attempt == 0 else nullcontext():
+            tracker = Tracker.open(store, run_dir=run_dir, run_name="again")
+            tracker.log_metrics({"loss": 1.0}, attempt)
+            assert tracker.finish("KILLED" if attempt == 0 else "FINISHED")
         ids.append(tracker.run_id)
     assert ids[0] is not None and ids[0] == ids[1]
     run = open_client(store.uri or "").get_run(ids[0])

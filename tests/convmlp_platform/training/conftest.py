@@ -1,5 +1,5 @@
-"""Runs of this folder's tests send nothing to MLflow, but in modules that say `SENT = True`, and draw neither curves nor
-timeline, but in modules that say `DRAWN = True`."""
+"""Runs of this folder's tests send nothing to MLflow, but in modules that say `SENT = True`, and draw neither curves
+nor timeline, but in modules that say `DRAWN = True`."""
 
 from __future__ import annotations
 

@@ -95,7 +95,8 @@ def assert_as_undisturbed(root: Path, found: RunResult, undisturbed: tuple[Path,
     folder = root / "runs" / "tiny"
     assert (found.steps, found.stopped) == (STEPS, None)
     assert (found.metrics, found.best) == (wanted.metrics, wanted.best)
-    assert all(torch.equal(weights(found)[name], tensor) for name, tensor in weights(wanted).items())
+    tensors = weights(found)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in weights(wanted).items())
     assert metrics_on_record(root) == metrics_in_journal(root) == metrics_on_record(there)
     assert [step for step, _ in metrics_on_record(root)] == [EVERY, STEPS]
     assert read_spec(folder / "best").provenance["metrics"] == wanted.best
