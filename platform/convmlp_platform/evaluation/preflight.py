@@ -18,7 +18,7 @@ from convmlp_platform.evaluation.real_labels import NUM_CLASSES, place_of, read_
 from convmlp_platform.evaluation.subject import Subject
 from convmlp_platform.training.image_size import sides_refused, size_refused
 from convmlp_platform.training.memory import build_on_meta
-from convmlp_platform.training.preflight import PreflightReport, check_writable
+from convmlp_platform.training.preflight_preparation import PreflightReport, check_writable
 from data_prep.errors import DataPrepError
 from data_prep.manifest import DatasetManifest
 from data_prep.urls import local_path

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.load import Job
-from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.config.sweep import SweepJob
 from convmlp_platform.errors import PlatformError
 
 if TYPE_CHECKING:
     from convmlp_platform.launch.capacity import Node
     from convmlp_platform.launch.sweep_plan import SweepPlan
-    from convmlp_platform.training.preflight import PreflightReport
+    from convmlp_platform.training.preflight_preparation import PreflightReport
 
 
 def check(job: Job) -> PreflightReport:
@@ -33,6 +33,10 @@ def check(job: Job) -> PreflightReport:
         from convmlp_platform.launch.sweep_plan import preflight_sweep
 
         report, plan = preflight_sweep(job)
+    elif isinstance(job, PrepareJob):
+        from convmlp_platform.training.preflight_preparation import preflight_preparation
+
+        report = preflight_preparation(job, deep=True)
     else:
         from convmlp_platform.training.preflight import preflight
 
@@ -52,9 +56,10 @@ def check(job: Job) -> PreflightReport:
 def _check_held(job: Job, plan: SweepPlan | None) -> None:
     """Whether another driver has the run, the sweep or the result."""
     from convmlp_platform.launch.lease import refuse_if_held, refuse_if_result_held
-    from convmlp_platform.training.run_folder import run_path
 
     if isinstance(job, TrainJob):
+        from convmlp_platform.training.run_folder import run_path
+
         refuse_if_held(run_path(job))
     elif isinstance(job, EvaluateJob):
         refuse_if_result_held(Path(job.output.path) / job.name)
@@ -77,7 +82,8 @@ def _check_cluster(job: Job, plan: SweepPlan | None, report: PreflightReport) ->
     if resolve_address(named) is None:
         auth.settle(None)
         report.summary.append("cluster  none named: a Ray of its own is started on this machine")
-        report.problems += _room_problems(job, plan, None, own_nodes())
+        if not isinstance(job, PrepareJob):  # it fits anywhere, and counting GPUs takes PyTorch, 4 s
+            report.problems += _room_problems(job, plan, None, own_nodes())
         return
     with connect(named) as address:
         report.summary.append(f"cluster  {address}")

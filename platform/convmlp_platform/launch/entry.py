@@ -158,9 +158,14 @@ def _train_here(job: TrainJob) -> int:
 
 def _preflight(job: PrepareJob | TrainJob) -> None:
     """Raises ConfigError with every problem that can be seen without a cluster: a Ray isn't started for a typo."""
-    from convmlp_platform.training.preflight import preflight
+    if isinstance(job, PrepareJob):
+        from convmlp_platform.training.preflight_preparation import preflight_preparation
 
-    problems = preflight(job).problems
+        problems = preflight_preparation(job).problems
+    else:
+        from convmlp_platform.training.preflight import preflight
+
+        problems = preflight(job).problems
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -19,7 +19,7 @@ from convmlp_platform.training.plan import StepPlan
 from convmlp_platform.training.run_folder import run_path
 
 if TYPE_CHECKING:
-    from convmlp_platform.training.preflight import PreflightReport
+    from convmlp_platform.training.preflight_preparation import PreflightReport
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _resolved(trial: Trial) -> Trial:
 
 def preflight_sweep(sweep: SweepJob) -> tuple[PreflightReport, SweepPlan | None]:
     """The problems of all trials, and what the sweep would do; and its plan, where there are no problems."""
-    from convmlp_platform.training.preflight import PreflightReport
+    from convmlp_platform.training.preflight_preparation import PreflightReport
 
     try:
         plan = plan_of(sweep, deep=True)

@@ -1,24 +1,22 @@
-"""All that can be known to be wrong with a training or preparation before it costs anything. Nothing is left behind on
-storage. `launch.check` adds what concerns drivers and clusters.
+"""All that can be known to be wrong with a training before it costs anything. Nothing is left behind on storage.
+`preflight_preparation` has a preparation's. `launch.check` adds what concerns drivers and clusters.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
-from convmlp_platform.config.schema import PrepareJob, TrainJob
+from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.training.build_task import task_mismatch
 from convmlp_platform.training.image_size import sides_refused, single_value, size_refused
 from convmlp_platform.training.init_record import read_record
 from convmlp_platform.training.initial_weights import check_kept, counted_weights, start_line
 from convmlp_platform.training.plan import StepPlan
+from convmlp_platform.training.preflight_preparation import PreflightReport, check_writable, make_checks
 from convmlp_platform.training.run_folder import (
     RunFolder,
     check_owner,
@@ -26,41 +24,23 @@ from convmlp_platform.training.run_folder import (
     run_path,
     stored_identity,
 )
-from data_prep.errors import DataPrepError
-from data_prep.manifest import MANIFEST_NAME, DatasetManifest, load_manifest
+from data_prep.manifest import DatasetManifest
 from data_prep.urls import is_url, local_path
 
 _FEW_UPDATES = 100
 """Of the weights, below which a line says so."""
 
 
-@dataclass
-class PreflightReport:
-    """`problems`: one message each, empty if the job may start; `summary`: lines on what it would do."""
-
-    problems: list[str] = field(default_factory=list)
-    summary: list[str] = field(default_factory=list)
-
-
-def preflight(job: TrainJob | PrepareJob, *, deep: bool = False) -> PreflightReport:
+def preflight(job: TrainJob, *, deep: bool = False) -> PreflightReport:
     """Check a job whose paths are resolved against the machine it is started on; every check is made.
 
     Args:
         job: the job.
         deep: also make the checks that cost as much as the job's own start, which makes them itself: read the newest
-            checkpoint, list the source.
+            checkpoint.
     """
     report = PreflightReport()
-    checks = (
-        _prepare_checks(job, report, deep)
-        if isinstance(job, PrepareJob)
-        else _train_checks(job, report, deep)
-    )
-    for check in checks:
-        try:
-            check()
-        except (PlatformError, DataPrepError) as error:
-            report.problems.extend(str(error).splitlines())
+    make_checks(_train_checks(job, report, deep), report)
     return report
 
 
@@ -280,67 +260,6 @@ def _check_tracking(job: TrainJob, report: PreflightReport) -> None:
     report.summary.append(
         f"run      {job.checkpoint.path}/{job.name}; MLflow experiment {job.tracking.experiment}"
     )
-
-
-def _prepare_checks(job: PrepareJob, report: PreflightReport, deep: bool) -> Iterator[Callable[[], None]]:
-    from data_prep.convert import check
-    from data_prep.sources import open_source
-
-    def source() -> None:
-        report.summary.append(f"source   {job.source.kind} {getattr(job.source, 'path', '')}".rstrip())
-        if deep:
-            check(job.preparation, progress=lambda line: report.summary.append(f"         {line}"))
-        else:
-            open_source(job.source)
-
-    def output() -> None:
-        check_writable(str(job.output.path), "output.path", report)
-        report.summary.append(f"output   {job.output.path}: {' and '.join(job.output.formats)}")
-        if (job.output.path / MANIFEST_NAME).exists():
-            finished = load_manifest(job.output.path)
-            images = sum(split.num_samples for split in finished.splits.values())
-            report.summary.append(
-                f"         holds a finished dataset of {images:,} images, {finished.digest[:19]}…"
-            )
-
-    yield source
-    yield output
-    yield lambda: _check_preparation_tracking(job, report)
-
-
-def _check_preparation_tracking(job: PrepareJob, report: PreflightReport) -> None:
-    from convmlp_platform.tracking.state import without_secrets
-    from convmlp_platform.tracking.uri import check_tracking, tracking_uri
-
-    report.problems += check_tracking(job.tracking)
-    report.summary.append(
-        f"run      MLflow experiment {job.tracking.experiment} at {without_secrets(tracking_uri(job.tracking))}, "
-        "once it is done"
-    )
-
-
-def check_writable(path: str, name: str, report: PreflightReport, inside: str = ".") -> None:
-    """Whether files can be made in folder `inside` of `path`, tried with a nameless one in its nearest existing
-    parent."""
-    if is_url(path):
-        report.problems.append(f"{name} (={path}) must be a folder: mount the bucket on every node")
-        return
-    folder = Path(path) / inside
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if not folder.is_dir():
-        report.problems.append(f"{name} (={path}): {folder} is a file, not a folder")
-        return
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = (
-            "no permission to write"
-            if isinstance(error, PermissionError)
-            else f"can't write ({error.strerror})"
-        )
-        report.problems.append(f"{name} (={path}): {reason} in {folder}")
 
 
 def _size(size: int) -> str:
