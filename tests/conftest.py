@@ -1,9 +1,11 @@
 """Common to all tests: this folder is importable (`from ranks import run_ranks`); Ray makes no token; no deadlines; the
-files that take longest come first."""
+files that take longest come first, and those that share what is dear to one worker."""
 
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,15 +21,43 @@ settings.register_profile("thorough", deadline=None, max_examples=300)
 settings.load_profile("fast")
 
 
-# A file goes to one worker as a whole: a long one that comes last leaves the other workers idle.
+# Files that share what is dear to start go to one test worker: the server that ranks are forked from (13 s of a core),
+# an MLflow store with its client (6 s), FFCV and what it compiles (10 s).
+TOGETHER = {
+    "ranks": (
+        "test_engines_agree", "test_bad_numbers", "test_commit_first", "test_run", "test_fault_matrix",
+        "test_lost_peer", "test_engine_refusal", "test_plain_loop",
+    ),
+    "MLflow": (
+        "test_tracking_server", "test_tracking_preparation", "test_tracking_registry", "test_tracking_replayer",
+        "test_mlflow_server",
+    ),
+    "FFCV": ("test_prep_ffcv", "test_prep_core_annotations", "test_loader"),
+}  # fmt: skip
+GROUP_OF = {file: group for group, files in TOGETHER.items() for file in files}
+
+# All else goes by files: a long one that comes last leaves the other workers idle.
 LONGEST_FIRST = (
     "test_remote_run",  # it forks a reader beside S3's threads, which once crashed late in a worker's life
-    "test_launch_on_ray", "test_engines_agree", "test_run", "test_bad_numbers", "test_commit_first",
-    "test_engine_refusal", "test_detection_task", "test_tracking_server", "test_launch_secrets", "test_blame",
-    "test_launch_check", "test_exactly_once", "test_tracking_preparation", "test_reader_in_a_run",
-    "test_checkpoint_faults", "test_fault_matrix", "test_fuzz_short", "test_loader", "test_cli",
-    "test_models_golden", "test_saver",
+    *TOGETHER["ranks"], "test_launch_on_ray", *TOGETHER["MLflow"], *TOGETHER["FFCV"],
+    "test_launch_check", "test_prep_copy", "test_hostile_bundles", "test_exactly_once", "test_detection_task",
+    "test_locks", "test_checkpoint_faults", "test_fuzz_short", "test_remote_storage", "test_models_golden",
+    "test_replay", "test_remote_read_ahead", "test_model_families", "test_launch_secrets", "test_order",
+    "test_drivers_at_once", "test_checkpoint_storage", "test_cli_terminals", "test_model_cost", "test_cli",
 )  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """In place of `--dist loadfile`: by files, or groups of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByGroup(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return GROUP_OF.get(Path(file).stem, file)
+
+    return ByGroup(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -113,13 +113,14 @@ def contend(path: Path, go: Any, wrong: Any, seed: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 def test_of_processes_that_start_together_or_follow_a_dead_one_one_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, rounds: int
 ) -> None:
     if not links:
         monkeypatch.setattr(locks.os, "link", refuse(errno.EPERM))
-    for round_ in range(10):
+    for round_ in range(rounds):
         path = tmp_path / str(round_) / "lock"
         path.parent.mkdir()
         go, wrong = FORK.Event(), FORK.Event()
@@ -151,9 +152,10 @@ def starter(path: Path, go: Any, said: Any) -> None:
     os._exit(0)
 
 
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("before", ["free", "dead"])
-def test_six_starters_one_gets_in_and_stays(tmp_path: Path, before: str) -> None:
-    for round_ in range(5):
+def test_six_starters_one_gets_in_and_stays(tmp_path: Path, before: str, rounds: int) -> None:
+    for round_ in range(rounds):
         path = tmp_path / str(round_)
         if before == "dead":
             left_behind(path, pid=dead_pid())

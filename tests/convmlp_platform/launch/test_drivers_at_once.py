@@ -105,6 +105,7 @@ def test_the_ranks_of_one_job_take_one_lease(job: Path) -> None:
     assert "codes 0 0" in said, said
 
 
+@pytest.mark.slow
 def test_every_rank_is_refused_beside_another_driver(job: Path) -> None:
     with lease(job.parent / "runs" / "twice"):
         said = drivers(job, 2, ranks=True)
