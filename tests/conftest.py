@@ -22,8 +22,12 @@ settings.load_profile("fast")
 
 
 # Files that share what is dear to start go to one test worker: the server that ranks are forked from (13 s of a core),
-# an MLflow store with its client (6 s), FFCV and what it compiles (10 s).
+# an MLflow store with its client (6 s), FFCV and what it compiles (10 s), an S3 server (4 s).
 TOGETHER = {
+    "S3": (
+        "test_remote_run",  # first: it forks a reader beside S3's threads, which once crashed late in a worker's life
+        "test_prep_copy", "test_remote_storage", "test_remote_read_ahead", "test_checkpoint_storage",
+    ),
     "ranks": (
         "test_engines_agree", "test_bad_numbers", "test_commit_first", "test_run", "test_fault_matrix",
         "test_lost_peer", "test_engine_refusal", "test_plain_loop",
@@ -38,12 +42,10 @@ GROUP_OF = {file: group for group, files in TOGETHER.items() for file in files}
 
 # All else goes by files: a long one that comes last leaves the other workers idle.
 LONGEST_FIRST = (
-    "test_remote_run",  # it forks a reader beside S3's threads, which once crashed late in a worker's life
-    *TOGETHER["ranks"], "test_launch_on_ray", *TOGETHER["MLflow"], *TOGETHER["FFCV"],
-    "test_launch_check", "test_prep_copy", "test_hostile_bundles", "test_exactly_once", "test_detection_task",
-    "test_locks", "test_checkpoint_faults", "test_fuzz_short", "test_remote_storage", "test_models_golden",
-    "test_replay", "test_remote_read_ahead", "test_model_families", "test_launch_secrets", "test_order",
-    "test_drivers_at_once", "test_checkpoint_storage", "test_cli_terminals", "test_model_cost", "test_cli",
+    *TOGETHER["S3"], *TOGETHER["ranks"], "test_launch_on_ray", *TOGETHER["MLflow"], *TOGETHER["FFCV"],
+    "test_launch_check", "test_hostile_bundles", "test_exactly_once", "test_detection_task", "test_locks",
+    "test_checkpoint_faults", "test_fuzz_short", "test_models_golden", "test_replay", "test_model_families",
+    "test_launch_secrets", "test_order", "test_drivers_at_once", "test_cli_terminals", "test_model_cost", "test_cli",
 )  # fmt: skip
 
 
