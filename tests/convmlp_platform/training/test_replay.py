@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from prepared import few_digits
+from prepared import digits, few_digits
 from ranks import run_ranks
 from test_run import Losses, job
 from torch import Tensor, nn
@@ -193,8 +193,8 @@ def trained_poisoned(values: TrainJob, limit: float) -> dict[int, float]:
 
 
 def bright(root: Path) -> TrainJob:
-    """Unmixed: a mixture is not as bright."""
-    return tiny(root, augment__mixup=0.0, training__micro_batch_size=8)
+    """Unmixed: a mixture is not as bright. Of all digits, the brightest comes before the last step."""
+    return tiny(root, data__path=str(digits()), augment__mixup=0.0, training__micro_batch_size=8)
 
 
 @pytest.fixture(scope="module")

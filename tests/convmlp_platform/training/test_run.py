@@ -191,5 +191,5 @@ def test_the_check_says_where_a_recipe_makes_little_sense(tmp_path: Path) -> Non
     advice = [line.split()[1] for line in report.summary if line.startswith("advice")]
     assert report.problems == []
     assert advice == ["training.global_batch_size", "11", "warm-up"]
-    usual = job(tmp_path, training={"epochs": 2, "global_batch_size": 16, "micro_batch_size": 4})
+    usual = job(tmp_path, training={"epochs": 8, "global_batch_size": 16, "micro_batch_size": 4})
     assert not [line for line in preflight(usual).summary if line.startswith("advice")]
