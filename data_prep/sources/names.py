@@ -21,7 +21,7 @@ def sample_key(name: str) -> str:
 def unicode_twins(missing: Iterable[str], there: Iterable[str]) -> str:
     """An explanation for messages, where a name that is missing is there in other characters that look the same.
 
-    macOS and some archives write é as e and an accent (NFD), most others as one character (NFC).
+    macOS and some archives write an accented letter as two characters (NFD), most others as one (NFC).
     """
     by_form = {unicodedata.normalize("NFC", name): name for name in there}
     for name in missing:
