@@ -65,7 +65,9 @@ def _where_metrics_are(uri: str) -> str:
 
 
 def _scores(metrics: dict[str, float]) -> str:
-    named = [(name.removeprefix("eval/"), value) for name, value in metrics.items()]
+    named = [
+        (name.removeprefix("eval/"), value) for name, value in metrics.items() if name.startswith("eval/")
+    ]
     return (
         ", ".join(
             f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2f} %" for name, value in named

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.training.bad_steps import BadStep
+from convmlp_platform.training.evaluate import scores_of, taken_weights
 from convmlp_platform.training.guard import Action
 from convmlp_platform.training.state import TrainState
 
@@ -60,14 +62,13 @@ class Console(Callback):
         )
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
-        shown = "  ".join(
-            f"{name.removeprefix('eval/')} {value:.4f}"
-            if name == "eval/loss"
-            else f"{name.removeprefix('eval/')} {value:.2f} %"
-            for name, value in metrics.items()
-        )
         best = "  (best so far)" if state.best == metrics else ""
-        self._say(f"evaluation after epoch {state.step / self.steps_per_epoch:.1f}: {shown}{best}")
+        epoch = state.step / self.steps_per_epoch
+        self._say(f"evaluation after epoch {epoch:.1f}: {_shown(scores_of(metrics) or {})}{best}")
+        average, plain = scores_of(metrics, "average"), scores_of(metrics, "plain")
+        if average and plain:
+            taken = taken_weights(metrics, averages=True)
+            self._say(f"  average of the weights: {_shown(average)}; plain: {_shown(plain)}; {taken} taken")
 
     def on_save(self, event: SaveEvent) -> None:
         if event.kind == "failed":
@@ -88,6 +89,12 @@ class Console(Callback):
 
     def _say(self, line: str) -> None:
         print(line, flush=True)
+
+
+def _shown(scores: Mapping[str, float]) -> str:
+    return "  ".join(
+        f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2f} %" for name, value in scores.items()
+    )
 
 
 def _duration(seconds: float) -> str:

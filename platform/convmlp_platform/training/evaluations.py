@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from convmlp_platform.distributed import on_main, sum_over_ranks
 from convmlp_platform.engine.base import Engine
 from convmlp_platform.health.events import append_line
 from convmlp_platform.health.phases import Phase, PhaseClock
-from convmlp_platform.training.evaluate import evaluate
+from convmlp_platform.training.evaluate import judge, merit
 from convmlp_platform.training.interruption import StopRequest
 from convmlp_platform.training.outputs import BestModel
 from convmlp_platform.training.state import TrainState
@@ -118,16 +117,17 @@ class Evaluations:
             lines = []
         return lines, self.best.metrics()
 
-    def take(self, state: TrainState, may_record: Callable[[], None]) -> bool:
+    def take(self, state: TrainState, may_record: Callable[[], None], *, last: bool) -> bool:
         """Evaluate a state and put it on record (collective); False: a rank was told to stop first.
 
         Args:
             may_record: raises where another attempt has taken this one's place.
+            last: whether the run ends here.
         """
         try:
             with self.clock.during(Phase.EVALUATE):
                 self._leave_off_if_told()
-                metrics = evaluate(self.engine, self.loader, self.metrics, self._after_batch)
+                metrics = judge(self.engine, self.loader, self.metrics, self._after_batch, last=last)
         except _ToldToStop:
             return False
 
@@ -151,18 +151,14 @@ class Evaluations:
 
     def keep_best(self, state: TrainState) -> None:
         """Keep the weights, if they are the ones that `state.metrics` are of and none were better (collective)."""
-        better = not state.best or self._merit(state.metrics) > self._merit(state.best)
+        best_metric = self.engine.task.best_metric
+        better = not state.best or merit(state.metrics, best_metric) > merit(state.best, best_metric)
         with self.clock.during(Phase.CHECKPOINT):  # rank 0 writes to a storage
             if state.evaluated == state.step and better:
                 state.best = state.metrics
                 self.best.keep(state)
             else:
                 self.best.write()
-
-    def _merit(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """Of two evaluations the better one's is greater; a detector's precision is long 0, while its loss falls."""
-        score, loss = metrics[f"eval/{self.engine.task.best_metric}"], metrics["eval/loss"]
-        return -math.inf if math.isnan(score) else score, -math.inf if math.isnan(loss) else -loss
 
     def was_told(self, state: TrainState) -> bool:
         """Whether watchers have heard of the newest evaluation, as far as this step's can be it."""

@@ -296,7 +296,7 @@ def _lineage(text: str, pinned: str, weights: str, spec: BundleSpec | None = Non
     return lineage | {"init.model": spec.model} | {f"init.{name}": value for name, value in told.items()}
 
 
-_PROVENANCE = ("run", "identity", "step", "dataset", "dataset_digest")
+_PROVENANCE = ("run", "identity", "step", "dataset", "dataset_digest", "weights")
 
 
 def _read(location: Path | str, choice: Choice) -> FileWeights:

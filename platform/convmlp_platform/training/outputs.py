@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
@@ -17,6 +18,7 @@ from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.bad_steps import BadStep
 from convmlp_platform.training.bundle_spec import bundle_spec
 from convmlp_platform.training.callbacks import Callback
+from convmlp_platform.training.evaluate import Weights, taken_weights
 from convmlp_platform.training.incident_log import log_incident, log_new_incidents
 from convmlp_platform.training.initial_weights import lineage_tags
 from convmlp_platform.training.plots import plot_curves
@@ -81,7 +83,7 @@ class Telemetry(Callback):
 
 
 class BestModel:
-    """Keeps the best weights (the averaged ones, where the run averages) as a bundle ready for use."""
+    """Keeps the best weights (averaged or plain, as the evaluation took them) as a bundle ready for use."""
 
     def __init__(self, job: TrainJob, manifest: DatasetManifest, engine: Engine, folder: RunFolder) -> None:
         self.job, self.manifest, self.engine, self.folder = job, manifest, engine, folder
@@ -103,7 +105,7 @@ class BestModel:
 
     def keep(self, state: TrainState) -> None:
         """Write the weights as they are now, with `state.best` as their metrics (collective)."""
-        with self.engine.averaged_weights():
+        with self.engine.averaged_weights() if self.weights(state) == "average" else nullcontext():
             weights = self.engine.full_model_state()
         if self.engine.world.is_main:
             self._unwritten = weights, self.spec(state)
@@ -130,6 +132,10 @@ class BestModel:
         """All that using the model takes beside its weights."""
         return bundle_spec(self.job, self.manifest, self.provenance(state))
 
+    def weights(self, state: TrainState) -> Weights:
+        """The weights that `state.best` are the metrics of."""
+        return taken_weights(state.best, averages=self.engine.ema is not None)
+
     def provenance(self, state: TrainState) -> dict[str, Any]:
         """Where the model comes from."""
         return {
@@ -140,5 +146,6 @@ class BestModel:
             "step": state.step,
             "samples_seen": state.samples_seen,
             "metrics": state.best,
+            "weights": self.weights(state),
             **lineage_tags(self.folder.path),
         }

@@ -15,6 +15,7 @@ from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.environment import environment_tags
 from convmlp_platform.tracking.registry import register_bundle
 from convmlp_platform.tracking.tracker import Tracker
+from convmlp_platform.training.evaluate import scores_of, taken_weights
 from convmlp_platform.training.exactness import computing_tags
 from convmlp_platform.training.initial_weights import lineage_tags
 from convmlp_platform.training.run_folder import RunFolder, checkpoints_of
@@ -85,11 +86,12 @@ def register_best(
             run_id=tracker.run_id,
             bundle=folder.best,
             example_image=_example(loader),
-            metrics={name.removeprefix("eval/"): value for name, value in state.best.items()},
+            metrics=scores_of(state.best) or {},
             tags={
                 **environment_tags(),
                 **lineage_tags(folder.path),
                 "run": job.name,
+                "weights": taken_weights(state.best, averages=job.training.ema_decay is not None),
                 "identity": folder.identity,
                 "checkpoints": shown(str(checkpoints_of(job))),
             },

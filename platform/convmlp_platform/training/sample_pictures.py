@@ -30,6 +30,7 @@ from convmlp_platform.pictures.predictions import (
 )
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.callbacks import Callback
+from convmlp_platform.training.evaluate import scores_of, taken_weights
 from convmlp_platform.training.run_folder import RunFolder
 from convmlp_platform.training.state import TrainState
 
@@ -55,6 +56,8 @@ class FirstOutputs:
         self.metrics, self.count = metrics, count
         self.found: list[Found] = []
         """Of the first images since the last `reset`, on the CPU."""
+        self.found_before: list[Found] = []
+        """Of the first images before the last `reset`."""
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take in a micro-batch."""
@@ -67,8 +70,8 @@ class FirstOutputs:
         return self.metrics.compute()
 
     def reset(self) -> None:
-        """Forget all images."""
-        self.found = []
+        """Begin anew."""
+        self.found_before, self.found = self.found, []
         self.metrics.reset()
 
     def to(self, device: torch.device) -> Self:
@@ -142,6 +145,7 @@ class SamplePictures(Callback):
     def __init__(self, run: str, split: ShardedSplit, folder: RunFolder, tracker: Tracker | None) -> None:
         self.run, self.split, self.folder, self.tracker = run, split, folder, tracker
         self._outputs: FirstOutputs | None = None
+        self._found: list[Found] = []
 
     def watching(self, metrics: Metrics) -> Metrics:
         """The same metrics, whose first outputs are kept."""
@@ -152,14 +156,19 @@ class SamplePictures(Callback):
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
         self._step = state.step
+        if self._outputs is None:
+            return
+        judged_both = scores_of(metrics, "plain") is not None  # the plain weights last
+        takes_first = judged_both and taken_weights(metrics, averages=True) == "average"
+        self._found = self._outputs.found_before if takes_first else self._outputs.found
 
     def on_stop(self, reason: str, state: TrainState) -> None:
         """The next start draws."""
 
     def on_end(self, state: TrainState) -> None:
-        if self.tracker is None or self._outputs is None or not self._outputs.found:
+        if self.tracker is None or not self._found:
             return
-        found, path = self._outputs.found, self.folder.plots / "predictions.png"
+        found, path = self._found, self.folder.plots / "predictions.png"
         title = f"{self.run}: predictions on {self.split.name}"
         subtitle = f"the first {len(found)} of {len(self.split):,} images, after step {self._step:,}"
         try:

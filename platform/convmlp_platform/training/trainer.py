@@ -189,7 +189,9 @@ class Trainer:
 
     def _evaluate(self, state: TrainState) -> bool:
         """Evaluate a state whose step is committed; False: a rank was told to stop first."""
-        if not self.evaluations.take(state, lambda: check_newest(self._record)):
+        if not self.evaluations.take(
+            state, lambda: check_newest(self._record), last=state.step == self.plan.stop_step
+        ):
             return False
         self._tell_evaluation(state)
         return True

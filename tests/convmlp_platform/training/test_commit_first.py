@@ -61,13 +61,13 @@ def trained(values: TrainJob, *callbacks: Callback) -> RunResult:
 @pytest.fixture(scope="module", autouse=True)
 def always_better() -> Iterator[None]:
     """Each evaluation in this process is better than the one before."""
-    evaluate = evaluations.evaluate
+    judge = evaluations.judge
 
-    def rising(engine: Engine, *given: Any) -> dict[str, float]:
-        return evaluate(engine, *given) | {"eval/top1": 2.0 * engine.updates}
+    def rising(engine: Engine, *given: Any, last: bool) -> dict[str, float]:
+        return judge(engine, *given, last=last) | {"eval/top1": 2.0 * engine.updates}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluations, "evaluate", rising)
+        patch.setattr(evaluations, "judge", rising)
         yield
 
 
@@ -140,7 +140,7 @@ def dies_half_way(act: Act) -> Act:
 
 
 DEATHS: list[tuple[str, Any, str, Callable[[Act], Act]]] = [
-    ("in the evaluation", evaluations, "evaluate", dies_after),
+    ("in the evaluation", evaluations, "judge", dies_after),
     ("before it is on record", Evaluations, "_append", dies),
     ("once it is on record", Evaluations, "_append", dies_after),
     ("while its weights are written", outputs, "write_bundle", dies_half_way),
@@ -242,13 +242,13 @@ def test_who_was_replaced_in_an_evaluation_records_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = short(tmp_path)
-    evaluate = evaluations.evaluate
+    judge = evaluations.judge
 
-    def replaced(*given: Any) -> dict[str, float]:
+    def replaced(*given: Any, last: bool) -> dict[str, float]:
         claim_attempt(tmp_path / "runs" / "tiny" / "ledger")
-        return evaluate(*given)
+        return judge(*given, last=last)
 
-    monkeypatch.setattr(evaluations, "evaluate", replaced)
+    monkeypatch.setattr(evaluations, "judge", replaced)
     with pytest.raises(SupersededError):
         trained(values)
     assert metrics_on_record(tmp_path) == []

@@ -22,6 +22,8 @@ from convmlp_platform.training.preflight import preflight
 from convmlp_platform.training.run import RunResult, run
 from convmlp_platform.training.run_folder import claim, run_path
 
+SCORES = ("loss", "top1", "top5")
+
 
 def job(root: Path, **over: Any) -> TrainJob:
     """A run of 12 steps on digits: augmentation, mixup, EMA, stochastic depth, BatchNorm."""
@@ -88,7 +90,8 @@ def test_a_run_ends_and_starting_it_again_changes_nothing(tmp_path: Path) -> Non
     assert (first.steps, first.already_complete) == (4, False)
     assert (again.steps, again.already_complete, again.checkpoint) == (4, True, first.checkpoint)
     assert losses == {}
-    assert first.metrics.keys() == {"eval/loss", "eval/top1", "eval/top5"}
+    judged = {f"{prefix}/{name}" for prefix in ("eval", "eval_average", "eval_plain") for name in SCORES}
+    assert first.metrics.keys() == judged
     assert (tmp_path / "runs" / "tiny" / "plots" / "predictions.png").is_file()
 
 
