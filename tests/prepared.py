@@ -9,8 +9,24 @@ from unittest import mock
 
 from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.convert import prepare
+from data_prep.manifest import DatasetManifest, SplitInfo
 from data_prep.source_config import DigitsSource
 from data_prep.sources import digits as source
+
+
+def described(images: int, name: str = "photos") -> DatasetManifest:
+    """The manifest of a dataset that isn't there: so many training images of three classes."""
+    split = SplitInfo(num_samples=images, formats={})
+    return DatasetManifest(
+        name=name,
+        classes=["a", "b", "c"],
+        splits={"train": split},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        source={},
+        preprocessing={},
+        digest=f"sha256:{images:064x}",
+    )
 
 
 @cache

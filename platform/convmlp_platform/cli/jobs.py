@@ -11,6 +11,7 @@ from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
     from convmlp_platform.config.load import Job
+    from data_prep.manifest import DatasetManifest
 
 
 def add_commands(commands: Any) -> None:
@@ -39,7 +40,13 @@ def add_commands(commands: Any) -> None:
 def _load(arguments: argparse.Namespace) -> Job:
     from convmlp_platform.config.load import load_job, resolve_paths
 
-    return resolve_paths(load_job(arguments.job, arguments.set))
+    return resolve_paths(load_job(arguments.job, arguments.set, _open_manifest))
+
+
+def _open_manifest(path: str) -> DatasetManifest:
+    from convmlp_platform.data.split import open_manifest  # half a second, for jobs with `auto` only
+
+    return open_manifest(path)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from convmlp_platform.config import paths, yaml_text
+from convmlp_platform.config import automatic, paths, yaml_text
 from convmlp_platform.config.evaluate import EvaluateJob
 from convmlp_platform.config.overrides import apply_overrides
 from convmlp_platform.config.problems import Explainer
@@ -34,8 +34,15 @@ JOB_KINDS: dict[str, type[TrainJob] | type[PrepareJob] | type[SweepJob] | type[E
 }
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """The job that a YAML file describes, with `--set` overrides (`a.b=c`) laid over it.
+def load_job(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    open_manifest: automatic.OpenManifest | None = None,
+) -> Job:
+    """The job that a YAML file describes, with `--set` overrides (`a.b=c`) laid over it and `auto` values decided.
+
+    Args:
+        open_manifest: as `parse_job` takes it.
 
     Raises:
         ConfigError: the file can't be read, isn't YAML, or doesn't describe a job. Each problem has
@@ -48,7 +55,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         )
     values = _with_job(values, Path(path))
     values, names, problems = apply_overrides(values, overrides)
-    return parse_job(_with_job(values, Path(path)), str(path), names, problems)
+    return parse_job(_with_job(values, Path(path)), str(path), names, problems, open_manifest)
 
 
 def _with_job(values: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -64,9 +71,16 @@ def _with_job(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def parse_job(
-    values: dict[str, Any], where: str, overridden: Sequence[str] = (), problems: Sequence[str] = ()
+    values: dict[str, Any],
+    where: str,
+    overridden: Sequence[str] = (),
+    problems: Sequence[str] = (),
+    open_manifest: automatic.OpenManifest | None = None,
 ) -> Job:
     """The job that nested `values` describe; `where` begins each line of an error, after earlier `problems`.
+
+    Args:
+        open_manifest: finds the dataset that values of `auto` follow from; default: in a folder of this machine.
 
     Raises:
         ConfigError: as `load_job`.
@@ -75,6 +89,8 @@ def parse_job(
     if not isinstance(kind, str) or kind not in JOB_KINDS:
         raise ConfigError("\n".join([*problems, f"{where}: kind: {_kind_problem(kind, 'kind' in values)}"]))
     model = JOB_KINDS[kind]
+    if model is TrainJob:
+        values = automatic.decided(values, where, open_manifest)
     try:
         # Through JSON and strict: a list may be a tuple and a string a path, but "5" or true is not a number.
         job = model.model_validate_json(json.dumps(values, default=str), strict=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from convmlp_platform.config.section import PositiveInt, Probability, Section
+from convmlp_platform.config.section import PositiveInt, Probability, Section, also_auto
 
 
 class AugmentSection(Section):
@@ -56,7 +56,9 @@ class EvalSection(Section):
     """How held-out images are prepared and how often they are looked at."""
 
     every_epochs: PositiveInt | None = Field(
-        None, description="look after so many epochs; default: after each, unless every_steps is given"
+        None,
+        description="look after so many epochs; default: after each, unless every_steps is given; auto: ten times",
+        json_schema_extra=also_auto,
     )
     every_steps: PositiveInt | None = Field(None, description="look after so many steps, in place of epochs")
     batch_size: PositiveInt | None = Field(
@@ -88,7 +90,10 @@ class OptimizerSection(Section):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(
-        gt=0.0, description="peak learning rate for the global batch; never rescaled behind your back"
+        gt=0.0,
+        description="peak learning rate for the global batch; never rescaled behind your back; auto: by what the "
+        "weights start from",
+        json_schema_extra=also_auto,
     )
     weight_decay: float = Field(0.05, ge=0.0)
     decay: Literal["weights", "all"] = Field(
@@ -108,7 +113,12 @@ class ScheduleSection(Section):
         "step", description="epoch: the rate, warm-up included, stands still within an epoch"
     )
     warmup_epochs: float = Field(0.0, ge=0.0)
-    warmup_steps: int = Field(0, ge=0, description="warm-up counted in steps, in place of warmup_epochs")
+    warmup_steps: int = Field(
+        0,
+        ge=0,
+        description="warm-up counted in steps, in place of warmup_epochs; auto: a tenth of the run",
+        json_schema_extra=also_auto,
+    )
     warmup_lr: float = Field(0.0, ge=0.0, description="learning rate at the first step")
     decay_from: Literal["warmup", "start"] = Field(
         "warmup",
@@ -152,16 +162,25 @@ class ScheduleSection(Section):
 class TrainingSection(Section):
     """How long, and how large a step is."""
 
-    epochs: float | None = Field(None, gt=0.0, description="length of the run; or give training.steps")
+    epochs: float | None = Field(
+        None,
+        gt=0.0,
+        description="length of the run; or give training.steps; auto: by the number of images",
+        json_schema_extra=also_auto,
+    )
     steps: PositiveInt | None = Field(
         None, description="length of the run in optimizer steps; or give training.epochs"
     )
     max_steps: PositiveInt | None = Field(
         None, description="stop after this many steps; the schedule still spans `epochs` or `steps`"
     )
-    global_batch_size: PositiveInt = Field(description="samples in one optimizer step, over all workers")
+    global_batch_size: PositiveInt = Field(
+        description="samples in one optimizer step, over all workers; auto: by the number of images",
+        json_schema_extra=also_auto,
+    )
     micro_batch_size: PositiveInt = Field(
-        description="samples in one forward pass; BatchNorm and mixup see just these"
+        description="samples in one forward pass; BatchNorm and mixup see just these; auto: up to 64",
+        json_schema_extra=also_auto,
     )
     clip_grad_norm: float | None = Field(
         None, gt=0.0, description="maximum L2 norm of the gradient of a step"
@@ -170,7 +189,9 @@ class TrainingSection(Section):
         None,
         gt=0.0,
         lt=1.0,
-        description="keep an average of the weights, without the initial ones, and evaluate that",
+        description="keep an average of the weights, without the initial ones, and evaluate that; auto: by the length "
+        "of the run",
+        json_schema_extra=also_auto,
     )
     log_every_steps: PositiveInt = 10
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,16 @@ Std = tuple[_Std, _Std, _Std]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+
+AUTO = "auto"
+"""What may be written for some values, which then follow from the dataset (`config.automatic`)."""
+
+
+def also_auto(schema: dict[str, Any]) -> None:
+    """Let the JSON schema of a field take `auto`, too (`json_schema_extra`)."""
+    about = ("title", "description", "default")
+    kinds = {key: schema.pop(key) for key in list(schema) if key not in about}
+    schema["anyOf"] = [*kinds.get("anyOf", [kinds]), {"const": AUTO}]
 
 
 class Section(BaseModel):

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from convmlp_platform.config.model_options import MAX_CLASSES, MAX_IMAGE_SIZE, ModelOptions
 from convmlp_platform.config.resilience import HangSection, RestartsSection
-from convmlp_platform.config.section import Mean, Name, PositiveInt, Probability, Section, Std
+from convmlp_platform.config.section import Mean, Name, PositiveInt, Probability, Section, Std, also_auto
 
 DEFAULT_ZERO_STAGE: Literal[2] = 2
 
@@ -24,7 +24,11 @@ class ModelSection(Section):
     num_classes: PositiveInt | None = Field(
         None, le=MAX_CLASSES, description="default: the dataset's number of classes"
     )
-    drop_path_rate: Probability | None = Field(None, description="stochastic depth; default: the model's own")
+    drop_path_rate: Probability | None = Field(
+        None,
+        description="stochastic depth; default: the model's own; auto: none in a short run",
+        json_schema_extra=also_auto,
+    )
     init_from: str | None = Field(
         None,
         description="weights to start from: models:/NAME@ALIAS or /VERSION, a run's folder, a checkpoint (path or "
@@ -138,7 +142,10 @@ class CheckpointSection(Section):
 class RegisterSection(Section):
     """What becomes of the best model."""
 
-    name: Name = Field(description="registered model: models:/NAME@ALIAS")
+    name: Name = Field(
+        description="registered model: models:/NAME@ALIAS; auto: the dataset's name",
+        json_schema_extra=also_auto,
+    )
     alias: Name = "champion"
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import PlatformError
+from convmlp_platform.training.advice import advice, recipe_line
 from convmlp_platform.training.build_task import task_mismatch
 from convmlp_platform.training.image_size import sides_refused, single_value, size_refused
 from convmlp_platform.training.init_record import read_record
@@ -26,9 +27,6 @@ from convmlp_platform.training.run_folder import (
 )
 from data_prep.manifest import DatasetManifest
 from data_prep.urls import is_url, local_path
-
-_FEW_UPDATES = 100
-"""Of the weights, below which a line says so."""
 
 
 def preflight(job: TrainJob, *, deep: bool = False) -> PreflightReport:
@@ -59,8 +57,13 @@ def _train_checks(job: TrainJob, report: PreflightReport, deep: bool) -> Iterato
         nonlocal model
         model = _check_model(job, manifest, report)
 
+    def sense() -> None:
+        if manifest is not None:
+            report.summary += advice(job, manifest, model)
+
     yield dataset
     yield network
+    yield sense
     yield lambda: _check_start(job, manifest, model, report)
     yield lambda: _check_augment(job, report)
     yield lambda: check_writable(job.checkpoint.path, "checkpoint.path", report, job.name)
@@ -127,29 +130,8 @@ def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightRepor
         f"{manifest.num_classes:,} classes, {data.format}, {manifest.digest[:19]}…",
         f"steps    {plan.stop_step:,} of {batch:,} images each; an epoch is {plan.steps_per_epoch:,.1f} "
         f"steps, the schedule {plan.total_epochs:g} epochs{cut}",
-        *_advice(plan, count),
+        recipe_line(job),
     ]
-
-
-def _advice(plan: StepPlan, count: int) -> Iterator[str]:
-    """Where a recipe makes little sense for so few images, which is no error."""
-    training, schedule = plan.job.training, plan.job.schedule
-    if training.global_batch_size > count:
-        yield (
-            f"advice   training.global_batch_size (={training.global_batch_size:,}) is more than the {count:,} images "
-            "of the split: a step holds some of them twice; lower it"
-        )
-    if 0 < plan.total_steps < _FEW_UPDATES:
-        yield (
-            f"advice   {plan.total_steps:,} updates are few for training from scratch: lower "
-            f"training.global_batch_size, raise {training.length}, or start from trained weights (model.init_from)"
-        )
-    warmup = schedule.warmup_steps or schedule.warmup_epochs * plan.steps_per_epoch
-    if plan.total_steps and warmup > plan.total_steps / 2:
-        yield (
-            f"advice   warm-up takes {warmup:,.0f} of {plan.total_steps:,} updates, more than half: lower "
-            f"schedule.warmup_{'steps' if schedule.warmup_steps else 'epochs'}"
-        )
 
 
 def _check_schedule(plan: StepPlan, report: PreflightReport) -> None:

@@ -131,7 +131,7 @@ def test_every_problem_is_listed_at_once() -> None:
     assert set(lines[2:]) == {
         "x.yaml: seed: must be at least 0 (got -1, from --set)",
         "x.yaml: optimizer.lr: required, but missing (peak learning rate for the global batch; "
-        "never rescaled behind your back)",
+        "never rescaled behind your back; auto: by what the weights start from)",
         "x.yaml: optimizer.rl: unknown key; did you mean optimizer.lr?",
         "x.yaml: training.epochs or training.steps must say how long the run is: give one of them",
         "x.yaml: foo: unknown key; a job has kind, name, seed, task, model, data, augment, eval, loss, optimizer, "

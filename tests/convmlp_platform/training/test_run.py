@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from prepared import few_digits
@@ -17,6 +18,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.proof import check_ledger
 from convmlp_platform.data.split import open_manifest
 from convmlp_platform.errors import ConfigError
+from convmlp_platform.training.advice import ImageSizes
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.preflight import preflight
 from convmlp_platform.training.run import RunResult, run
@@ -189,10 +191,40 @@ def test_the_check_before_a_start_says_so_too(tmp_path: Path) -> None:
 
 
 def test_the_check_says_where_a_recipe_makes_little_sense(tmp_path: Path) -> None:
-    large = {"epochs": 50, "global_batch_size": 2048, "micro_batch_size": 8}
-    report = preflight(job(tmp_path, training=large, schedule={"warmup_epochs": 40}))
-    advice = [line.split()[1] for line in report.summary if line.startswith("advice")]
-    assert report.problems == []
-    assert advice == ["training.global_batch_size", "11", "warm-up"]
+    large = {"epochs": 50, "global_batch_size": 2048, "micro_batch_size": 8, "ema_decay": 0.99996}
+    for schedule, updates, told in (
+        ({"warmup_epochs": 40}, "11", "warm-up"),
+        ({"cooldown_epochs": 51}, "23", "cool-down"),
+    ):
+        report = preflight(job(tmp_path, training=large, schedule=schedule))
+        advice = [line.split()[1] for line in report.summary if line.startswith("advice")]
+        assert report.problems == []
+        assert advice == ["training.global_batch_size", updates, "training.ema_decay", told]
     usual = job(tmp_path, training={"epochs": 8, "global_batch_size": 16, "micro_batch_size": 4})
     assert not [line for line in preflight(usual).summary if line.startswith("advice")]
+
+
+def test_the_check_says_what_does_not_suit_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digits have 8 px and are squares."""
+    long = {"steps": 1000, "global_batch_size": 16, "micro_batch_size": 4}
+
+    def advised(**over: Any) -> list[str]:
+        found = preflight(job(tmp_path, **{"training": long, **over})).summary
+        return [line.removeprefix("advice   ") for line in found if line.startswith("advice")]
+
+    assert advised() == []
+    deep = {"name": "convmlp_s", "drop_path_rate": 0.1}
+    assert advised(model=deep) == []
+    (depth,) = advised(model=deep, training=long | {"steps": 999})
+    assert depth.startswith("stochastic depth (up to 0.1) leaves blocks out of 999 updates")
+    (size,) = advised(data__image_size=64)
+    assert size.startswith(
+        "data.image_size (=64) is more than the images have: half of them are no more than 8 px"
+    )
+    wide = ImageSizes(height=np.array([100, 100, 300], np.int32), width=np.array([101, 126, 200], np.int32))
+    monkeypatch.setattr("convmlp_platform.training.advice.image_sizes", lambda job, manifest: wide)
+    (crop,) = advised()
+    assert crop.startswith("augment.crop (=pad) squashes 67% of the images")
+    assert advised(augment={}) == []
