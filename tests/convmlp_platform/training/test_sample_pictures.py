@@ -157,3 +157,27 @@ def test_other_ranks_keep_nothing(tmp_path: Path) -> None:
     metrics = Counting()
     assert pictures.watching(metrics) is metrics
     pictures.on_end(TrainState())
+
+
+@pytest.mark.parametrize(("average", "plain", "shown"), [(90.0, 50.0, 1), (50.0, 90.0, 2)])
+def test_of_two_judgements_the_one_that_was_taken_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float, plain: float, shown: int
+) -> None:
+    """The average is judged first, and says class 1 of all images; the plain weights say 2."""
+    drawn: list[Any] = []
+
+    def draw(split: Any, found: Any, path: Path, **text: str) -> Path:
+        drawn.extend(found)
+        return path
+
+    monkeypatch.setattr("convmlp_platform.training.sample_pictures.draw_first", draw)
+    recorder: Any = Recorder()
+    pictures = SamplePictures("a-run", split_of(digits(), "val"), RunFolder(tmp_path, "x"), recorder)
+    metrics = pictures.watching(Counting())
+    for says in (1, 2):
+        metrics.reset()
+        metrics.update(torch.eye(10)[[says] * 3], torch.zeros(3))
+    figures = {"eval/top1": 90.0, "eval_average/top1": average, "eval_plain/top1": plain}
+    pictures.on_evaluation(figures, TrainState(step=7))
+    pictures.on_end(TrainState(step=7))
+    assert [int(np.argmax(one)) for one in drawn] == [shown] * 3
