@@ -123,6 +123,7 @@ def warnings_of(lines: Sequence[Compared], metric: str) -> list[str]:
 
 
 def _model(text: str, tracking: TrackingTarget | None) -> Compared:
+    from convmlp_platform.training.evaluate import scores_of
     from convmlp_platform.training.model_source import find_model
 
     try:
@@ -134,7 +135,7 @@ def _model(text: str, tracking: TrackingTarget | None) -> Compared:
             f"{text}: weights alone have no results: evaluate them first (kind: evaluate); {_FORMS}"
         )
     spec, told = found.spec, found.spec.provenance
-    metrics = {metric_name(name): float(value) for name, value in told.get("metrics", {}).items()}
+    metrics = {name: float(value) for name, value in scores_of(told.get("metrics", {})).items()}
     line = Compared(
         label=text if found.kind == "registry" else Path(found.pinned).parent.name,
         kind=found.kind,

@@ -64,9 +64,9 @@ class Console(Callback):
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
         best = "  (best so far)" if state.best == metrics else ""
         epoch = state.step / self.steps_per_epoch
-        self._say(f"evaluation after epoch {epoch:.1f}: {_shown(scores_of(metrics) or {})}{best}")
+        self._say(f"evaluation after epoch {epoch:.1f}: {_shown(scores_of(metrics))}{best}")
         average, plain = scores_of(metrics, "average"), scores_of(metrics, "plain")
-        if average and plain:
+        if plain:
             taken = taken_weights(metrics, averages=True)
             self._say(f"  average of the weights: {_shown(average)}; plain: {_shown(plain)}; {taken} taken")
 

@@ -71,18 +71,17 @@ def taken_weights(metrics: Mapping[str, float], *, averages: bool) -> Weights:
     Args:
         averages: whether the run averages its weights.
     """
-    if (plain := scores_of(metrics, "plain")) is None:
+    if not (plain := scores_of(metrics, "plain")):
         return "average" if averages else "plain"
     average, taken = scores_of(metrics, "average"), scores_of(metrics)
     return "plain" if str(taken) == str(plain) != str(average) else "average"  # NaN is NaN
 
 
-def scores_of(metrics: Mapping[str, float], weights: Weights | None = None) -> dict[str, float] | None:
-    """Name, without what it begins with → value: of the weights that were taken, or of the given ones, None where these
-    were not judged beside others."""
+def scores_of(metrics: Mapping[str, float], weights: Weights | None = None) -> dict[str, float]:
+    """Name, without what it begins with → value: of the weights that were taken; or of the given ones, empty where both
+    were not judged."""
     prefix = TAKEN if weights is None else _JUDGED[weights]
-    found = {name.removeprefix(prefix): metrics[name] for name in sorted(metrics) if name.startswith(prefix)}
-    return found if found or weights is None else None
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def evaluate(

@@ -86,7 +86,7 @@ def register_best(
             run_id=tracker.run_id,
             bundle=folder.best,
             example_image=_example(loader),
-            metrics=scores_of(state.best) or {},
+            metrics=scores_of(state.best),
             tags={
                 **environment_tags(),
                 **lineage_tags(folder.path),

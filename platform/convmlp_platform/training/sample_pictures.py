@@ -158,7 +158,7 @@ class SamplePictures(Callback):
         self._step = state.step
         if self._outputs is None:
             return
-        judged_both = scores_of(metrics, "plain") is not None  # the plain weights last
+        judged_both = bool(scores_of(metrics, "plain"))  # the plain weights last
         takes_first = judged_both and taken_weights(metrics, averages=True) == "average"
         self._found = self._outputs.found_before if takes_first else self._outputs.found
 

@@ -198,19 +198,19 @@ def stopped(
 
 
 def stopped_twice(root: str) -> list[Any]:
-    """In the evaluation after the second step, and in the last one; then to the end; and the same run undisturbed."""
+    """In the evaluation after the second step, and in the second half of the last; then to the end; and the whole."""
     values, whole = short(Path(root) / "parts"), short(Path(root) / "whole")
-    return [stopped(values, 1, 2), stopped(values, 0, BATCHES + 3), stopped(values), stopped(whole)]
+    return [stopped(values, 1, 2), stopped(values, 0, BATCHES + 9), stopped(values), stopped(whole)]
 
 
-BATCHES = 6
-"""Of an evaluation, on each of two ranks."""
+BATCHES = 12
+"""Of an evaluation, on each of two ranks: six with the average of the weights, then six with the plain ones."""
 
 
 def test_a_rank_told_to_stop_in_an_evaluation_stops_all_within_a_batch(tmp_path: Path) -> None:
     for first, second, last, whole in run_ranks(stopped_twice, 2, str(tmp_path)):
         assert first == ("SIGTERM", EVERY, 2, {})
-        assert second[:3] == ("SIGTERM", STEPS, BATCHES + 3)
+        assert second[:3] == ("SIGTERM", STEPS, BATCHES + 9)
         assert last[:3] == (None, STEPS, BATCHES)
         assert whole[:3] == (None, STEPS, 2 * BATCHES)
         assert last[3] == whole[3]
