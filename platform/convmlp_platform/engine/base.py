@@ -230,11 +230,15 @@ class Engine(ABC):
         if self.ema is None:
             yield
             return
-        self.ema.swap(self.local_tensors())
+        self.exchange_with(self.ema)
         try:
             yield
         finally:
-            self.ema.swap(self.local_tensors())
+            self.exchange_with(self.ema)
+
+    def exchange_with(self, average: WeightAverage) -> None:
+        """Swap the model's weights and their average (collective)."""
+        average.swap(self.local_tensors())
 
     def state(self) -> EngineState:
         """Everything, gathered (collective)."""

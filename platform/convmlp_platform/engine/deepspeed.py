@@ -32,6 +32,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.ema import WeightAverage
 from convmlp_platform.engine.gradients import norms_of
 from convmlp_platform.engine.plain_state import SEPARATOR
 from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
@@ -147,6 +148,12 @@ class DeepSpeedEngine(Engine):
         if self.stage < 3:
             return nullcontext()
         return deepspeed.zero.GatheredParameters(list(self.model.parameters()), modifier_rank=modifier_rank)
+
+    def exchange_with(self, average: WeightAverage) -> None:
+        # After a forward pass ZeRO 3 still holds whole what the next one needs: that would miss the exchange.
+        if self.stage == 3:
+            self.wrapped.empty_partition_cache()
+        super().exchange_with(average)
 
     def full_model_state(self) -> State:
         with self._gathered():
