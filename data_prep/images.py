@@ -35,7 +35,6 @@ from data_prep.image_file import RejectedImage, jpeg_header, open_image, reason,
 from data_prep.index import ENCODED, RAW_RGB
 from data_prep.jpeg import JpegHeader, is_complete
 from data_prep.jpeg_decode import check_jpeg, decode_jpeg
-from data_prep.manifest import ExifOrientation
 from data_prep.orientation import (
     UPRIGHT,
     orientation_of_image,
@@ -44,6 +43,7 @@ from data_prep.orientation import (
     turned_size,
 )
 from data_prep.png import check_png
+from data_prep.source_config import ExifOrientation
 
 _LUMA_SAMPLING = {(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)}  # 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1
 _SHARPNESS_MARGIN = 1.5

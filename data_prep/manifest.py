@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from data_prep.errors import DataPrepError
 from data_prep.files import write_atomically
 from data_prep.json_files import DamagedJson, parse_json
+from data_prep.source_config import ExifOrientation
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 2
@@ -47,10 +48,6 @@ class ShardInfo(_Frozen):
         if path.is_absolute() or ".." in path.parts or not path.parts:
             raise ValueError(f"{value!r} must be a relative path inside the dataset's folder")
         return value
-
-
-ExifOrientation = Literal["apply", "ignore"]
-"""Whether images are turned upright by the EXIF orientation of their files, or taken as they are stored."""
 
 
 class SplitInfo(_Frozen):

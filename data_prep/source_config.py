@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from data_prep.manifest import ExifOrientation
-
 _SPLIT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 SplitName = Annotated[str, Field(pattern=_SPLIT_NAME)]
+
+
+ExifOrientation = Literal["apply", "ignore"]
+"""Whether images are turned upright by the EXIF orientation of their files, or taken as they are stored."""
 
 
 class Section(BaseModel):

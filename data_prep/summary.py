@@ -12,12 +12,12 @@ from data_prep.config import PrepareConfig
 from data_prep.digest import dataset_digest
 from data_prep.errors import DataPrepError
 from data_prep.index import read_index
-from data_prep.manifest import DatasetManifest, ExifOrientation, SplitInfo, Task
+from data_prep.manifest import DatasetManifest, SplitInfo, Task
 from data_prep.notes import dataset_notes, mask_notes
 from data_prep.object_report import sum_objects
 from data_prep.plan import Plan, encoder_versions, recorded_settings
 from data_prep.shard import ShardRecord
-from data_prep.source_config import exif_orientation
+from data_prep.source_config import ExifOrientation, exif_orientation
 
 Channels = tuple[float, float, float]
 

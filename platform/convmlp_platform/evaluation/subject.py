@@ -18,7 +18,8 @@ from convmlp_platform.tracking.bundle import BundleSpec
 from convmlp_platform.training.build_transforms import normalisation_of
 from convmlp_platform.training.model_source import FoundModel, class_difference
 from convmlp_platform.training.run_folder import stored_identity_fields
-from data_prep.manifest import DatasetManifest, ExifOrientation
+from data_prep.manifest import DatasetManifest
+from data_prep.source_config import ExifOrientation
 
 PERMUTED = {"permute", "permute_patch", "permute_seed"}
 """Of `augment`: what holds in evaluation, too."""

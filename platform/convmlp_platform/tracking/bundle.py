@@ -27,7 +27,7 @@ from convmlp_platform.tracking.task_spec import (
     SegmentationSpec,
     TaskSpec,
 )
-from data_prep.manifest import ExifOrientation
+from data_prep.source_config import ExifOrientation
 
 WEIGHTS_NAME, SPEC_NAME = "model.safetensors", "bundle.json"
 _MAX_SPEC_BYTES = 64 << 20

@@ -11,8 +11,8 @@ from PIL import Image
 from convmlp_platform.errors import DataError
 from data_prep.errors import RejectedSample
 from data_prep.image_file import decode_image, read_image_file, to_rgb
-from data_prep.manifest import ExifOrientation
 from data_prep.orientation import UPRIGHT, orientation_of_image, turned_image
+from data_prep.source_config import ExifOrientation
 
 ImageLike = Image.Image | bytes | str | Path
 
