@@ -12,7 +12,6 @@ from unittest import mock
 
 import pytest
 import torch
-from prepared import digits
 from test_run import job
 from tiny_dense import tiny_job
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ STEP = 2
 def step_of(root: Path, **over: Any) -> Iterator[tuple[Engine, list[MicroBatch]]]:
     """An engine with fresh weights, and a step of two micro-batches of eight normalised images."""
     values = job(root, training__micro_batch_size=8, **over)
-    manifest = open_manifest(str(digits()))
+    manifest = open_manifest(values.data.path)
     with joined_world(use_gpu=False) as world:
         loader = build.build_train_loader(values, manifest, RunFolder(root, ""), world)
         engine = build.build_engine(values, build.build_task(values, manifest), manifest, world)
