@@ -7,6 +7,7 @@ answers. Setting it takes about 1 µs.
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 import sys
 from functools import lru_cache
@@ -25,7 +26,12 @@ def become_reader() -> None:
 
     It is killed when the thread that forked it ends: torch's readers notice that only when they have read a batch,
     which one whose storage hangs never has.
+
+    What it inherited is never collected as garbage here: the end of a process group or client that the trainer had left
+    over, whose threads this process doesn't have, ended it with a segmentation fault (a reader of S3 data, two times
+    of three). It also leaves the trainer's memory shared.
     """
+    gc.freeze()
     global _is_reader
     _is_reader = sys.platform == "linux"
     if _is_reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from prepared import digits
 
 from convmlp.transforms import train_transform
@@ -72,3 +74,26 @@ def test_only_a_remote_storage_may_make_a_step_wait(tmp_path: Path) -> None:
     shards = open_manifest(str(digits())).splits["train"].formats["webdataset"]
     remote = RemoteStorage("s3://bucket/digits", shards, cache, patience=Patience(total=5.0))
     assert loader(0, remote).patience_s == 2 * 5.0 + 60.0
+
+
+def test_what_a_reader_inherited_is_no_garbage_of_its_own() -> None:
+    """What the trainer left over, such as a process group, is not ended in a process without its threads."""
+
+    class Left:
+        def __del__(self) -> None:
+            os.write(out, b"ended")
+
+    ours, out = os.pipe()
+    left = Left()
+    left.itself = left  # type: ignore[attr-defined]
+    del left
+    if (child := os.fork()) == 0:
+        reader_name.become_reader()
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.set_blocking(ours, False)
+    with pytest.raises(BlockingIOError):
+        os.read(ours, 5)
+    gc.collect()
+    assert os.read(ours, 5) == b"ended"
