@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-accumulates by the papers' definition."""
+"""The cost of a network: parameters, and multiply-accumulates by the papers' definition."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -18,7 +18,7 @@ SMALLEST_SIDE = 32
 
 
 class Objects(NamedTuple):
-    """What is annotated of an image: boxes [n, 4], labels [n], and, where they are wanted, segmentations."""
+    """The annotated objects of an image: boxes [n, 4], labels [n], and, where they are wanted, segmentations."""
 
     boxes: Boxes
     labels: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Which part of an image is seen and at what size: one geometry for its pixels, label map, boxes and masks."""
+"""The part of an image that is seen, and its size: one geometry for its pixels, label map, boxes and masks."""
 
 from __future__ import annotations
 

@@ -59,8 +59,7 @@ def permute_pixels(images: Tensor, order: Order) -> Tensor:
 
 
 def instead_of(order: Order, applied: Order | None) -> Order:
-    """What to permute by, where images were permuted by `applied` already, so that they come out permuted by `order`
-    alone."""
+    """Returns the order that turns images already permuted by `applied` into images permuted by `order` alone."""
     return order if applied is None else np.argsort(applied)[order]
 
 

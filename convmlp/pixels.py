@@ -1,4 +1,4 @@
-"""What is done to pixels: a box of an image resized into its place in a batch, and normalisation."""
+"""Operations on pixels: a box of an image resized into its place in a batch, and normalisation."""
 
 from __future__ import annotations
 

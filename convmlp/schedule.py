@@ -60,7 +60,8 @@ def lr_at(
 
 
 def _remaining(name: ScheduleName, progress: float, power: float) -> float:
-    """What is left of the way from the base rate to the lowest one, at `progress` in [0, 1) of the decay."""
+    """Returns the share of the way from the base rate to the lowest one that is left at `progress` in [0, 1) of the
+    decay."""
     if name == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     return 1 - progress if name == "linear" else float((1 - progress) ** power)

@@ -38,14 +38,14 @@ _MAX_RATIO = 8
 
 
 class View(NamedTuple):
-    """Which part of an image is looked at, and how: all that is drawn before its pixels are decoded."""
+    """The part of an image that is looked at, and how: all that is drawn before its pixels are decoded."""
 
     stored: tuple[int, int]
     """Height and width of the whole image."""
     box: Box
     interpolation: str
     offset: tuple[int, int] | None
-    """Where the crop lies in the padded image (`crop="pad"`)."""
+    """Place of the crop in the padded image (`crop="pad"`)."""
     flip: bool
 
     def smallest(self, size: int) -> tuple[int, int]:
@@ -117,7 +117,7 @@ class TrainTransform:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What `render` makes: uint8 pixels, or normalised float32 where random erasing adds its noise to them."""
+        """The dtype of `render`: uint8 pixels, or normalised float32 where random erasing adds its noise to them."""
         return np.dtype(np.float32 if self._erase else np.uint8)
 
     def seed(self, key: int) -> None:
@@ -214,7 +214,7 @@ class EvalTransform:
         return self.normalize(self._pixels(image).contiguous())
 
     def _pixels(self, image: Image.Image) -> Tensor:
-        """What the network looks at: uint8 [3, size, size]."""
+        """Returns the pixels that the network looks at: uint8 [3, size, size]."""
         return self._cut(_to_rgb(_middle(image)))
 
 

@@ -183,7 +183,7 @@ _EXPORT = "where it was trained, save the weights alone: torch.save(model.state_
 
 
 def _unpickled(path: Path) -> Any:
-    """What `torch.save` has written, objects that no one needs passed over."""
+    """Returns the content that `torch.save` has written; objects that no one needs are passed over."""
     passed = [(stand_in, name) for stand_in, names in _PASSED.items() for name in names]
     try:
         with torch.serialization.safe_globals(passed), warnings.catch_warnings():  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ _COUNTERS = ("n_averaged", "steps")
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What `load_pretrained` did, by state_dict key."""
+    """The result of `load_pretrained`, by state_dict key."""
 
     loaded: tuple[str, ...]
     """Copied from the file."""
@@ -86,7 +86,10 @@ def match_pretrained(
     choice: Choice = "auto",
     fresh_head: bool = False,
 ) -> WeightsReport:
-    """What `load_pretrained` would do, with its errors; nothing is copied, so the model may be on "meta"."""
+    """Returns the report that `load_pretrained` would give, and raises its errors.
+
+    Nothing is copied, so the model may be on "meta".
+    """
     return _plan(model, _read(weights, choice), name or _name_of(weights), fresh_head)[2]
 
 
@@ -190,7 +193,7 @@ def _renamed(source: dict[str, Tensor], extractor: nn.Module) -> dict[str, Tenso
 def _match(
     model: nn.Module, source: dict[str, Tensor], is_backbone: bool, fresh_head: bool
 ) -> tuple[WeightsReport, list[str]]:
-    """Which entries go where, and what stands in the way."""
+    """Returns which entries go where, and a line for each problem that stands in the way."""
     target = model.state_dict()
     head = _head_keys(model, source)
     optional = tuple(f"{prefix}." for prefix in getattr(model, "optional_weights", ()))
@@ -257,7 +260,7 @@ def _shown(problems: list[str], count: int) -> list[str]:
 
 
 def _advice(problems: list[str]) -> str:
-    """What to do about it."""
+    """Returns the advice on what to do about the problems."""
     if problems and all(".mlp_tokens." in line or "pos_embed" in line for line in problems):
         return "The file is for another image size: make the model with that img_size."
     if len(problems) == 1 and problems[0].startswith("shape:"):

@@ -1,4 +1,4 @@
-"""What a data-prep job says: strict, frozen sections that a job schema can embed as they are."""
+"""The configuration of a data-prep job: strict, frozen sections that a job schema can embed as they are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ResizeConfig(Section):
 
 
 class OutputConfig(Section):
-    """Where the dataset goes and in which form."""
+    """The place and the form of the dataset."""
 
     path: Path
     """The dataset's folder; every worker must see it under this path."""

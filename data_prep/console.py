@@ -106,7 +106,7 @@ def _flush() -> None:
 
 
 def _unwritable() -> str | None:
-    """Why stdout or stderr takes nothing, tried with an empty line; None: they do."""
+    """Returns the reason why stdout or stderr takes no output; None where both take it. An empty line is the trial."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

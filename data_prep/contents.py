@@ -1,7 +1,7 @@
-"""What a source held when it was prepared: so that a file that changes later, under the same name, isn't missed.
+"""Record of a source's contents as it was prepared: a file that changes later under the same name isn't missed.
 
-Size and modification time of every file, and the SHA-256 of annotation documents. A file with another time is read and
-compared by content, so that a copied or touched source is no other source.
+The record has size and modification time of every file, and the SHA-256 of annotation documents. A file with another
+time is read and compared by content, so that a copied or touched source is no other source.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Contents:
 
 
 def _kept(output: Path) -> Contents | None:
-    """What `write` kept; None where an older release or a copy kept nothing, or it is damaged."""
+    """Returns the record that `write` kept; None where an older release or a copy kept none, or where it is damaged."""
     try:
         recorded = read_json(output / CONTENTS_NAME, _Recorded)
         return Contents(recorded.documents, np.frombuffer(b64decode(recorded.stamps), "<i8"))
@@ -123,9 +123,9 @@ def _stamp(file: str) -> tuple[int, int]:
 def changes(
     output: Path, now: Contents, source: Source, shards: Sequence[tuple[Path, Sequence[SampleRef]]]
 ) -> str:
-    """What has changed in the source since the dataset at `output` was prepared from it, or ''.
+    """Returns a text on what has changed in the source since the dataset at `output` was prepared from it, or ''.
 
-    What has another time and the same content is noted, and not read again next time.
+    Samples with another time and the same content are noted, and not read again next time.
 
     Args:
         output: the dataset's folder.

@@ -113,7 +113,7 @@ def check(config: PrepareConfig, *, progress: Progress = _print) -> None:
 
 
 def _settled(given: PrepareConfig, config: PrepareConfig, progress: Progress) -> Plan | None:
-    """What is to be done; None where the output is what the job makes."""
+    """Returns the plan of what is to be done; None where the output is already what the job makes."""
     output = config.output.path
     if (output / MANIFEST_NAME).exists():
         if config.output.overwrite:

@@ -1,4 +1,4 @@
-"""What is wrong with one object of a detection annotation: contradictions, what training can't use, what it cuts."""
+"""Problems of one object of a detection annotation: contradictions, what training can't use, what it cuts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MOST_RUN_BITS = 60
 
 
 def oddity(item: dict[str, Any], height: int, width: int) -> str | None:
-    """Why an object, or its mask alone, can't be used for training, or None."""
+    """Returns the reason why an object, or its mask alone, can't be used for training, or None."""
     return oddity_of_box(item, height, width) or _oddity_of_mask(item, height, width)
 
 
 def oddity_of_box(item: dict[str, Any], height: int, width: int) -> str | None:
-    """Why an object can't be used for training at all, or None."""
+    """Returns the reason why an object can't be used for training at all, or None."""
     left, top, wide, high = item["bbox"]
     if left + wide <= left or top + high <= top:
         return f"its box of {wide} x {high} pixels has no area"

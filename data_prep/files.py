@@ -54,7 +54,7 @@ class GatheredWriter:
         self._waiting = 0
         self._hash: Any = hashlib.sha256()
         self.position = 0
-        """Where the next piece goes, in bytes from the file's start."""
+        """Place of the next piece, in bytes from the file's start."""
 
     @property
     def sha256(self) -> str | None:

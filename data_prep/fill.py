@@ -27,7 +27,7 @@ from data_prep.writers import Payload, ShardWriter
 
 @dataclass(frozen=True)
 class ShardSamples:
-    """What goes into a shard: samples in order, where they come from and what is done with their images."""
+    """The samples that go into a shard, in order, with the source they come from and what is done with their images."""
 
     task: Task
     split: str
@@ -51,7 +51,7 @@ class Rejected(BaseModel):
 
 @dataclass
 class Filled:
-    """What became of a shard's samples: index rows by format, the rejected ones, the pixels' histogram, and of
+    """The result for a shard's samples: index rows by format, the rejected samples, the pixels' histogram, and of
     annotated objects how many there are and which are odd."""
 
     rows: dict[str, list[IndexRow]]

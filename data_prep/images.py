@@ -53,7 +53,7 @@ sharpness. Measured against a full decode at 128 pixels: PSNR 119 dB on average,
 
 @dataclass(frozen=True)
 class Steps:
-    """What to do with every image: shrink, decode completely, also give raw pixels for `.beton`, turn upright."""
+    """The steps for every image: shrink, decode completely, also give raw pixels for `.beton`, turn upright."""
 
     resize: ResizeConfig | None
     validate: Literal["decode", "structure", "headers"]
@@ -178,7 +178,7 @@ def _store_shrunk(
 def _store_decoded(
     image: Image.Image, file: bytes, suffix: str, source_hash: bytes, steps: Steps, histogram: bool
 ) -> StoredImage:
-    """What Pillow has opened, or pixels."""
+    """Returns the stored form of an image that Pillow has opened, or of pixels."""
     found = orientation_of_image(image)
     if found != UPRIGHT and steps.exif_orientation == "apply":
         return _store_upright(to_rgb(image), found, source_hash, steps, histogram)

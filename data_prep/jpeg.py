@@ -33,7 +33,7 @@ _MAX_SCANS = 100
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What stands before the first scan of an ordinary 8-bit JPEG of 1, 3 or 4 components."""
+    """The header before the first scan of an ordinary 8-bit JPEG of 1, 3 or 4 components."""
 
     height: int
     width: int
@@ -41,7 +41,7 @@ class JpegHeader:
     """Horizontal and vertical sampling factor of every component."""
     progressive: bool
     scan: int
-    """Where the first scan starts."""
+    """Place where the first scan starts."""
     metadata: tuple[tuple[int, int], ...]
     """Start and end of the application and comment segments."""
 

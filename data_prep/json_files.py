@@ -112,7 +112,7 @@ def _check_numbers(value: Any, finite: bool) -> None:
 
 
 def _problems(error: ValidationError) -> str:
-    """What is wrong where, in one line."""
+    """Returns one line that says what is wrong and where."""
     found = [
         f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg'][0].lower()}{each['msg'][1:]}"
         for each in error.errors(include_url=False, include_context=False, include_input=False)

@@ -1,4 +1,4 @@
-"""What a person would want to know of a dataset before training on it: each a line, none an error."""
+"""Notes on a dataset that a person would want before training on it: each is a line, none is an error."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What preparation says of annotated objects: how many there are, which are left out of training, which are cut.
+"""Preparation's report of annotated objects: how many there are, which are left out of training, which are cut.
 
 Annotations are stored as they were published, whatever is odd in them: evaluation compares with what everybody else
-compares with. What training does differently is told here, object by object, in `odd_objects.jsonl`.
+compares with. The report says object by object, in `odd_objects.jsonl`, what training does differently.
 """
 
 from __future__ import annotations

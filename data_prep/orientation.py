@@ -36,7 +36,8 @@ _TURNS = {
 
 
 def other_view(exif_orientation: ExifOrientation) -> str:
-    """What a rejection adds where an annotation seems to be drawn on the image as the job doesn't see it."""
+    """Returns the text that a rejection adds where an annotation seems to be drawn on the image in its other
+    orientation, the one that the job doesn't see."""
     if exif_orientation == "apply":
         return (
             " when turned upright by its EXIF orientation: for annotations that were drawn on the pixels as stored, "

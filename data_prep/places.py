@@ -1,4 +1,4 @@
-"""Where a prepared dataset may lie: a folder, or a URL. Both read, write and compare its files the same way."""
+"""Places where a prepared dataset may lie: a folder, or a URL. Both read, write and compare its files the same way."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _WRITER_VERSION = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job will write."""
+    """The dataset that a job will write."""
 
     classes: list[str]
     task: Task
@@ -40,10 +40,10 @@ class Plan:
     """The shards of all splits, in order."""
     num_samples: int
     notes: tuple[str, ...]
-    """What the source's listing says beside its samples."""
+    """Notes of the source's listing beside its samples."""
     source: Source
     contents: Contents
-    """What the source holds as it was listed."""
+    """Contents of the source as it was listed."""
     listing: str
     """Digest of the source's classes and samples by name."""
     digest: str

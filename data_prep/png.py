@@ -81,7 +81,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _places(content: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Where each chunk's body begins, the chunk's name and the body's length."""
+    """Yields for each chunk the place where its body begins, its name and the body's length."""
     position = len(SIGNATURE)
     while position + 12 <= len(content):
         length, name = struct.unpack_from(">I4s", content, position)

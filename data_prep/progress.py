@@ -1,4 +1,4 @@
-"""What a running data-prep job says of itself: shards, images, speed and the time left."""
+"""Progress that a running data-prep job reports: shards, images, speed and the time left."""
 
 from __future__ import annotations
 

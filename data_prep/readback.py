@@ -15,7 +15,7 @@ _CHUNK_BYTES = 1 << 18
 
 
 class ReadBack(NamedTuple):
-    """What a shard file holds: its SHA-256, the number of samples whose checksums were computed, and a line for
+    """The content of a shard file: its SHA-256, the number of samples whose checksums were computed, and a line for
     each image or annotation whose bytes are not those of the index."""
 
     sha256: str

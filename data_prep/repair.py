@@ -20,7 +20,7 @@ from data_prep.stored_shard import StoredShard
 
 @dataclass
 class RepairReport:
-    """What was found and done; all is well when `ok`. Files are relative to the dataset's folder."""
+    """The findings and the repairs; all is well when `ok`. Files are relative to the dataset's folder."""
 
     path: Path
     num_files: int = 0

@@ -46,7 +46,7 @@ class ShardTask:
 
     @property
     def record_path(self) -> Path:
-        """Where the finished shard is recorded."""
+        """Path of the finished shard's record."""
         return self.output / WORK_FOLDER / f"{self.name}.json"
 
     def path(self, format_name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a data-prep job may say of its source: one strict, frozen section a kind, told apart by `kind`."""
+"""The source sections of a data-prep job: one strict, frozen section for each kind, told apart by `kind`."""
 
 from __future__ import annotations
 
@@ -167,7 +167,8 @@ download is the one that a job without it would make."""
 
 
 def exif_orientation(source: Section) -> ExifOrientation:
-    """What a source's images are taken for; those that are no photos have no orientation to apply."""
+    """Returns whether the EXIF orientation of a source's images is applied or ignored; images that are no photos have
+    none to apply."""
     return source.exif_orientation if isinstance(source, (_Photos, _PublishedPhotos)) else "ignore"
 
 

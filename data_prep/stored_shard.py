@@ -24,7 +24,7 @@ HEADERS_ONLY = Steps(resize=None, validate="headers", for_ffcv=False)
 
 
 class Facts(NamedTuple):
-    """What is known of a sample whatever the format."""
+    """Facts about a sample that are known in every format."""
 
     key: str
     label: int
@@ -72,7 +72,7 @@ class StoredShard:
         return self._payload(row.annotation_offset, row.annotation_length, row.annotation_checksum)
 
     def facts(self) -> list[Facts] | None:
-        """What the index says of the samples; None without an index."""
+        """Returns the facts that the index has of the samples; None without an index."""
         if self.index is None:
             return None
         rows = map(self.index.row, range(len(self.index)))

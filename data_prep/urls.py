@@ -1,4 +1,4 @@
-"""Where files lie: paths and URLs, and how a URL may be printed."""
+"""Locations of files: paths and URLs, and how a URL may be printed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from data_prep.writers.webdataset import ANNOTATION_SUFFIX
 
 @dataclass
 class VerifyReport:
-    """What was found; the dataset is good when `ok`."""
+    """The findings; the dataset is good when `ok`."""
 
     path: Path | str
     manifest: DatasetManifest | None = None

@@ -99,7 +99,7 @@ class HierarchicalBackbone(nn.Module):
         return (x if stop_early else self._normalise(x)), maps
 
     def feature_map(self, index: int, x: Tensor) -> Tensor:
-        """What dense prediction gets of the part's output `x`; as it is, unless a subclass normalises it."""
+        """Returns what dense prediction gets of the part: its output `x` as it is, unless a subclass normalises it."""
         return x
 
     def prune_intermediate_layers(

@@ -52,7 +52,7 @@ class CycleFC(nn.Module):
             self.shifts = read_shifts(self.offset)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Returns the description that `print` shows."""
         out_channels, in_channels = self.weight.shape[:2]
         return f"{in_channels}, {out_channels}, shifts={self.shifts}"
 

@@ -41,8 +41,10 @@ def count_task_macs(model: nn.Module, image_size: int | tuple[int, int]) -> int:
 
 
 def dense_part(model: nn.Module) -> nn.Module:
-    """What is computed of every image alike: of a detector backbone, pyramid and the head on all their cells; else the
-    model itself."""
+    """Returns the part of a model that computes every image alike.
+
+    Of a detector, these are backbone, pyramid and the head on all their cells; else it is the model itself.
+    """
     if isinstance(model, RetinaNet):
         return _Dense(model.backbone, model.head)
     if isinstance(model, MaskRCNN):

@@ -69,7 +69,8 @@ class DetectionTask(Task):
 
     @torch.no_grad()
     def detect(self, images: Images, sizes: Sequence[Size]) -> list[Detected]:
-        """What evaluation's `forward` detects, of images without targets, by their published heights and widths."""
+        """Returns the detections of evaluation's `forward` for images without targets, by their published heights and
+        widths."""
         _, detected = self.model(images)
         return [_as_published(*three) for three in zip(detected, images, sizes, strict=True)]
 

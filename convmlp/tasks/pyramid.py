@@ -78,7 +78,8 @@ def channels(body: nn.Module) -> list[int]:
 
 
 def no_weight_decay(body: nn.Module, prefix: str) -> set[str]:
-    """What the network under timm's feature extractor excludes from weight decay, by its names in a larger model."""
+    """Returns the parameters that the network under timm's feature extractor excludes from weight decay, by their names
+    in a larger model."""
     inner = getattr(body, "model", body)
     exclude = getattr(inner, "no_weight_decay", None)
     own = "model." if inner is not body else ""

@@ -60,7 +60,8 @@ class SegmentationTask(Task):
 
     @torch.no_grad()
     def label_maps(self, images: Images, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """What evaluation's `forward` predicts, uint8 [H, W], of images alone, at these heights and widths."""
+        """Returns the label maps of evaluation's `forward`, uint8 [H, W], for images without targets, at these heights
+        and widths."""
         resized = (
             F.interpolate(one[None], size=tuple(size), mode="bilinear")
             for one, size in zip(self._logits(images), sizes, strict=True)

@@ -1,4 +1,4 @@
-"""What a training engine wraps: one module that holds the model and its loss."""
+"""The task that a training engine wraps: one module that holds the model and its loss."""
 
 from __future__ import annotations
 

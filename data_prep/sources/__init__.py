@@ -1,4 +1,4 @@
-"""Where images come from; `open_source` builds the one a configuration names."""
+"""Sources of images; `open_source` builds the one that a configuration names."""
 
 from __future__ import annotations
 

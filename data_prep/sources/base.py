@@ -1,4 +1,4 @@
-"""What every source of images offers: a cheap, deterministic listing and random access to one sample."""
+"""The interface of every source of images: a cheap, deterministic listing and random access to one sample."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Listing:
     documents: tuple[Path, ...] = ()
     """Files of annotations whose content is in no sample's location."""
     notes: tuple[str, ...] = ()
-    """What a person would want to know, a line each: files that are no samples, ..."""
+    """Notes that a person would want, a line each: files that are no samples, ..."""
 
 
 class Source(Protocol):

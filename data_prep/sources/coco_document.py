@@ -27,7 +27,7 @@ class DocumentImage:
 
 @dataclass(frozen=True)
 class CocoDocument:
-    """What a listing needs of a document."""
+    """The part of a document that a listing needs."""
 
     path: Path
     categories: dict[int, str]

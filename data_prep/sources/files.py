@@ -29,15 +29,16 @@ def file_keys(names: Sequence[str]) -> list[str]:
 
 
 def inside_of(root: Path, *, follow_links: bool) -> Path | None:
-    """Where links below a source's folder must lead to: into itself; None where the job lets them lead anywhere."""
+    """Returns the folder that links below a source's folder must lead into, which is that folder itself; None where the
+    job lets them lead anywhere."""
     return None if follow_links else root.resolve()
 
 
 def expect_inside(path: Path, real_root: Path | None) -> Path:
-    """Where a path leads; `real_root` is what `inside_of` returned.
+    """Returns the path that `path` leads to; `real_root` is what `inside_of` returned.
 
     Raises:
-        DataPrepError: out of the root.
+        DataPrepError: it leads out of the root.
     """
     real = path.resolve()
     if real_root is not None and not real.is_relative_to(real_root):

@@ -115,7 +115,7 @@ class ImageNet:
 
 
 def missing_tars(path: Path, absent: Iterable[str]) -> DataPrepError:
-    """What to put where; ImageNet can't be fetched without an account."""
+    """Returns the error that says which files to put where; ImageNet can't be fetched without an account."""
     sizes = {TRAIN_TAR: "148 GB", VAL_TAR: "6.7 GB", f"{DEVKIT}.tar.gz": "2.6 MB"}
     wanted = ", ".join(f"{name} ({sizes[name]})" for name in absent)
     return DataPrepError(

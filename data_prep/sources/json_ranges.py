@@ -1,4 +1,4 @@
-"""Where the parts of a big JSON file lie, found in one pass that holds a few megabytes of it.
+"""Byte ranges of the parts of a big JSON file, found in one pass that holds a few megabytes of it.
 
 COCO's instances_train2017.json has 448 MB; parsed as a whole it takes 2.9 GB in every process that does so. Here
 each element of its lists is parsed, handed out with its byte range, and forgotten. Whoever knows a range reads

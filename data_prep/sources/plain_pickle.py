@@ -178,7 +178,7 @@ class _Machine:
         return items[::-1]
 
     def _called(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """What the pickle means by calling one of the names; nothing is called."""
+        """Returns the value that the pickle means by calling one of the names; nothing is called."""
         if function is _ENCODE:  # how protocols 0 to 2 carry bytes
             text, codec = arguments
             if codec != "latin1":
@@ -201,7 +201,7 @@ class _Machine:
 
 
 def _build(target: Any, state: tuple[Any, ...]) -> None:
-    """What numpy's dtypes and arrays take their state from: each once, and nothing but plain numbers."""
+    """Gives a numpy dtype or array its state: each only once, and nothing but plain numbers."""
     if isinstance(target, _Dtype) and not target.built:
         order = _word(state[1])
         if state[2:] != (None, None, None, -1, -1, 0) or order not in _ORDERS:

@@ -1,4 +1,4 @@
-"""Which files a pattern such as `train-{000..146}.tar` or `*val*.tar` names below a folder."""
+"""The files that a pattern such as `train-{000..146}.tar` or `*val*.tar` names below a folder."""
 
 from __future__ import annotations
 

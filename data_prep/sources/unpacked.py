@@ -11,7 +11,7 @@ from data_prep.sources.published import PublishedFile, expect_md5, fetch, missin
 
 
 class Unpacked(NamedTuple):
-    """Where the folder and the archive are, or would be."""
+    """The places where the folder and the archive are, or would be."""
 
     folder: Path
     archive: Path

@@ -1,4 +1,4 @@
-"""What a shard writer does: takes stored samples one by one, in order, and says where each one lies."""
+"""The interface of a shard writer: it takes stored samples one by one, in order, and says where each one lies."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def sample_type(task: Task) -> np.dtype[Any]:
 
 
 def metadata_start(task: Task) -> int:
-    """Where the samples' metadata begins, in bytes."""
+    """Returns the place where the samples' metadata begins, in bytes."""
     return HEADER_TYPE.itemsize + len(FIELDS[task]) * FIELD_TYPE.itemsize
 
 
@@ -160,7 +160,7 @@ _COLUMNS = ("mode", "width", "height", "offset", "length", "label", "annotation_
 
 
 def read_beton(path: Path, task: Task = "classification") -> NDArray[Any]:
-    """What a `.beton` file says of its samples, as an int64 structured array of shape (n,) with the fields
+    """Reads what a `.beton` file says of its samples, as an int64 structured array of shape (n,) with the fields
     mode, width, height, offset, length, label, annotation_offset and annotation_length (without JSON's end mark).
 
     Raises:

@@ -62,8 +62,8 @@ class WebDatasetWriter:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """What stands before a member: one block, or more for long names. Owner, group and time are zero, so that the
-    bytes depend on the content only. Byte for byte tarfile's GNU form, in 2 µs instead of 16.
+    """Returns the header before a member: one block, or more for long names. Owner, group and time are zero, so that
+    the bytes depend on the content only. They are byte for byte tarfile's GNU form, in 2 µs instead of 16.
     """
     if len(name) > _NAME_BYTES or not name.isascii() or size >= _MAX_OCTAL_SIZE:
         header = tarfile.TarInfo(name)
