@@ -106,7 +106,7 @@ def _flush() -> None:
 
 
 def _unwritable() -> str | None:
-    """Returns the reason why stdout or stderr takes no output; None where both take it. An empty line is the trial."""
+    """Returns the reason why stdout or stderr takes no output, tried with an empty line; None where both do."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

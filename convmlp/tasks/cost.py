@@ -41,7 +41,7 @@ def count_task_macs(model: nn.Module, image_size: int | tuple[int, int]) -> int:
 
 
 def dense_part(model: nn.Module) -> nn.Module:
-    """Returns the part of a model that computes every image alike.
+    """Returns the part of a model whose computation is the same for every image.
 
     Of a detector, these are backbone, pyramid and the head on all their cells; else it is the model itself.
     """

@@ -1,4 +1,4 @@
-"""Who this process is among the workers, and the few collectives the platform needs outside the engines."""
+"""The place of this process among the workers, and the few collectives the platform needs outside the engines."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ _SHORT_PAUSE = 5.0  # seconds between tries of a save that training waits for
 
 @dataclass(frozen=True)
 class SaveEvent:
-    """What became of a save.
+    """The outcome of a save.
 
-    `failed`: the storage refused; it is tried again until it succeeds or a newer save takes its place.
+    `failed`: the storage refused the save; it is tried again until it succeeds or a newer save takes its place.
     `skipped`: the save before was still being written.
     """
 
@@ -98,7 +98,7 @@ class AsyncCheckpointer:
 
     @property
     def state(self) -> SaveState:
-        """Where the newest save stands."""
+        """State of the newest save."""
         with self._changed:
             if self._failure is not None and self._is_fault():
                 return "failed"
@@ -183,7 +183,7 @@ class AsyncCheckpointer:
         self._snapshots.settle()
 
     def poll(self) -> list[SaveEvent]:
-        """What happened since the last call; for the thread that trains, which tells callbacks.
+        """Returns the events since the last call; it is for the thread that trains, which passes them to callbacks.
 
         Raises:
             Exception: the background thread hit an error that isn't the storage's.

@@ -240,7 +240,7 @@ class Checkpointer:
         return None
 
     def files(self, step: int) -> dict[str, FileRecord]:
-        """What a committed step's manifest says.
+        """Returns the file records of a committed step's manifest, by name.
 
         Raises:
             CheckpointError: it can't be read.
@@ -254,7 +254,7 @@ class Checkpointer:
             ) from error
 
     def facts(self, step: int, form: type[Form]) -> Form:
-        """What a committed step says beside its tensors, as a value of `form` (see `parse_json`).
+        """Returns a committed step's state beside its tensors, as a value of `form` (see `parse_json`).
 
         Raises:
             CheckpointError: it can't be read.
@@ -399,7 +399,7 @@ def _counted(name: str, chunks: Chunks, on_progress: Callable[[str, int], None])
 
 
 def _await(draft: Draft, number: int, cancelled: Callable[[], bool]) -> dict[str, FileRecord]:
-    """What another writer wrote, once it has."""
+    """Waits until another writer has handed in its part, and returns the records of its files by name."""
     pause = _FIRST_LOOK
     while True:
         given_up = cancelled()

@@ -36,7 +36,7 @@ class CheckpointRow:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is shown of a checkpoint's state.json."""
+    """The part of a checkpoint's state.json that is shown."""
 
     samples_seen: Count | None = None
     epoch: float | None = None

@@ -1,4 +1,4 @@
-"""What a checkpoint looks like where it is stored, the same in a folder and on an object store.
+"""Layout of a stored checkpoint, the same in a folder and on an object store.
 
     RUN/checkpoints/step-000000120/
         model.safetensors  optimizer.safetensors  ema.safetensors (if averaged)
@@ -38,20 +38,20 @@ _TENSOR_FILE = re.compile(r"(\w+?)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What was written under a name. `key`: where it lies below the step, if not under that name."""
+    """The file that was written under a name. `key`: its place below the step, if that isn't the name."""
 
     bytes: Count
     sha256: str
     key: str = ""
 
     def place(self, name: str) -> str:
-        """Where the file called `name` lies below the step."""
+        """Returns the place of the file called `name` below the step."""
         return self.key or name
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which of `count` writers of one checkpoint this is; number 0 commits."""
+    """The number of one of the `count` writers of a checkpoint; number 0 commits."""
 
     number: int = 0
     count: int = 1
@@ -111,7 +111,7 @@ def _fields(record: FileRecord) -> dict[str, Any]:
 
 
 def hand_in_bytes(files: dict[str, FileRecord]) -> bytes:
-    """What one writer tells the first of: the files that it has written."""
+    """Returns the content that one writer hands in to the first: the files that it has written."""
     return json.dumps({name: _fields(record) for name, record in files.items()}).encode()
 
 

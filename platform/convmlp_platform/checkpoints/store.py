@@ -1,4 +1,4 @@
-"""Where checkpoints lie: what the checkpointer asks of a folder or of remote storage."""
+"""Storage of checkpoints: the operations that the checkpointer asks of a folder or of remote storage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Draft(Protocol):
         ...
 
     def handed_in(self, number: int) -> bytes | None:
-        """What writer `number` has told; None before."""
+        """Returns the content that writer `number` has handed in; None before."""
         ...
 
     def commit(self, manifest: bytes) -> None:

@@ -75,7 +75,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def predict(model: str, images: Sequence[Path]) -> Sequence[Prediction]:
-    """What a model says of image files, by its task.
+    """Returns a model's predictions for image files, by its task.
 
     Args:
         model: a registered model, a bundle's folder, or a run's folder for its best model (`find_model`).
@@ -141,10 +141,10 @@ def _objects(found: Detections, min_score: float) -> str:
 
 
 def _targets(folder: Path, images: Sequence[Path]) -> list[Path]:
-    """Where each image's label map goes.
+    """Returns the path that each image's label map is written to.
 
     Raises:
-        ConfigError: two would go to one file, or over an image.
+        ConfigError: two label maps would go to one file, or one would go over an image.
     """
     targets = [folder / f"{image.stem}.png" for image in images]
     for place, target in enumerate(targets):

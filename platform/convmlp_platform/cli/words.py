@@ -1,4 +1,4 @@
-"""What all commands share: kinds of arguments, and how errors are told."""
+"""The parts that all commands share: kinds of arguments, and how errors are printed."""
 
 from __future__ import annotations
 

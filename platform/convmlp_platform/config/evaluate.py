@@ -22,7 +22,7 @@ else:  # `from` is Python's word, too, so a class body can't name a field so
 
 
 class EvaluatedModelSection(_From):
-    """Which model. A registered model, bundle, run or checkpoint knows all but `from`; a bare file of weights knows its
+    """The model. A registered model, bundle, run or checkpoint knows all but `from`; a bare file of weights knows its
     weights only."""
 
     weights: Literal["auto", "ema", "raw"] = Field(
@@ -42,12 +42,12 @@ class EvaluatedModelSection(_From):
 
     @property
     def source(self) -> str:
-        """What `from` says."""
+        """Value of `from`."""
         return str(getattr(self, "from"))
 
 
 class EvaluatedDataSection(Section):
-    """Which images, and how they are prepared. What is left out is as the model was made for."""
+    """The images, and how they are prepared. Fields that are left out have the values that the model was made for."""
 
     path: str = Field(description="folder or URL of the prepared dataset (it holds manifest.json)")
     format: Literal["webdataset", "ffcv"] = Field(
@@ -94,7 +94,7 @@ class PermutationSection(Section):
 
 
 class EvaluateSection(Section):
-    """What is measured, and how."""
+    """The measurement: how the images are computed and what is measured of them."""
 
     batch_size: PositiveInt = Field(64, description="images a forward pass")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -114,7 +114,7 @@ class EvaluateSection(Section):
 
 
 class EvaluateOutputSection(Section):
-    """Where results lie."""
+    """The place of the results."""
 
     path: str = Field("evaluations", description="folder of all evaluations; this one's is PATH/NAME")
 

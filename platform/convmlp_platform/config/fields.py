@@ -54,7 +54,7 @@ def select_kind(models: list[Model], kind: Any) -> list[Model]:
 
 
 def choices(annotation: Any) -> list[str]:
-    """What may be written for a type that is a choice of words and switches, else nothing."""
+    """Returns the words that may be written for a type that is a choice of words and switches, else an empty list."""
     if get_origin(annotation) is Annotated:
         return choices(get_args(annotation)[0])
     if get_origin(annotation) is Literal:

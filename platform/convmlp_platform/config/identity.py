@@ -1,4 +1,4 @@
-"""Which run this is: all that decides a training run's result, and nothing of where or how fast it runs.
+"""Identity of a training run: all that decides its result, and nothing of where or how fast it runs.
 
 A driver that finds a run of the same name resumes it if the identities agree, and refuses otherwise.
 """

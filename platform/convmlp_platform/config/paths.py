@@ -1,4 +1,4 @@
-"""Where relative paths of a job file point: below CONVMLP_ROOT, or the current directory where it isn't set.
+"""Relative paths of a job file: they point below CONVMLP_ROOT, or below the current directory where it isn't set.
 
 The same file thus runs on a laptop, on a cluster with a shared mount and on Kubernetes.
 """

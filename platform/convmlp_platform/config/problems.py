@@ -1,4 +1,4 @@
-"""What is wrong with a job file, in the user's words: a line for each problem, with its dotted name."""
+"""Problems of a job file, in the user's words: a line for each problem, with its dotted name."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Explainer:
         return f"{section or 'a job'} has {', '.join(siblings)}"
 
     def _what(self, path: list[str]) -> str:
-        """What belongs into a missing field: its description, or the required fields of a section."""
+        """Returns what belongs into a missing field: its description, or the required fields of a section."""
         field, sections = field_at([self.model], path), self._sections(path)
         if len(sections) == 1:
             needed = [
@@ -168,7 +168,7 @@ class Explainer:
 
 
 def _rule(detail: ErrorDetails) -> str:
-    """What the value must be, to follow "must be"."""
+    """Returns the requirement on the value, in words that follow "must be"."""
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in _LIMITS:
         phrase, key = _LIMITS[kind]

@@ -14,7 +14,7 @@ from convmlp_platform.config.section import PositiveInt, Probability, Section, a
 
 
 class AugmentSection(Section):
-    """What happens to a training image, and to a batch of them. Default: nothing but crop and flip."""
+    """The augmentation of a training image, and of a batch of them. Default: nothing but crop and flip."""
 
     repeats: PositiveInt = Field(
         1,

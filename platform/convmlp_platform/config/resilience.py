@@ -13,7 +13,7 @@ Budget = Annotated[int, Field(ge=-1)]
 
 
 class GuardSection(Section):
-    """What happens to a step whose loss or gradient is not finite, or whose loss jumps up.
+    """The treatment of a step whose loss or gradient is not finite, or whose loss jumps up.
 
     A bad step is computed once more first: faults of the hardware don't repeat. If it stays bad, the policy's stages
     follow one another: `skip` leaves the weights as they are and goes on; after `max_skips` in a row, or with

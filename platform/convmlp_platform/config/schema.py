@@ -50,7 +50,7 @@ class PrepareJob(PrepareConfig):
 
     @property
     def preparation(self) -> PrepareConfig:
-        """What data_prep needs of the job."""
+        """The part of the job that data_prep needs."""
         return PrepareConfig(**{field: getattr(self, field) for field in PrepareConfig.model_fields})
 
 

@@ -1,4 +1,4 @@
-"""What all sections of a job file are made of."""
+"""The parts that all sections of a job file are made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 
 AUTO = "auto"
-"""What may be written for some values, which then follow from the dataset (`config.automatic`)."""
+"""Word that may be written for some values, which then follow from the dataset (`config.automatic`)."""
 
 
 def also_auto(schema: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ DEFAULT_ZERO_STAGE: Literal[2] = 2
 
 
 class ModelSection(Section):
-    """Which network."""
+    """The network."""
 
     name: str = Field(description="a name from `convmlp models`, or any name timm knows", max_length=128)
     num_classes: PositiveInt | None = Field(
@@ -50,7 +50,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Which samples, in which order, read by whom."""
+    """The samples, their order, and the processes that read them."""
 
     path: str = Field(description="folder of the prepared dataset (it holds manifest.json)")
     format: Literal["webdataset", "ffcv"] = Field(
@@ -102,7 +102,7 @@ class DataSection(Section):
 
 
 class EngineSection(Section):
-    """Who runs the step, in which precision."""
+    """The engine that runs the step, and its precision."""
 
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     zero_stage: Literal[1, 2, 3] = Field(DEFAULT_ZERO_STAGE, description="deepspeed only")
@@ -126,7 +126,7 @@ class EngineSection(Section):
 
 
 class CheckpointSection(Section):
-    """Where a run keeps its state, how often, how many."""
+    """The checkpoints of a run's state: their place, how often they are saved, how many are kept."""
 
     path: str = Field("runs", description="folder of all runs; this run's is PATH/NAME")
     store: str | None = Field(
@@ -140,7 +140,7 @@ class CheckpointSection(Section):
 
 
 class RegisterSection(Section):
-    """What becomes of the best model."""
+    """The registration of the best model."""
 
     name: Name = Field(
         description="registered model: models:/NAME@ALIAS; auto: the dataset's name",
@@ -150,7 +150,7 @@ class RegisterSection(Section):
 
 
 class TrackingTarget(Section):
-    """Where MLflow is. MLFLOW_TRACKING_URI wins over `uri`; by default a SQLite file beside the runs."""
+    """The place of MLflow. MLFLOW_TRACKING_URI wins over `uri`; by default a SQLite file beside the runs."""
 
     uri: str | None = None
     experiment: str = "convmlp"
@@ -158,7 +158,7 @@ class TrackingTarget(Section):
 
 
 class TrackingSection(TrackingTarget):
-    """Where a training run is recorded, and what becomes of its best model."""
+    """The place where a training run is recorded, and the registration of its best model."""
 
     register_as: RegisterSection | None = None
 

@@ -30,7 +30,7 @@ class Variant(Section):
 
 
 class SchedulerSection(Section):
-    """Which trials may train to their end."""
+    """The rule by which trials may train to their end."""
 
     name: Literal["fifo", "asha"] = Field(
         "fifo",

@@ -1,4 +1,4 @@
-"""What a model is trained to do."""
+"""The task that a model is trained to do."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_scalar(node)
 
     def number(self, node: Any) -> int | float:
-        """What the parent makes of a number or switch, if it is one and not too large."""
+        """Returns the value that the parent makes of a number or switch; refuses what is none, or is too large."""
         kind = node.tag.rpartition(":")[2]
         text = node.value if isinstance(node, yaml.ScalarNode) else ""
         if len(text) > _MAX_DIGITS:

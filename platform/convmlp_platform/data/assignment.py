@@ -1,4 +1,4 @@
-"""Which micro-batches of a step a rank computes."""
+"""The micro-batches of a step that a rank computes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from convmlp_platform.data.permutation import Indices
 from convmlp_platform.errors import ErrorRecord, recorded
 
 Room = NDArray[Any]
-"""Where a batch's pixels go: (B, height, width, 3), uint8 or float32; or for images of different sizes (B, bytes)."""
+"""Memory for a batch's pixels: (B, height, width, 3), uint8 or float32; or for images of different sizes (B, bytes)."""
 ReadTargets = NDArray[Any] | list[NDArray[Any]] | list[dict[str, Any]]
 """By task: labels [B] int64; label maps [B, H, W], or [H, W] each, uint8; objects by name."""
 Places = list[tuple[int, int, int]]

@@ -35,7 +35,7 @@ _EVICT_TO = 0.9
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where pieces of remote datasets are kept on each node, and the size in bytes they stay below."""
+    """The folder on each node for pieces of remote datasets, and the size in bytes that they stay below."""
 
     dir: Path
     bytes: int

@@ -1,4 +1,4 @@
-"""Which bytes of a shard are a block: neighbouring samples that the sample order keeps together."""
+"""The bytes of each block of a shard. A block is neighbouring samples that the sample order keeps together."""
 
 from __future__ import annotations
 

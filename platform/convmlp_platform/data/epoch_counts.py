@@ -12,7 +12,7 @@ from convmlp_platform.data.permutation import Indices
 
 @dataclass
 class EpochCounts:
-    """Which of the samples 0..num_samples-1 were used, by epoch.
+    """Record of the samples of 0..num_samples-1 that were used, by epoch.
 
     An epoch costs num_samples / 8 bytes until all of its samples were used, and nothing from then on.
     """
@@ -55,7 +55,10 @@ class EpochCounts:
 
 
 def _repeated(values: Indices) -> NDArray[np.bool_]:
-    """Which of the values stand further ahead already. (Sorting is 80 times as fast as numpy 2.4's `unique`.)"""
+    """Returns which of the values an earlier place has already.
+
+    Sorting is 80 times as fast as numpy 2.4's `unique`.
+    """
     repeated = np.zeros(len(values), dtype=np.bool_)
     ordered = np.sort(values)
     if (ordered[1:] == ordered[:-1]).any():

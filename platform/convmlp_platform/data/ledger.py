@@ -41,7 +41,7 @@ EPOCH_SHIFT, REPLACED_SHIFT = 40, 63
 
 
 class Consumed(Protocol):
-    """What the ledger needs of a micro-batch (data.loader has the real one): tensors of [B] on the CPU."""
+    """The part of a micro-batch that the ledger needs (data.loader has the real one): tensors of [B] on the CPU."""
 
     @property
     def sample_ids(self) -> Tensor: ...
@@ -104,7 +104,7 @@ class LedgerHeader:
         )
 
     def file(self, folder: Path) -> Path:
-        """Where the record lies in the ledger's folder."""
+        """Returns the path of the record in the ledger's folder."""
         return attempt_folder(folder, self.attempt) / f"rank-{self.rank:05d}-of-{self.world_size:05d}.ledger"
 
     def encode(self) -> bytes:
@@ -126,7 +126,7 @@ class LedgerHeader:
 
     @property
     def seed(self) -> int:
-        """What the hashes of this file's frames are seeded with."""
+        """Seed of the hashes of this file's frames."""
         seed: int = xxhash.xxh3_64_intdigest(self.encode())
         return seed
 

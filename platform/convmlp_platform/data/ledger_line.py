@@ -1,4 +1,4 @@
-"""Which attempts of a run count, and up to which step: the line of checkpoints that survived."""
+"""The attempts of a run that count, each up to a step: the line of checkpoints that survived."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.json_files import Count, DamagedJson, read_json
 
 @dataclass(frozen=True)
 class _Saved:
-    """What is looked at of a checkpoint's state.json."""
+    """The part of a checkpoint's state.json that is looked at."""
 
     step: Count
     attempt: Count = 0

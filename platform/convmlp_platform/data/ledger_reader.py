@@ -17,12 +17,12 @@ from convmlp_platform.errors import DataError
 
 @dataclass(frozen=True)
 class LedgerFile:
-    """What one rank recorded in one attempt.
+    """The record of one rank in one attempt.
 
     Args:
         frames: [N] in the layout `header.frame`, mapped from the file; damaged ones included.
         whole: [N] bool, the frames whose hash is right.
-        torn_bytes: what was dropped at the end, where a write was cut short.
+        torn_bytes: number of bytes that were dropped at the end, where a write was cut short.
     """
 
     path: Path

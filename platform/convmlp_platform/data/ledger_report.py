@@ -1,4 +1,4 @@
-"""What a ledger proves, for people and programs."""
+"""The report of what a ledger proves, for people and programs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Span:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """What was found.
+    """The findings.
 
     Args:
         run: the run's name.

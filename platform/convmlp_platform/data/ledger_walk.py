@@ -32,7 +32,8 @@ _WORD_MASK = np.uint64((1 << REPLACED_SHIFT) - 1)
 
 
 def ordered_words(order: SampleOrder, global_batch_size: int, steps: range) -> NDArray[np.uint64]:
-    """What the order function puts at each place of these steps, [steps, global batch], epoch << 40 | sample id."""
+    """Returns what the order function puts at each place of these steps, [steps, global batch], each a word
+    epoch << 40 | sample id."""
     per_stream = global_batch_size // order.num_streams
     words = np.empty((len(steps), order.num_streams, per_stream), dtype=np.uint64)
     for stream in range(order.num_streams):
@@ -50,7 +51,7 @@ def complete_epochs(order: SampleOrder, global_batch_size: int, steps: int) -> i
 
 @dataclass
 class Walk:
-    """What was found so far, on the way through the surviving steps."""
+    """The findings so far, on the way through the surviving steps."""
 
     order: SampleOrder
     global_batch_size: int

@@ -39,7 +39,7 @@ Targets = Tensor | list[Tensor] | list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass computes.
+    """The samples that one forward pass computes.
 
     Args:
         images: [B, 3, H, W], channels-last, or a list of [3, H, W] where their sizes differ; uint8 pixels (the engine
@@ -70,7 +70,7 @@ class MicroBatch:
 
 
 def as_micro_batch(read: ReadBatch, number: int, ghost: bool = False) -> MicroBatch:
-    """What a reader read, as tensors."""
+    """Returns the batch that a reader read, as tensors."""
     rest = (read.sample_ids, read.epochs, read.checksums, read.replaced)
     sample_ids, epochs, checksums, replaced = map(torch.from_numpy, rest)
     targets = _as_tensors(read.targets)
@@ -219,7 +219,7 @@ def _read(
     quarantine: Quarantine | None,
     held: int = 1,
 ) -> Iterator[ReadBatch]:
-    """What the reader makes of each place, in order; `held` batches are in use at a time."""
+    """Yields the batch that the reader makes of each place, in order; `held` batches are in use at a time."""
     pool = None
     if num_workers:
         pool = BatchPool(_PREFETCH * num_workers + min(held, _MOST_HELD) + 2, *reader.room)

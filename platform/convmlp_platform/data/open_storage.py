@@ -1,4 +1,4 @@
-"""Which storage a dataset's path means: a folder, or a URL with a local cache."""
+"""The storage that a dataset's path means: a folder, or a URL with a local cache."""
 
 from __future__ import annotations
 

@@ -36,11 +36,14 @@ class PayloadChecksums:
         self.checksums(self.format)
 
     def agree(self, samples: Indices, checksums: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Which of the checksums [N] are those of the samples [N] in the run's format."""
+        """Returns which of the checksums [N] are those of the samples [N] in the run's format, [N] bool."""
         return self.checksums(self.format)[samples] == checksums
 
     def agree_elsewhere(self, samples: Indices, checksums: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Which are those in another of the dataset's formats, which a damaged sample may be read from."""
+        """Returns which of the checksums [N] are those of the samples [N] in another format of the dataset, [N] bool.
+
+        A damaged sample may be read from another format.
+        """
         agree = np.zeros(len(samples), dtype=np.bool_)
         for name in self.manifest.splits[self.split].formats:
             if name != self.format and len(samples):

@@ -45,7 +45,7 @@ class KeyedPermutation:
         self._round_keys = _mix(np.uint64(key) + steps)
 
     def __call__(self, positions: Indices) -> Indices:
-        """Where each of `positions` [N] goes, [N] int64."""
+        """Returns the place that each of `positions` [N] goes to, [N] int64."""
         values = positions.astype(np.uint64)
         outside = np.ones(len(values), dtype=bool)
         while outside.any():

@@ -126,7 +126,7 @@ def _check_belongs(run: Path, attempts: dict[int, Attempt]) -> None:
 
 
 def _facts(header: LedgerHeader) -> dict[str, Any]:
-    """What a header says of the run's identity, by the names of `config.identity`."""
+    """Returns the facts of the run's identity that a header holds, by the names of `config.identity`."""
     return {
         "identity": header.identity,
         "seed": header.order.seed,

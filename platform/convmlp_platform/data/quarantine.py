@@ -1,4 +1,4 @@
-"""What a rank knows of damaged samples: each is told once, kept in the run's record, and counted against a budget."""
+"""Damaged samples that a rank knows: each is reported once, kept in the run's record, and counted against a budget."""
 
 from __future__ import annotations
 

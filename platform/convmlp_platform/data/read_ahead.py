@@ -26,7 +26,7 @@ _MODULE = "convmlp_platform.data.read_ahead_process"
 
 @dataclass(frozen=True)
 class ReadAhead:
-    """What one rank reads, and how far ahead of it to fetch.
+    """The samples that one rank reads, and how far ahead of it to fetch.
 
     Args:
         url, shards: the split on remote storage.

@@ -1,7 +1,7 @@
-"""What reader processes do: whole micro-batches, decoded and augmented straight into their place in one array.
+"""The work of reader processes: whole micro-batches, decoded and augmented straight into their place in one array.
 
-Damage is not hidden: what could not be read as it was written is told beside the pixels, and the training process
-decides what it means (`data.quarantine`).
+Damage is not hidden. A sample that could not be read as it was written is reported beside the pixels, and the training
+process decides what that means (`data.quarantine`).
 """
 
 from __future__ import annotations

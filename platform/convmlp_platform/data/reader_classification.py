@@ -17,7 +17,7 @@ from convmlp_platform.data.split import Payload
 
 
 class TrainTransform(Protocol):
-    """What the reader needs of a training transform (convmlp.transforms has the real one)."""
+    """The part of a training transform that the reader needs (convmlp.transforms has the real one)."""
 
     size: int
 
@@ -29,7 +29,7 @@ class TrainTransform(Protocol):
 
 
 class EvalTransform(Protocol):
-    """What the reader needs of an evaluation transform."""
+    """The part of an evaluation transform that the reader needs."""
 
     size: int
 

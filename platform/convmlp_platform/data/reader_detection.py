@@ -58,7 +58,7 @@ class _ObjectsDraft(RowsDraft):
 
 
 def _usable(found: Detection, masks: bool) -> Objects:
-    """What training can use; with masks, only objects that have one."""
+    """Returns the objects that training can use; with `masks`, only objects that have a mask."""
     usable = found.usable_masks if masks else found.usable
     segmentations = [item.get("segmentation") for item in found.objects]
     kept = np.flatnonzero(usable & ~found.is_crowd)

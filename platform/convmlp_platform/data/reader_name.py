@@ -1,4 +1,4 @@
-"""What a reader process is to the system: named after the shard that it reads, and gone with the training process.
+"""A reader process as the system sees it: named after the shard that it reads, and gone with the training process.
 
 `ps`, `top` and the report of a hang show the name; the kernel keeps it, so it can be read of a process that no longer
 answers. Setting it takes about 1 µs.

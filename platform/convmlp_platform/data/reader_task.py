@@ -1,4 +1,4 @@
-"""What reading differs by from task to task: a micro-batch in the making, filled place by place."""
+"""The part of reading that differs from task to task: a micro-batch in the making, filled place by place."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RowsDraft(Draft):
         self.targets = [None] * size
 
     def take(self, place: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Where the place's image of this height and width goes: shape (height, width, 3)."""
+        """Returns the memory for the place's image of this height and width: shape (height, width, 3)."""
         height, width = size
         self.places[place] = (place, height, width)
         return self._rows[place, : 3 * height * width].reshape(height, width, 3)

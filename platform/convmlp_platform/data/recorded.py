@@ -23,7 +23,7 @@ _LOW_HALF = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is on record of a micro-batch.
+    """The record of a micro-batch.
 
     Args:
         number: place in the step.

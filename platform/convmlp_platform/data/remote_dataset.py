@@ -29,8 +29,10 @@ def load_remote_manifest(url: str, patience: Patience | None = None) -> DatasetM
 
 
 def check_remote_shards(url: str, shards: list[ShardInfo], patience: Patience | None = None) -> list[str]:
-    """What is missing or has another size than the manifest says, by listing the storage (a request for 1,000
-    files); nothing where it can't list, as plain HTTP.
+    """Returns a line for each shard that is missing or has another size than the manifest says.
+
+    The storage is listed for that (a request for 1,000 files). Where it can't be listed, as over plain HTTP, no line is
+    returned.
 
     Raises:
         DataError: the storage can't be read.

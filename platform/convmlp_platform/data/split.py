@@ -48,7 +48,7 @@ class Payload:
         return decode(self.content, smallest, orientation=self.orientation)
 
     def annotation(self) -> bytes:
-        """What is annotated of the sample, read from the same shard; as `ShardedSplit.annotation`."""
+        """Returns the sample's annotation, read from the same shard; as `ShardedSplit.annotation`."""
         return self.split.annotation(self.sample)
 
 

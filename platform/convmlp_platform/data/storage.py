@@ -1,4 +1,4 @@
-"""Where a split's shards lie: what reading needs of a folder or of remote storage."""
+"""Storage of a split's shards: the operations that reading needs of a folder or of remote storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known to be true of a stored sample, as plain arrays: what pictures and comparisons need."""
+"""The known truth of a stored sample, as plain arrays, which pictures and comparisons need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Truth = int | Objects | NDArray[np.int16]
 
 
 def truth_of(split: ShardedSplit, sample: int) -> Truth:
-    """What is annotated of a sample.
+    """Returns the annotated truth of a sample.
 
     Raises:
         DataError: it is damaged; the message names shard and bytes.

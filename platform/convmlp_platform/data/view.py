@@ -27,7 +27,7 @@ _COUNTED_BY = {
     "detection": ("objects", "objects a class"),
     "segmentation": ("images", "images that show a class"),
 }
-"""What is counted of each class: for the axis, and in words."""
+"""Things that are counted of each class: for the axis, and in words."""
 _COUNTED = {"detection": 20_000, "segmentation": 1_000}
 """Classes of images with boxes or masks are counted by reading annotations: of a larger split, so many."""
 

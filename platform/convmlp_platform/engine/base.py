@@ -1,4 +1,4 @@
-"""What every strategy does the same way: the step, averages of weights and of BatchNorm statistics, state by name.
+"""The work that all strategies do alike: the step, averages of weights and of BatchNorm statistics, state by name.
 
 A strategy (ddp, fsdp, deepspeed) says only how its wrapper runs forward, backward and the optimizer, and how
 full tensors are got out of it and put back.
@@ -112,11 +112,12 @@ class Engine(ABC):
 
     @abstractmethod
     def own_piece(self, name: str, local: Tensor) -> tuple[Tensor, Run | None] | None:
-        """What this rank writes of a parameter, a buffer, or a slot of its shape, given what it holds of it."""
+        """Returns the piece that this rank writes of a parameter, a buffer, or a slot of its shape, given the part
+        `local` that it holds; None where it writes none."""
 
     @abstractmethod
     def own_slots(self) -> Pieces:
-        """What this rank writes of the optimizer's state, keyed `name/slot`."""
+        """Returns the pieces that this rank writes of the optimizer's state, keyed `name/slot`."""
 
     def own_state(self) -> OwnState:
         """This rank's part of a checkpoint (not collective)."""
@@ -135,7 +136,7 @@ class Engine(ABC):
         )
 
     def extra_state(self) -> dict[str, Any]:
-        """What else must be remembered, as JSON values: the loss scale, under fp16."""
+        """Returns the other state that must be kept, as JSON values: the loss scale, under fp16."""
         return {"scaler": self.loss_scale.state()} if self.loss_scale.enabled else {}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
@@ -194,7 +195,7 @@ class Engine(ABC):
         return self.loss_scale.overflowed()
 
     def clip_factor(self, grad_norm: float) -> float:
-        """What undoes the loss scale and clips, in one multiplication."""
+        """Returns the factor that undoes the loss scale and clips, in one multiplication."""
         limit = self.options.clip_grad_norm
         clip = 1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6))
         return clip / self.loss_scale.scale

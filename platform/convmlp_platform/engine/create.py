@@ -1,4 +1,4 @@
-"""Which class `engine.strategy` means. Imports are local: nobody pays for a library they don't use."""
+"""The class that `engine.strategy` means. Imports are local: nobody pays for a library they don't use."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class DeepSpeedEngine(Engine):
             raise RuntimeError(f"DeepSpeed refused an update whose gradient norm is {grad_norm:g}")
 
     def drop_gradients(self) -> None:
-        """What ZeRO's own step does to gradients that it finds to overflow."""
+        """Drops the gradients as ZeRO's own step does where it finds that they overflow."""
         zero = self._zero
         if self.stage == 3:
             zero._pre_step()

@@ -1,4 +1,4 @@
-"""What goes into an engine and comes out of it."""
+"""The values that go into an engine and come out of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 Run = tuple[tuple[int, ...], int]
-"""Which elements of a tensor a piece has, in row-major order: the full shape, and the first element."""
+"""Elements of a tensor that a piece has, in row-major order: the full shape, and the first element."""
 Pieces = dict[str, tuple[Tensor, Run | None]]
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 SeedFactory = Callable[[int, int], int]
 
 
 class MicroBatch(Protocol):
-    """What the engine needs of a micro-batch (data.loader has the real one)."""
+    """The part of a micro-batch that the engine needs (data.loader has the real one)."""
 
     @property
     def images(self) -> Tensor | list[Tensor]: ...
@@ -51,7 +51,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Computed:
-    """What forward and backward of a step gave, float32 0-d tensors on the device.
+    """The results of forward and backward of a step, float32 0-d tensors on the device.
 
     `loss`: this rank's part of the step's mean loss (the sum over ranks is the mean); `losses`: the mean loss of each
     of this rank's micro-batches, ghosts included.
@@ -75,10 +75,10 @@ class EngineState:
 
 @dataclass(frozen=True)
 class OwnState:
-    """What this rank writes of a checkpoint: live tensors by group and name, nothing gathered or copied.
+    """The part of a checkpoint that this rank writes: live tensors by group and name, nothing gathered or copied.
 
-    `runs`: by group and name, for those that are only a run of the full tensor's elements. `changing`: names of what
-    a forward pass changes; all else stands still until the next update.
+    `runs`: by group and name, for those that are only a run of the full tensor's elements. `changing`: names of the
+    tensors that a forward pass changes; all others stay as they are until the next update.
     """
 
     groups: dict[str, State]

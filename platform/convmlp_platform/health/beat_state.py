@@ -1,4 +1,4 @@
-"""What a rank's beats say together: how far it is among its peers, and how long its steps usually take."""
+"""The state of a rank as its beats show it: how far it is among its peers, and how long its steps usually take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FEWEST_STEPS = 3
 
 
 class BeatState:
-    """Where a rank stands. Times are in seconds of one monotonic clock; 0.0 where nothing is known yet.
+    """The progress of a rank. Times are in seconds of one monotonic clock; 0.0 where nothing is known yet.
 
     `progress` orders the ranks of one attempt, which all go through the same phases: an era begins with each step and
     with its end (evaluation and saves lie between the two), `reached` is the furthest phase of the era, `back` says

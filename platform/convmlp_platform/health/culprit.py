@@ -31,7 +31,7 @@ _MOST_TOLD, _MOST_RANKS = 4, 8
 
 @dataclass(frozen=True)
 class RankView:
-    """What an agent says of its rank at one moment.
+    """An agent's view of its rank at one moment.
 
     Args:
         host: of the node.
@@ -101,7 +101,7 @@ class Hang:
 
     @property
     def phase(self) -> Phase:
-        """What the culprit was doing."""
+        """Phase that the culprit was in."""
         beat = self.suspects[0].view.heartbeat
         return beat.phase if beat else Phase.START
 

@@ -1,4 +1,4 @@
-"""What happened to a run, as its driver saw it: RUN/events.jsonl, one line of JSON an event.
+"""The events of a run, as its driver saw them: RUN/events.jsonl, one line of JSON an event.
 
     driver_started {host, pid, num_workers, min_workers}
     attempt_started {start, world_size, hosts, reason}

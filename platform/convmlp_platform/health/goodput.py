@@ -1,4 +1,4 @@
-"""Where a run's time went, and what it cost: every second of every worker is of one class.
+"""The account of a run's time and of its cost: every second of every worker is of one class.
 
 The seconds of all classes add up to the time under a driver times the workers that were asked for. Time between two
 drivers is `down_s`: no worker was there, it is no part of the account. A worker that was asked for and not there is
@@ -97,7 +97,7 @@ class Goodput:
         return self.share(TimeClass.USEFUL_STEP)
 
     def cost(self, kind: TimeClass | None = None) -> float | None:
-        """What a class cost, or the run; None without a price."""
+        """Returns the cost of a class, or of the run; None without a price."""
         if self.price is None:
             return None
         seconds = self.paid_s if kind is None else 0.0 if kind is TimeClass.IDLE else self.seconds[kind]

@@ -1,4 +1,4 @@
-"""What interrupted a run, and what each interruption took: restarts by their cause, and rollbacks."""
+"""The interruptions of a run, and the time that each took: restarts by their cause, and rollbacks."""
 
 from __future__ import annotations
 

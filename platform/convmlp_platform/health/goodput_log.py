@@ -1,4 +1,4 @@
-"""What a rank did with its time, on disk: RUN/goodput/attempt-000003/rank-00001.jsonl, for `health.goodput`.
+"""The log of a rank's time, on disk: RUN/goodput/attempt-000003/rank-00001.jsonl, for `health.goodput`.
 
     line 1   the `LogHeader`
     then     {"time": unix seconds, "step": steps done, "phase": now, "seconds": {phase: since the process began}}
@@ -64,7 +64,7 @@ class LogHeader:
 
     @property
     def process(self) -> tuple[int, str, int, float]:
-        """What tells processes apart: attempts with the same are one process's."""
+        """Key that tells processes apart: attempts with the same key are of one process."""
         return self.rank, self.host, self.pid, self.began
 
 
@@ -87,7 +87,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class GoodputFile:
-    """What is left of a rank's log of one attempt; lines in order, their totals never fall."""
+    """The part that is left of a rank's log of one attempt. Its lines are in order, their totals never fall."""
 
     header: LogHeader
     lines: list[LogLine]

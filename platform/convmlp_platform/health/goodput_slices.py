@@ -1,4 +1,4 @@
-"""What every worker did, moment by moment: a run's history cut into slices whose seconds are of a class each."""
+"""The time of every worker, moment by moment: a run's history cut into slices whose seconds are of a class each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from convmlp_platform.health.phases import Phase
 
 
 class TimeClass(StrEnum):
-    """What a second of a worker was for. Every second is of one class."""
+    """The use of a worker's second. Every second is of one class."""
 
     USEFUL_STEP = "useful_step"
     """Steps that are part of the result, waiting for the other ranks in them included."""
     EVALUATION = "evaluation"
     DATA_WAIT = "data_wait"
     CHECKPOINT = "checkpoint"
-    """What saves stall training for; at the end, until the last one is durable and the run's record complete."""
+    """Time for which saves stall training; at the end, until the last one is durable and the run's record complete."""
     COMPILE = "compile"
     """A process's first step."""
     RESTART = "restart"
@@ -190,7 +190,7 @@ class _Mark:
     line: LogLine
 
     def origin(self) -> _Mark:
-        """What would have been the process's first line: nothing done, no time gone."""
+        """Returns the mark of the process's begin, which has no line in the file: nothing done, no time gone."""
         return _Mark(self.file, LogLine(0.0, self.file.header.start_step, Phase.START.name, {}))
 
 
@@ -206,7 +206,7 @@ def _processes(files: Sequence[GoodputFile]) -> list[tuple[float, list[_Mark]]]:
 def _between(
     run: _Run, rank: Sequence[int], before: _Mark, mark: _Mark, begin: float, end: float, *, cut_off: bool
 ) -> Slice:
-    """What was done between two lines of one process; `cut_off`: it died in the evaluation there."""
+    """Returns the slice between two lines of one process; `cut_off`: the process died in the evaluation there."""
     header = before.file.header
     switched = mark.file.header.attempt != header.attempt
     kept = 0.0 if switched else _kept(before.line.step, mark.line.step, run.stops[header.attempt])

@@ -1,4 +1,4 @@
-"""Which rank stands still while it should not, from the heartbeats of all.
+"""The rank that stands still while it should not, found from the heartbeats of all ranks.
 
 Most ranks that stand still wait for another one: in a collective each waits for the last to come. So a rank is judged,
 by what its phase may take, only where it can't be waiting: when none is behind it (who is ahead of a rank in a long

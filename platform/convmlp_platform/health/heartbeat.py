@@ -20,7 +20,7 @@ from convmlp_platform.health.beat_state import BeatState
 from convmlp_platform.health.phases import Phase
 
 NOTE_BYTES = 200
-"""What a note may take in UTF-8; longer ones are cut."""
+"""Bytes that a note may take in UTF-8; longer notes are cut."""
 
 # Written once: magic, rank, world size, process id, time of the start.
 _HEAD = struct.Struct("<8siiid")
@@ -34,10 +34,10 @@ _SIZE = 64 + 2 * _SLOT
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank was doing at its last beat, and how long ago that was.
+    """The work of a rank at its last beat, and how long ago that was.
 
     Args:
-        step, micro_batch, note: as `PhaseClock.enter` was told.
+        step, micro_batch, note: as they were given to `PhaseClock.enter`.
         beats: how many there were; it grows while the rank goes on.
         stalled_s, running_s: seconds since the last beat, and since the start, by this node's monotonic clock, which
             stands still while the machine sleeps.

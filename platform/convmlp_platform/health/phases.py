@@ -1,4 +1,4 @@
-"""What a rank is doing, moment by moment: the one source of the heartbeat and of goodput.
+"""The phases of a rank, moment by moment: the one source of the heartbeat and of goodput.
 
 The training loop says `enter(Phase.DATA)`, `enter(Phase.COMPUTE, step=7)` and so on. Each call ends the phase before
 and costs about a microsecond.
@@ -28,13 +28,13 @@ class Phase(IntEnum):
     """Judging the step with the other ranks, and the optimizer."""
     EVALUATE = 5
     CHECKPOINT = 6
-    """What a save stalls training for: the snapshot, or waiting for the save before."""
+    """Work of a save that stalls training: the snapshot, or waiting for the save before."""
     FINISH = 7
     """Waiting for the last checkpoint to be durable, registering the model."""
 
 
 class Beats(Protocol):
-    """Who is told of each change (health.heartbeat has the one that watchers read)."""
+    """The receiver of each change (health.heartbeat has the one that watchers read)."""
 
     def beat(self, phase: Phase, step: int, micro_batch: int, note: str) -> None: ...
     def step_done(self, step: int, seconds: float) -> None: ...

@@ -1,4 +1,4 @@
-"""What Linux tells of a process in /proc, without asking the process."""
+"""Facts that Linux shows of a process in /proc, without asking the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a process stands: its state as the kernel sees it, that of its readers, and all its Python stacks.
+"""The place where a process stands: its state as the kernel sees it, that of its readers, and all its Python stacks.
 
 Nothing is needed of the process but that it once called `register_stacks`: the stacks are written by a C signal
 handler, also while the interpreter is busy in C or waits for a lock.

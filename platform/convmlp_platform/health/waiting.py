@@ -1,4 +1,4 @@
-"""What a process's main thread waits for, as its Python stack tells.
+"""The wait of a process's main thread, as its Python stack shows it.
 
 A call that blocks in C leaves the Python function that made it on top of the stack, so the top frame's file says
 who is waited for: torch.distributed for the other ranks, the DataLoader for the readers. Two cases stay open: a
@@ -76,7 +76,7 @@ def main_thread(stacks: str) -> list[Frame]:
 
 
 def waits_for(stacks: str) -> WaitsFor:
-    """What the main thread waits for."""
+    """Returns what the main thread waits for."""
     frames = main_thread(stacks)
     if not frames:
         return WaitsFor.UNKNOWN
@@ -89,7 +89,7 @@ def waits_for(stacks: str) -> WaitsFor:
 
 
 def readers_in(stacks: str) -> tuple[str, ...]:
-    """What `collect_stacks` says of child processes that are at work on something."""
+    """Returns the texts of `collect_stacks` on child processes that are at work on something."""
     return tuple(text for text in _CHILD.findall(stacks) if IDLE not in text)
 
 

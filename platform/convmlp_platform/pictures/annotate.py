@@ -196,8 +196,8 @@ def _tag_size(text: str) -> tuple[float, float]:
 
 
 def _place(box: Rectangle, text: str, size: tuple[int, int], taken: Sequence[Rectangle]) -> Rectangle | None:
-    """Where a box's name goes: above it, inside at its top, below it, inside at its bottom, beside it; the first that
-    is free."""
+    """Returns the place of a box's name: above it, inside at its top, below it, inside at its bottom, beside it; the
+    first that is free, or None."""
     width, height = _tag_size(text)
     x0, y0, x1, y1 = box
     above_or_in = [(x0, y0 - height), (x0, y0), (x0, y1 + 1), (x0, y1 - height)]

@@ -42,7 +42,7 @@ class MapOfStage:
 
 @dataclass(frozen=True)
 class MapsOfModel:
-    """What one model makes of one image, as it was seen: square, RGB."""
+    """The maps that one model makes of one image, and the image as the model saw it: square, RGB."""
 
     model: str
     image: Image.Image

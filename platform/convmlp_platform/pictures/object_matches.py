@@ -1,4 +1,4 @@
-"""Which of the objects that a model found are there, and which it missed: COCO's rule at one threshold."""
+"""The objects found by a model that are there, and those that it missed: COCO's rule at one threshold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IOU = 0.5
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of each object."""
+    """The verdict on each object."""
 
     right: NDArray[np.bool_]
     """Shape (found,): an object of this class is there, and no better one has it."""

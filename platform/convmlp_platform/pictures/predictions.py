@@ -85,7 +85,7 @@ Prediction = ClassPrediction | ObjectPrediction | AreaPrediction
 
 @dataclass
 class _Page:
-    """What the cells of a page share."""
+    """The data that the cells of a page share."""
 
     classes: Sequence[str]
     seen: set[int] = field(default_factory=set)

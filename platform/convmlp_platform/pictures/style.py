@@ -1,4 +1,4 @@
-"""What all pictures share: fonts, colours of classes, and the colours of paper and ink."""
+"""The style that all pictures share: fonts, colours of classes, and the colours of paper and ink."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAINT: Color = (120, 124, 132)
 FRAME: Color = (226, 228, 232)
 ACCENT: Color = (46, 104, 178)
 WRONG: Color = (196, 78, 0)
-"""What is wrong: never told by this colour alone (vermilion stays apart from blue and grey for colour-blind eyes)."""
+"""Colour of what is wrong, never its only sign (vermilion stays apart from blue and grey for colour-blind eyes)."""
 
 # Ten colours that are told apart at a glance, also by most colour-blind eyes (Tableau 10, 2016); then generated.
 _FIRST: tuple[Color, ...] = (

@@ -1,4 +1,4 @@
-"""What each worker did over the time of a run: a lane for each, coloured by class."""
+"""The timeline of each worker over the time of a run: a lane for each, coloured by class."""
 
 from __future__ import annotations
 
