@@ -24,7 +24,7 @@ from data_prep.manifest import DatasetManifest
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job means: its dataset, its model, and the training job that would evaluate so."""
+    """The parts of a job: its dataset, its model, and a training job whose evaluation is the same."""
 
     manifest: DatasetManifest
     subject: Subject
@@ -46,7 +46,7 @@ def prepared(job: EvaluateJob, into: Path | None = None) -> Prepared:
 
 
 def found_model(job: EvaluateJob, into: Path | None = None) -> FoundModel:
-    """What `model.from` names.
+    """Returns the model that `model.from` names.
 
     Raises:
         ConfigError: there is no such model.

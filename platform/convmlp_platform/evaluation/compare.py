@@ -26,7 +26,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class _Sweep:
-    """What is read again of sweep.json: its trials' folders."""
+    """The part of sweep.json that is read again: the folders of its trials."""
 
     trials: list[str]
 
@@ -99,7 +99,7 @@ def ordered(lines: Sequence[Compared], metric: str | None = None) -> tuple[str, 
 
 
 def warnings_of(lines: Sequence[Compared], metric: str) -> list[str]:
-    """What makes the lines hard to compare, one sentence each."""
+    """Returns the reasons why the lines are hard to compare, one sentence each."""
     found = []
     splits = {
         line.digest: {one.split for one in lines if one.digest == line.digest and one.split} for line in lines

@@ -1,4 +1,7 @@
-"""What is found out beside a task's metrics while images go by: scores of each class, and what is taken for what."""
+"""The findings of an evaluation beside its task's metrics: the scores of each class, and the confusion of classes.
+
+They are collected batch by batch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network costs, from what a record says of it: for records that don't say so themselves."""
+"""The cost of a network, computed from a record's description of it, for records that don't state the cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: `EVALUATIONS/NAME/result.json`, its schema, and reading it again."""
+"""The result of an evaluation: `EVALUATIONS/NAME/result.json`, its schema, and its reader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Entry(BaseModel):
 
 
 class ModelEntry(_Entry):
-    """Which model it was, named so that it can be found again."""
+    """The evaluated model, named so that it can be found again."""
 
     given: str = Field(description="as the job names it: models:/NAME@ALIAS, a folder, a file")
     pinned: str = Field(description="what exactly it was then: models:/NAME/3, a checkpoint, a file")
@@ -34,7 +34,7 @@ class ModelEntry(_Entry):
 
 
 class DatasetEntry(_Entry):
-    """Which images."""
+    """The images of the evaluation: the dataset and its split."""
 
     name: str
     digest: str
@@ -89,7 +89,7 @@ class Permutation(_Entry):
 
 
 class Hardware(_Entry):
-    """What computed it."""
+    """The hardware that computed the result."""
 
     device: Literal["cpu", "cuda"]
     name: str

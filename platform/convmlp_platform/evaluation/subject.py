@@ -1,4 +1,7 @@
-"""What is evaluated: a found model with all it takes to build it, to prepare its images and to name its classes."""
+"""The subject of an evaluation: a found model.
+
+It has all facts that are needed to build the model, to prepare its images and to name its classes.
+"""
 
 from __future__ import annotations
 

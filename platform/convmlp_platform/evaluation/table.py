@@ -41,7 +41,7 @@ Rows = list[list[str]]
 
 
 def console_lines(result: EvaluationResult) -> list[str]:
-    """What a person wants to see at the end of the job."""
+    """Returns the lines that a person wants to see at the end of the job."""
     model, data = result.model, result.dataset
     macs = "" if model.macs is None else f", {_giga(model.macs)} MACs at {_size(model.macs_size)}"
     lines = [

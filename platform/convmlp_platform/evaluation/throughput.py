@@ -86,7 +86,7 @@ def _as_micro_batch(images: Any, size: int) -> MicroBatch:
 
 
 def hardware_of(device: torch.device) -> Hardware:
-    """What computes: the GPU's or the processor's name."""
+    """Returns the hardware that computes: the GPU's or the processor's name, the threads, the host."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return Hardware(
         device="cuda" if device.type == "cuda" else "cpu",

@@ -95,7 +95,7 @@ class Agent:
         threading.Thread(target=self._listen, args=(self._channel, outputs), daemon=True).start()
 
     def home(self) -> Home:
-        """Where this agent lives."""
+        """Returns this agent's location: its node, address, host, GPUs and network interface."""
         import ray
 
         context = ray.get_runtime_context()
@@ -130,7 +130,7 @@ class Agent:
             return self._pid
 
     def watch(self, timeout: float) -> Report:
-        """What there is to tell, after at most `timeout` seconds: at once where the process ends or prints."""
+        """Returns a report on the process after at most `timeout` seconds; at once if the process ends or prints."""
         with self._news:
             seen = self._exit
             self._news.wait_for(lambda: self._exit is not seen or self._lines or self._broken, timeout)
@@ -163,7 +163,7 @@ class Agent:
             self._nursery.wait(_CLOSE_S)
 
     def stacks(self, timeout: float) -> str:
-        """Where the training process stands: see health.stacks.collect_stacks."""
+        """Returns the stacks of the training process: see health.stacks.collect_stacks."""
         with self._news:
             pid, files = self._pid, ProcessFiles.within(self.folder, self._start)
         return "there is no process\n" if pid is None else collect_stacks(pid, files.stacks, timeout)

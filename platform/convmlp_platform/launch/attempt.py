@@ -245,7 +245,7 @@ def begin_attempt(
 
 
 def _answer(call: Any, timeout: float | None = None) -> Any:
-    """What an agent answers, None where it is gone."""
+    """Returns an agent's answer; None if the agent is gone or does not answer within `timeout` seconds."""
     try:
         return ray.get(call, timeout=timeout)
     except ray.exceptions.RayError:

@@ -1,7 +1,7 @@
-"""Which authentication Ray uses, decided here and never left to what an earlier start left on the machine.
+"""The choice of Ray's authentication. It never depends on files that an earlier start left on the machine.
 
-Left alone, Ray writes `~/.ray/auth_token` at the first local start, and from then on starts some of its
-processes in token mode and others not, so that the second start on a machine fails. Every process that we
+By default, Ray writes `~/.ray/auth_token` at the first local start. From then on it starts some of its processes in
+token mode and others not, so that the second start on a machine fails. Every process that we
 start therefore gets RAY_AUTH_MODE, and its token, through its environment. See docs/decisions/0006.
 """
 

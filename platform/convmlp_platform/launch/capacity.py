@@ -15,7 +15,7 @@ WAIT_VARIABLE = "CONVMLP_WAIT_FOR_CAPACITY_S"
 
 @dataclass(frozen=True)
 class Node:
-    """What Ray may hand out on one machine."""
+    """The CPUs and GPUs that Ray may assign on one machine."""
 
     cpus: int
     gpus: int

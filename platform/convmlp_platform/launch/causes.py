@@ -15,7 +15,7 @@ from typing import Any, Literal
 from convmlp_platform.errors import Cause
 
 End = Cause | Literal["finished", "stopped", "grow"]
-"""Why an attempt ended: a cause of a failure, or an end that is none."""
+"""The reason why an attempt ended: the cause of a failure, or an end that is not a failure."""
 FINAL: frozenset[End] = frozenset({"finished", "stopped", "job", "data", "numbers"})
 """After these nothing is started again."""
 CHARGED: frozenset[End] = frozenset({"preemption", "hardware", "hang", "storage", "code"})
@@ -70,7 +70,10 @@ class Ending:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why an attempt ended. `message` names the culprit; `headline` is the same for the same error, whoever has it."""
+    """The reason why an attempt ended.
+
+    `message` names the rank that caused the end. `headline` is the same for the same error, whichever rank has it.
+    """
 
     cause: End
     message: str
@@ -125,7 +128,7 @@ def _weight(ending: Ending) -> int:
 
 
 def cause_of_ending(culprit: Ending) -> Cause:
-    """What a process's failure is charged to."""
+    """Returns the cause to which the failure of a process is charged."""
     if culprit.kind == "died" and culprit.signal == signal.SIGTERM:
         return "preemption"
     if culprit.kind == "died" and culprit.signal is None:

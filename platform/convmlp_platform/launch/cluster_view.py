@@ -1,4 +1,4 @@
-"""What Ray says of its nodes at one moment: which live, what is free on them, which are about to be taken away."""
+"""A view of Ray's nodes at one moment: the nodes that live, their free resources, the nodes that will leave soon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of the driver's surroundings must be the same in every process of a job, on every node.
+"""The part of the driver's environment that must be the same in every process of a job, on every node.
 
 Ray writes a job's runtime environment into logs that everybody on a node may read, and shows it in its API. So only
 what is surely no secret travels there (`shared_env_vars`), by an allow-list. All else that the user has set travels as
@@ -60,7 +60,7 @@ def secrets_among(env_vars: Mapping[str, str]) -> list[str]:
 
 
 def _python_path() -> str:
-    """Where workers find the driver's code.
+    """Returns the PYTHONPATH by which workers find the driver's code.
 
     From Ray's working_dir: `platform` relative to it, because each node unpacks it under a folder of its own
     and starts its processes there. Otherwise, the driver's own entries, for a checkout that isn't installed.

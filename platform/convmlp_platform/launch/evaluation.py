@@ -41,7 +41,7 @@ def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
 
 
 def capacity_problems(job: EvaluateJob, nodes: Sequence[Node]) -> list[str]:
-    """What a cluster of these nodes lacks for the job."""
+    """Returns the problems that keep the job from running on a cluster of these nodes; empty if there are none."""
     fitting = [node for node in nodes if node.cpus >= job.launch.cpus]
     problems = []
     if not fitting:

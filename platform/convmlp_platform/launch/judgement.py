@@ -9,7 +9,7 @@ from convmlp_platform.launch.causes import FINAL, Ending, Verdict, cause_of_endi
 
 
 def judge(attempt: Attempt) -> Verdict:
-    """Why the attempt ended: a hang, an order, or what its processes' ends say."""
+    """Returns the reason why the attempt ended: a hang, an order, or the reason in its processes' ends."""
     hang, order = attempt.hang, attempt.order
     if hang is not None:
         culprit = Ending(hang.rank, hang.host, "died", phase=hang.phase.name.lower(), step=hang.step)
@@ -27,7 +27,10 @@ def judge(attempt: Attempt) -> Verdict:
 
 
 def final_error(found: Verdict, decision: Decision) -> PlatformError:
-    """What the driver raises where nothing is started again: the error of a worker as it was, or what was last."""
+    """Returns the error that the driver raises if nothing is started again.
+
+    It is the error of a worker as it was, or a `LaunchError` with the last verdict.
+    """
     culprit, cause = found.culprit, found.cause
     if cause in FINAL and culprit is not None:
         record = ErrorRecord("", culprit.cause, culprit.message, culprit.details, culprit.platform)

@@ -85,7 +85,7 @@ class LocalCluster:
             self._ends.close()
 
     def log(self, node: int = 0) -> Path:
-        """What `ray start` of a node printed."""
+        """Returns the file with the output of a node's `ray start`."""
         return self._folder / f"node-{node}.log"
 
     @property

@@ -1,4 +1,4 @@
-"""What the driver says on its terminal about starts and ends; one line each."""
+"""The driver's messages on its terminal about starts and ends, one line each."""
 
 from __future__ import annotations
 

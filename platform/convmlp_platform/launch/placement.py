@@ -1,4 +1,7 @@
-"""Which nodes workers are put on, and which rank each gets. Pure: `worker_group` asks Ray and acts."""
+"""The placement of workers on nodes, and the rank of each worker.
+
+All functions are pure: `worker_group` asks Ray and acts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 @dataclass(frozen=True)
 class Home:
-    """Where an agent lives.
+    """The location of an agent.
 
     Args:
         node: Ray's id of the node. address: its IP. host: what people call it.
@@ -92,7 +95,10 @@ def seats(homes: Sequence[Home]) -> list[Seat]:
 
 
 def environment(seat: Seat, world_size: int, home: Home, start: int) -> dict[str, str]:
-    """What a rank's process finds in its environment (torchrun's convention), but for where the ranks meet."""
+    """Returns the environment variables of a rank's process (torchrun's convention).
+
+    The address and port at which the ranks meet are not among them.
+    """
     found = {
         "RANK": str(seat.rank),
         "LOCAL_RANK": str(seat.local_rank),

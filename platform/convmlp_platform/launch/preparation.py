@@ -1,6 +1,6 @@
-"""What follows a finished data preparation: a look at the dataset as pictures, and its run in MLflow.
+"""The steps after a finished data preparation: pictures of the dataset, and its run in MLflow.
 
-Neither may fail or hold up a job whose dataset is finished: what goes wrong is said in a line.
+Neither may fail or hold up a job whose dataset is finished: each problem is reported in a line.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class ProcessFiles:
 
 
 def memory_folder() -> Path:
-    """Where an agent's folder lies: in the node's memory, if there is such a file system."""
+    """Returns the parent of an agent's folder: the node's memory file system if it is writable, else TMPDIR."""
     return _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
 
 
@@ -87,10 +87,10 @@ def private_folder(prefix: str, parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_for_ray() -> Iterator[Path]:
-    """Where a Ray of ours keeps sockets, logs and spilled objects, for the time of the block.
+    """Yields a folder for the sockets, logs and spilled objects of a Ray that we start, for the time of the block.
 
-    Ray opens its folder to everybody (mode 0777), so it lies in one that isn't. That is in TMPDIR, if its name is short
-    enough for sockets below it.
+    Ray opens its folder to everybody (mode 0777), so it lies in a private one. The private folder is in TMPDIR if that
+    name is short enough for sockets below it, else in /tmp.
     """
     wanted = tempfile.gettempdir()
     with private_folder(RAY_PREFIX, Path(wanted if len(wanted) <= _LONGEST_PARENT else "/tmp")) as folder:

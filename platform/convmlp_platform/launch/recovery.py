@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Recovery:
-    """What the next attempt recovers from, and how long its parts have taken; times by time.monotonic.
+    """The cause of the next attempt's recovery, and the durations of its parts; times by time.monotonic.
 
     Args:
         reason: its cause, `start` at first.
         detect: seconds from the failure to the news of it.
-        since: when the news came. judged: when all processes were gone and the cause was known.
-        placed: when all agents were there.
+        since: the time when the news came.
+        judged: the time when all processes were gone and the cause was known.
+        placed: the time when all agents were there.
     """
 
     reason: str = "start"

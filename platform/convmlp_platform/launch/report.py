@@ -1,4 +1,4 @@
-"""What an agent tells the supervisor of its training process."""
+"""The report of an agent to the supervisor about its training process."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ class Exit:
 
 @dataclass(frozen=True)
 class Report:
-    """What an agent has seen since the last report.
+    """The events that an agent has seen since the last report.
 
     Args:
         state: the process's state letter in /proc.
         marks: seconds from the fork to `begun`, `joined`, `loaded`, `stepped`, as far as it has come.
         lines: (1 for standard output, 2 for standard error; a line).
-        broken: why the agent can start nothing any more; the nursery's last words.
+        broken: the reason why the agent can start no more processes: the last output of its nursery (fork server).
+            None: it can.
     """
 
     start: int

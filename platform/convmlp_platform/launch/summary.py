@@ -1,4 +1,4 @@
-"""What a finished training job tells its user: how good, where the weights are, where to look."""
+"""The summary of a finished training job for its user: the metrics, and where the weights and records are."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def summary_lines(job: TrainJob, summary: dict[str, Any]) -> list[str]:
 
 
 def _time(run: Path) -> list[str]:
-    """Where it went; nothing where no record of it can be read."""
+    """Returns lines on how the run spent its time; empty if no record of it can be read."""
     from convmlp_platform.health.goodput import account_of
     from convmlp_platform.health.goodput_text import headline
 

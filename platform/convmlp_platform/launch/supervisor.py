@@ -158,7 +158,7 @@ class Supervisor:
             raise LaunchError(f"another driver has taken over run {self.job.name!r}; this one has stopped")
 
     def _order(self, attempt: Attempt) -> Order | None:
-        """Why the running attempt should save and end, if it should."""
+        """Returns the order to the running attempt to save and end; None if it should go on."""
         if self.signals.hurry and self.signals.number is not None:
             raise Interrupted(self.signals.number)
         if attempt.order is not None:

@@ -1,7 +1,7 @@
-"""What `convmlp sweep FILE` does: every trial's job is checked, those that aren't done are trained, all are compared.
+"""The command `convmlp sweep FILE`: it checks every trial's job, trains the trials that aren't done, and compares all.
 
-A sweep keeps no state of its own besides what each trial has come to: started again, it makes the same trials of the
-same file, leaves out those that have ended, and the others go on from their checkpoints as any run does.
+A sweep keeps no state of its own besides the end of each trial. Started again, it makes the same trials from the same
+file and leaves out those that have ended. The others go on from their checkpoints as any run does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind besides its trials' runs: a table, a picture, and a run of its own in MLflow."""
+"""The outputs of a sweep besides its trials' runs: a table, a picture, and a run of its own in MLflow."""
 
 from __future__ import annotations
 

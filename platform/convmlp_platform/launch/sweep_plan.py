@@ -123,9 +123,10 @@ def _planned(trial: Trial, sweep: SweepJob) -> PlannedTrial:
 
 
 def room_problems(plan: SweepPlan, cluster: str | None, nodes: Sequence[Node] | None = None) -> list[str]:
-    """What keeps the trials that aren't done from the cluster at this address, None: one of its own.
+    """Returns the problems that keep the trials that aren't done from running on the cluster.
 
     Args:
+        cluster: the cluster's address; None: a cluster of the sweep's own.
         nodes: of the cluster; default: the connected one's.
     """
     if cluster is not None and cluster.startswith("ray://"):

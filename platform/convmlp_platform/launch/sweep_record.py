@@ -1,4 +1,4 @@
-"""What is remembered of a sweep's trials between two starts: RUNS/SWEEP/TRIAL/trial.json, once a trial has ended."""
+"""The record of a sweep's trials between two starts: RUNS/SWEEP/TRIAL/trial.json, written when a trial has ended."""
 
 from __future__ import annotations
 

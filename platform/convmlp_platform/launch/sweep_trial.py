@@ -84,7 +84,7 @@ class Board:
             self._asked.setdefault(trial, why)
 
     def asked(self, trial: str) -> str | None:
-        """Why the trial is to end; None: it isn't."""
+        """Returns the reason why the trial is to end; None if it is not to end."""
         return self._all or self._asked.get(trial)
 
 

@@ -23,7 +23,7 @@ from convmlp_platform.launch.sweep_record import Ended, plain, write_end
 from convmlp_platform.launch.sweep_trial import EPOCHS, STATUS, Board, SweepTrial
 
 HALVED = "stopped"
-"""Why a trial is told to end: the others do better."""
+"""The reason given to a trial that is asked to end because the others do better."""
 # Its head's node holds this; the trials' drivers take a grain of it each, so that no worker's end is theirs.
 _HEAD = "node:__internal_head__"
 _GRAIN = 0.0001

@@ -1,4 +1,7 @@
-"""What a nursery imports, so that a start of training needn't: all that a run imports, on its way too."""
+"""The modules that the fork server (the nursery) imports, so that a start of training need not.
+
+They are all modules that a run imports, also those that it imports later.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class WorkerGroup:
         self.launch, self.use_gpu, self.modules = job.launch, use_gpu, modules
         self.members: list[Member] = []
         self.broken: str | None = None
-        """Why agents can't start training processes here, once one has said so."""
+        """The reason why agents can't start training processes here, once an agent has reported one; else None."""
         self.least = job.launch.least_workers
         self.fits = 0
         """How many workers the cluster has room for, those that are there included."""

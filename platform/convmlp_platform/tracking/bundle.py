@@ -37,7 +37,7 @@ _MAX_TENSORS = 20_000
 
 
 class BundleSpec(BaseModel):
-    """What the weights are for and where they come from."""
+    """The task and the origin of the weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""What a run ran on: the code's version and those of the libraries that decide its result."""
+"""The environment of a run: the versions of the code and of the libraries that decide its result."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ REGISTERED = "models:/"
 
 @dataclass(frozen=True)
 class FinishedEvaluation:
-    """What there is to log of an evaluation.
+    """The facts of an evaluation that are logged.
 
     Args:
         name: of the run.

@@ -67,7 +67,10 @@ def _signature(task: TaskSpec) -> ModelSignature:
 
 
 def _requirements(task: TaskSpec) -> list[str]:
-    """What the shipped code needs from PyPI; given to MLflow, which otherwise runs the model to find out."""
+    """Returns the requirements of the shipped code from PyPI.
+
+    MLflow gets them, because otherwise it runs the model to find them out.
+    """
     pinned = []
     for package in _PACKAGES if task.name == "classification" else (*_PACKAGES, *_DENSE_PACKAGES):
         try:

@@ -1,4 +1,4 @@
-"""What a model says of an image: class names with probabilities, objects, or a class for each pixel."""
+"""The prediction of a model for an image: class names with probabilities, objects, or a class for each pixel."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, images: Sequence[ImageLike]) -> Sequence[Prediction]:
-        """What the model says of each image: `Labels`, `Detections` or a `LabelMap`.
+        """Returns the model's prediction for each image: `Labels`, `Detections` or a `LabelMap`.
 
         Raises:
             DataError: an image is missing or unreadable, the message names it; or the answer is not finite.

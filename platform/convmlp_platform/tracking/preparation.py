@@ -32,7 +32,7 @@ from data_prep.manifest import MANIFEST_NAME, DatasetManifest
 
 @dataclass(frozen=True)
 class Preparation:
-    """What there is to say of a finished preparation."""
+    """The facts of a finished preparation that are logged."""
 
     job: str
     params: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What MLflow has of one run."""
+"""The record of one run in MLflow."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def settle_mlflow() -> None:
 
 
 def silence(uri: str) -> str | None:
-    """Why the server at `uri` doesn't answer, asked for at most 3 s; None where it does, or is no server."""
+    """Returns the reason why the server at `uri` doesn't answer within 3 s; None if it does, or is no server."""
     if not _is_server(uri):
         return None
     try:
@@ -56,9 +56,10 @@ def silence(uri: str) -> str | None:
 
 
 def registry_problem(uri: str) -> str | None:
-    """Why a server that answers can't take registered models: it is older than logged models (MLflow 3.0).
+    """Returns the reason why a server that answers can't take registered models: it is older than MLflow 3.0.
 
-    None where it can, is no server, or doesn't say.
+    MLflow 3.0 introduced logged models. The result is None if the server can take them, if it gives no clear answer,
+    or if `uri` is no server.
     """
     if not _is_server(uri):
         return None

@@ -1,4 +1,4 @@
-"""What is remembered of a run's way into MLflow, in `RUN_DIR/tracking/`.
+"""The state of a run's delivery to MLflow, in `RUN_DIR/tracking/`.
 
 journal.jsonl   all records (see `journal`)                       written by the training process
 target.json     which server, experiment and run name             written by the training process
@@ -27,7 +27,7 @@ _SECRET_OPTION = re.compile(r"(user|\w*pass(word|wd)?|pwd|\w*token|\w*secret)=",
 
 
 def tracking_folder(run_dir: Path) -> Path:
-    """Where a run keeps its tracking files."""
+    """Returns the folder of a run's tracking files."""
     return run_dir / "tracking"
 
 
@@ -37,7 +37,7 @@ def journal_path(run_dir: Path) -> Path:
 
 
 class Target(BaseModel):
-    """Where a run's records are to go. `uri` is without user and password: no secret is stored."""
+    """The destination of a run's records. `uri` is without user and password: no secret is stored."""
 
     model_config = ConfigDict(frozen=True)
 

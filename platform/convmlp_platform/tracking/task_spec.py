@@ -1,4 +1,7 @@
-"""What a bundle says of its model's task: all that rebuilding the network and reading its answers takes."""
+"""The description of the task of a bundle's model.
+
+It has all facts that are needed to rebuild the network and to read its answers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training calls to record a run: each call writes a line to the local journal, none to the network."""
+"""The calls by which training records a run. Each writes a line to the local journal; none uses the network."""
 
 from __future__ import annotations
 

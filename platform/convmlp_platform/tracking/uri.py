@@ -1,4 +1,4 @@
-"""Which MLflow a run talks to, and whether it is there."""
+"""The MLflow server or store that a run uses, and the check that it is there."""
 
 from __future__ import annotations
 
@@ -37,16 +37,20 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where new experiments keep artifacts: `mlartifacts` beside a SQLite file; None: the server decides."""
+    """Returns the URI for the artifacts of new experiments; None: the server decides.
+
+    It is the folder `mlartifacts` beside a SQLite file.
+    """
     path = sqlite_path(uri)
     return None if path is None else (path.parent / "mlartifacts").as_uri()
 
 
 def check_tracking(section: TrackingTarget) -> list[str]:
-    """What would surely fail, one sentence each. A server is asked for a few seconds at most.
+    """Returns the problems that would surely make tracking fail, one sentence each.
 
-    A server that doesn't answer is only logged as a warning, with `register_as` too: records wait in the
-    run's journal, the best model in its folder, and both can be sent when the server is back.
+    A server is asked for a few seconds at most. A server that doesn't answer is only logged as a warning, also with
+    `register_as`: records wait in the run's journal and the best model waits in its folder. Both can be sent when the
+    server is back.
     """
     uri = tracking_uri(section)
     field = URI_VARIABLE if os.environ.get(URI_VARIABLE) else "tracking.uri"

@@ -1,4 +1,4 @@
-"""What all ranks must know of a step before its update, in one small all-reduce."""
+"""The exchange of the facts that all ranks need about a step before its update, in one small all-reduce."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ def agree(engine: Engine, computed: Computed, told: bool) -> Agreement:
 
 
 def first_reason(reason: str | None) -> str:
-    """Why the first of the ranks that were told to stop was (collective)."""
+    """Returns the stop reason of the lowest rank that was asked to stop (collective).
+
+    Args:
+        reason: this rank's own reason; None: it was not asked to stop.
+    """
     reasons: list[str | None] = [reason] * dist.get_world_size()
     if len(reasons) > 1:
         dist.all_gather_object(reasons, reason)

@@ -41,10 +41,10 @@ class SampleLoss:
 
 @dataclass(frozen=True)
 class Blame:
-    """Why a micro-batch is not finite: the first layer where, and what the search among its samples found.
+    """The cause of a micro-batch that is not finite: its first faulty layer, and the result of the sample search.
 
-    `culprits` are samples that make it fail by themselves. Where samples were `mixed` in pairs, and of a pair
-    neither or both fail alone, both are named.
+    `culprits` are the samples that make the micro-batch fail by themselves. If samples were `mixed` in pairs, and
+    neither or both samples of a pair fail alone, `culprits` names both.
     """
 
     number: int
@@ -133,5 +133,5 @@ def _class_losses(engine: Engine, micro: MicroBatch, step: int, training: bool) 
 
 
 def _height(sample: SampleLoss) -> float:
-    """What isn't finite comes first."""
+    """Returns the sample's loss as a sort key; a loss that is not finite counts as infinity."""
     return sample.loss if math.isfinite(sample.loss) else math.inf

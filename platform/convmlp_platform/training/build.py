@@ -81,7 +81,7 @@ def build_engine(job: TrainJob, task: nn.Module, manifest: DatasetManifest, worl
 def build_quarantine(
     job: TrainJob, manifest: DatasetManifest, split: str, folder: RunFolder, world: World
 ) -> Quarantine | None:
-    """Who takes note of a split's damaged samples, where the job doesn't fail on the first."""
+    """Returns the record of a split's damaged samples; None if the job fails on the first one."""
     if job.data.on_damage == "fail":
         return None
     return Quarantine(

@@ -57,7 +57,7 @@ def with_pyramid(job: TrainJob, num_classes: int, options: dict[str, Any]) -> nn
 
 
 def task_mismatch(job: TrainJob, manifest: DatasetManifest) -> str | None:
-    """What is wrong if the dataset is not for the job's task; None: it is."""
+    """Returns an error message if the dataset is not for the job's task; None if it is."""
     if manifest.task == job.task.dataset:
         return None
     return (

@@ -1,4 +1,4 @@
-"""What a job's model is described by, so that it can be used without the job."""
+"""The description of a job's model, which allows its use without the job."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def bundle_spec(job: TrainJob, manifest: DatasetManifest, provenance: dict[str, 
 
 
 def task_spec(job: TrainJob, manifest: DatasetManifest) -> TaskSpec:
-    """What rebuilds the job's model beside its network, and prepares images for it as the job's evaluation does."""
+    """Returns the task settings of the job's model.
+
+    They rebuild the parts around its network, and prepare images for it as the job's evaluation does.
+    """
     section = job.task
     if section.name == "classification":
         return ClassificationSpec(permutation=_permutation(job.augment))

@@ -1,4 +1,4 @@
-"""What may watch a run. Callbacks see metrics and state; they steer nothing."""
+"""The callbacks that watch a run. They see metrics and state; they do not control the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a micro-batch's samples make it fail, found by trying parts of it."""
+"""The search for the samples that make a micro-batch fail. It tries parts of the micro-batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Places = Sequence[int]
 
 @dataclass(frozen=True)
 class Search:
-    """What the search found.
+    """The result of the search.
 
     Args:
         culprits: places that fail alone, in the order in which they were found.

@@ -93,7 +93,7 @@ class Evaluations:
     _loaded: tuple[int, int] = (0, 0)
     """Step and attempt of the checkpoint that this process has gone on from."""
     _lines: list[Evaluation] = field(default_factory=list)
-    """What was on record of them."""
+    """The lines that the record already had about the step and attempt in `_loaded`."""
 
     def resume(self, state: TrainState) -> None:
         """Complete the state of a checkpoint by what was evaluated after its commit (collective).

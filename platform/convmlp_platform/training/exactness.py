@@ -14,7 +14,10 @@ _SAME = ("torch.version", "timm.version", "cpu.capability", "torch.threads")
 
 
 def computing_tags() -> dict[str, str]:
-    """What, beside the versions of libraries, decides the last bits of results on a CPU; a run's tags have it."""
+    """Returns the facts that, besides the versions of libraries, decide the last bits of results on a CPU.
+
+    A run's tags contain them.
+    """
     return {
         "torch.threads": str(torch.get_num_threads()),
         "cpu.capability": torch.backends.cpu.get_cpu_capability(),
@@ -28,8 +31,11 @@ def threads_of(tags: Mapping[str, set[str]]) -> int | None:
 
 
 def inexact_weights(line: Sequence[Span], first: int, stop: int) -> list[str]:
-    """Why weights of one process that does the steps first..stop - 1 again differ from the run's in their last
-    bits, given equal machines: sums over ranks are taken in another order."""
+    """Returns the reasons why a replay's weights differ from the run's in their last bits, given equal machines.
+
+    The replay is one process that does the steps first..stop - 1 again. If the run did them on several workers, it
+    took sums over ranks in another order.
+    """
     sizes = {span.world_size for span in line if max(span.start, first) < min(span.stop, stop)}
     if sizes <= {1}:
         return []
@@ -38,7 +44,7 @@ def inexact_weights(line: Sequence[Span], first: int, stop: int) -> list[str]:
 
 
 def inexact_machine(job: TrainJob, device: str, tags: Mapping[str, set[str]]) -> list[str]:
-    """Why even one forward pass from equal weights differs from the run's in its last bits."""
+    """Returns the reasons why even one forward pass from equal weights differs from the run's in its last bits."""
     reasons = []
     devices = tags.get("device", set())
     if devices != {device}:

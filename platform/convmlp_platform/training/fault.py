@@ -1,4 +1,4 @@
-"""Where in a model numbers stop being finite."""
+"""The search for the place in a model where numbers stop being finite."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class GoodputLog(Callback):
         self.line(state.step, metrics if self.world.is_main else None)
 
     def on_bad_step(self, bad: BadStep, state: TrainState) -> None:
-        """What follows until the next attempt begins is going back."""
+        """Record a rollback; all time from it until the next attempt begins counts as going back."""
         if bad.action is Action.ROLLBACK:
             self._follow(state)
             self.line(state.step)
@@ -63,7 +63,7 @@ class GoodputLog(Callback):
         self.line(state.step)
 
     def line(self, step: int, metrics: dict[str, float] | None = None, *, stays: bool = True) -> None:
-        """Record where the clock stands."""
+        """Record the clock's current times; nothing while the run goes back."""
         if self._writer is not None and not self._going_back:
             self._writer.line(self.clock, step, metrics, stays=stays)
 

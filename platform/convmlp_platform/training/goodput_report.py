@@ -39,7 +39,7 @@ class GoodputReport(Callback):
         self._log(state)
 
     def on_stop(self, reason: str, state: TrainState) -> None:
-        """Who asked may kill soon: no picture."""
+        """Log the account without a picture: the sender of the stop request may kill the process soon."""
         self._due = 0.0
         self._log(state)
 

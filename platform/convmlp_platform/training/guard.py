@@ -1,6 +1,7 @@
-"""What to do about a step whose numbers are wrong: compute again → skip → go back → stop, by the job's `guard`.
+"""The choice of an action for a step with wrong numbers: compute again, skip, go back, stop, in this order.
 
-Everything here is a function of numbers that all ranks share, so all come to the same verdict without a word.
+The job's `guard` section sets the limits. All decisions depend only on numbers that all ranks share. So all ranks come
+to the same verdict without communication.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a step, and why; `kind` is None where nothing is wrong with it."""
+    """The action for a step, and its reason. `kind` is None if nothing is wrong with the step."""
 
     action: Action
     kind: Literal["non_finite", "spike"] | None = None
@@ -42,9 +43,10 @@ class Verdict:
 
 @dataclass
 class Rollbacks:
-    """What must outlive a rollback and a restart, and so can't be in a checkpoint, which is older.
+    """The counts of rollbacks, which must outlive a rollback and a restart.
 
-    `in_row` of them went back from step `step` or one before, and none has got past it; `total` are the run's.
+    They can't be in a checkpoint, because the checkpoint is older. `in_row` rollbacks went back from step `step` or
+    an earlier one, and the run has not got past `step` since. `total` counts all rollbacks of the run.
     """
 
     total: Count = 0
@@ -64,7 +66,7 @@ class Rollbacks:
 
     @staticmethod
     def read(path: Path) -> Rollbacks:
-        """What a start before this one wrote; none where there is no such file.
+        """Reads the counts that an earlier start wrote; all zero if there is no such file.
 
         Raises:
             CheckpointError: it can't be read.

@@ -69,7 +69,7 @@ def sides_refused(job: TrainJob, manifest: DatasetManifest) -> str | None:
 
 
 def _refusal(job: TrainJob, num_classes: int, size: int, batch: int = 2) -> str | None:
-    """Why the network can't train on images of this size; None: it can."""
+    """Returns the reason why the network can't train on images of this size; None if it can."""
     try:
         model: nn.Module = build_on_meta(_with_size(job, size), num_classes)
         model.train()

@@ -157,8 +157,11 @@ def add_file(incident: Path, name: str, content: bytes) -> Path:
 def part_of(
     micro_batches: Sequence[Consumed], losses: Sequence[float] | None = None
 ) -> list[MicroBatchRecord]:
-    """What one rank has of a step: its micro-batches without ghosts, and their mean losses (one for each given
-    micro-batch, ghosts too). Plain values, to be gathered on rank 0."""
+    """Returns one rank's part of a step: its micro-batches without ghosts, as plain values to be gathered on rank 0.
+
+    Args:
+        losses: mean losses, one for each given micro-batch, ghosts too; None: they are not known.
+    """
     known: Sequence[float | None] = losses if losses is not None else [None] * len(micro_batches)
     return [
         {

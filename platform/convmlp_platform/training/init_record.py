@@ -26,7 +26,7 @@ _STAGING = ".init-"
 
 @dataclass(frozen=True)
 class InitRecord:
-    """Where the weights in `RUN/init/` came from.
+    """The source of the weights in `RUN/init/`.
 
     Args:
         text: `model.init_from` as the job gave it, local paths from CONVMLP_ROOT on, URLs without secrets; and
@@ -49,7 +49,7 @@ class InitRecord:
 
 
 def read_record(run: Path) -> InitRecord | None:
-    """What the run in this folder starts from; None where it has no copy of weights.
+    """Reads the source of the initial weights of the run in this folder; None if it has no copy of weights.
 
     Raises:
         CheckpointError: the record can't be read.

@@ -1,4 +1,7 @@
-"""What a run starts from: `model.init_from` looked up once, when the run begins, and held from then on."""
+"""The weights that a run starts from.
+
+`model.init_from` is looked up once, when the run begins. The run keeps these weights from then on.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ _HASHED = "sha256:"
 
 
 def counted_weights(job: TrainJob, run: Path | None = None) -> str | None:
-    """What stands for `model.init_from` in the run's identity: the hash of the weights, None where its name does.
+    """Returns the hash that represents `model.init_from` in the run's identity; None if the name itself does.
 
-    Where the run has begun with the same text, what it began with; an alias may have moved since, the registry may be
-    down. Another text is looked up: it may name the same weights.
+    If the run has begun with the same text, it is the hash of the weights that the run began with: since then, an alias
+    may have moved, or the registry may be down. Another text is looked up, because it may name the same weights.
 
     Args:
         run: the run's folder, if not the job's.
@@ -90,7 +93,7 @@ def keep_weights(job: TrainJob) -> InitRecord | None:
 
 
 def _choice(weights: FileWeights) -> str | None:
-    """Which of two sets of weights was taken, and how to take the other; None: there is one."""
+    """Returns a sentence on which of two sets of weights was taken, and how to take the other; None if there is one."""
     if weights.choice is None:
         return None
     return f"{weights.choice} (model.init_weights: {'raw' if weights.is_average else 'ema'} takes the other)"
@@ -125,7 +128,7 @@ def check_kept(job: TrainJob) -> None:
 
 
 def replayed_weights(job: TrainJob, run: Path) -> str | None:
-    """What `counted_weights` says of a job that was read from the folder of its run, and may have been changed since.
+    """Returns the `counted_weights` of a job that was read from its run's folder and may have been changed since.
 
     Raises:
         ConfigError: as `counted_weights`.
@@ -146,7 +149,11 @@ def _starting_from(job: TrainJob, source: str | None) -> TrainJob:
 
 
 def lineage_tags(run: Path) -> dict[str, str]:
-    """What the run in this folder starts from, as tags (`init.source`, ...); empty where it starts fresh."""
+    """Returns the source of the run's initial weights as tags (`init.source`, ...); empty if it starts from fresh ones.
+
+    Args:
+        run: the run's folder.
+    """
     record = read_record(run)
     return {} if record is None else record.lineage
 
@@ -172,8 +179,10 @@ def load_initial(
 
 
 def start_line(job: TrainJob, model: nn.Module, manifest: DatasetManifest | None = None) -> str | None:
-    """What `load_initial` does, for people: source, tensors taken, what stays fresh, and what was chosen or assumed for
-    the user. The model may be on "meta".
+    """Returns a line for people on what `load_initial` does; None if the job starts from fresh weights.
+
+    The line names the source, the tensors that are taken, those that stay fresh, and the choices and assumptions that
+    were made for the user. The model may be on "meta".
 
     Raises:
         ConfigError: as `load_initial`.

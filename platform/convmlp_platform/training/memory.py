@@ -1,4 +1,4 @@
-"""What a model costs before it is built anywhere: parameters, and memory a worker needs to train it."""
+"""The cost of a model before it is built: its parameters, and the memory that a worker needs to train it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(job: TrainJob, num_classes: int, model: nn.Module | None = None) -> MemoryEstimate:
-    """What training `job` needs on each worker; `model`: of `build_on_meta`, where it is at hand.
+    """Returns the memory that training `job` needs on each worker.
+
+    Args:
+        job: the training job.
+        num_classes: of the dataset.
+        model: the result of `build_on_meta`, if the caller has it already.
 
     Raises:
         ValueError: the model's name or options are wrong.

@@ -1,4 +1,4 @@
-"""Which model a text means, wherever a user names one: one notation for jobs and commands.
+"""The notation by which a user names a model, the same one for all jobs and commands.
 
     models:/NAME@ALIAS, models:/NAME/3    a version in the registry
     runs/NAME                             a run: its best model, else its newest checkpoint
@@ -316,7 +316,10 @@ def _read(location: Path | str, choice: Choice) -> FileWeights:
 
 
 def _job_of(run: Path) -> TrainJob | None:
-    """What trained the run in this folder, where it says so; its paths are as they were then."""
+    """Reads the job that trained the run in this folder; None if no valid one is there.
+
+    The job's paths are as they were then.
+    """
     try:
         job = parse_job(stored_job(run), str(run))
     except ConfigError:
@@ -334,7 +337,7 @@ def _local(text: str) -> Path:
 
 
 def _neighbours(path: Path) -> str:
-    """What could have been meant, from the nearest folder above that exists."""
+    """Returns names that the user may have meant: the contents of the nearest parent folder that exists."""
     parent = next(folder for folder in path.parents if folder.is_dir())
     names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
     if not names or parent == Path(parent.anchor):

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: its metrics in MLflow, its best model, its curves."""
+"""The outputs of a run for people: its metrics in MLflow, its best model, its curves."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class BestModel:
         return taken_weights(state.best, averages=self.engine.ema is not None)
 
     def provenance(self, state: TrainState) -> dict[str, Any]:
-        """Where the model comes from."""
+        """Returns the facts on the model's origin: run, dataset, step, metrics and initial weights."""
         return {
             "run": self.job.name,
             "identity": self.folder.identity,

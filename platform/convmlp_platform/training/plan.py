@@ -34,7 +34,7 @@ class StepPlan:
 
     @property
     def stop_step(self) -> int:
-        """Where this run ends: `training.max_steps` may come first."""
+        """The step at which this run ends: the schedule's last one, or `training.max_steps` if that is smaller."""
         return min(self.total_steps, self.job.training.max_steps or self.total_steps)
 
     @property

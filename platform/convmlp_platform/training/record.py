@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Registered:
-    """What is read again of registered.json."""
+    """The part of registered.json that is read again."""
 
     uri: str
 

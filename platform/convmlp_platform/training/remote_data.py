@@ -1,4 +1,4 @@
-"""What a job's data section says of a dataset at a URL: its cache on this node, and reading ahead."""
+"""The use of a dataset at a URL, as the job's data section sets it: its cache on this node, and reading ahead."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def open_job_storage(job: TrainJob, manifest: DatasetManifest, split: str, forma
 
 
 def read_ahead_of(job: TrainJob, storage: Storage, order: SampleOrder, world: World) -> ReadAhead | None:
-    """What fetches the coming shuffle windows of this rank; None for a folder, and with `data.read_ahead: 0`."""
+    """Returns the reader that fetches this rank's next shuffle windows.
+
+    Returns None for a folder, and with `data.read_ahead: 0`.
+    """
     if not isinstance(storage, RemoteStorage):
         return None
     training, ranks = job.training, _ranks_on_this_node(world)

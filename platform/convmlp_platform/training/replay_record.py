@@ -1,4 +1,4 @@
-"""What a run left behind of one of its steps: job, line of attempts, batch, numbers, and how it was computed."""
+"""The record that a run left of one step: job, line of attempts, batch, numbers, and the way it was computed."""
 
 from __future__ import annotations
 
@@ -82,11 +82,15 @@ class StepRecord:
         return (self.span_of(step).attempt, step) in self._skipped
 
     def consumed(self, step: int) -> list[Recorded] | None:
-        """What the ledger has of a step; None where it wasn't recorded."""
+        """Returns the ledger's record of a step; None if the step was not recorded."""
         return consumed_in(self.attempts[self.span_of(step).attempt], step)
 
     def due(self, step: int) -> list[Recorded]:
-        """What was to be consumed in a step of which the ledger has nothing: the incident's samples, or the order's."""
+        """Returns the samples that were due in a step that the ledger does not have.
+
+        For the step of the incident they are the incident's. Otherwise the ids are None: the sample order determines
+        them.
+        """
         size, known = self.job.training.micro_batch_size, self.incident if step == self.step else None
         found: list[Recorded] = []
         for number in range(self.job.training.num_micro_batches):
@@ -108,7 +112,7 @@ def read_step(
     incident: int | None = None,
     attempt: int | None = None,
 ) -> StepRecord:
-    """What is on record of a step; nothing is written.
+    """Reads the record of a step; nothing is written.
 
     Args:
         run: the run's folder.

@@ -23,7 +23,7 @@ _LOSSES = 16
 
 
 def report_lines(replay: Replay) -> list[str]:
-    """What was found, line by line."""
+    """Returns the findings of a replay, line by line."""
     record = replay.record
     step, span = record.step, record.line[-1]
     workers = f"{span.world_size} worker{'s' * (span.world_size > 1)}"
@@ -173,7 +173,7 @@ def _sample(replay: Replay, sample: SampleLoss) -> str:
 
 
 def sample_facts(replay: Replay, sample: SampleLoss) -> dict[str, Any]:
-    """What is known of a sample; numbers that aren't finite as text."""
+    """Returns the known facts of a sample; numbers that are not finite are text."""
     split, manifest = replay.loader.split, replay.record.manifest
     shard, _ = split.locate(sample.sample)
     label = split.label(sample.sample)

@@ -39,7 +39,7 @@ class Start:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What is looked at of a checkpoint's state.json."""
+    """The part of a checkpoint's state.json that is read here."""
 
     attempt: Count = 0
 

@@ -29,10 +29,16 @@ SHORT_GOODBYE = 3.0
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run: the last evaluation's metrics, its newest checkpoint, the registry URI of its best model
-    (None where none was asked for or the registry could not be reached).
+    """The result of a run.
 
-    `stopped`: why it was told to stop (`SIGTERM`, ...) after `steps` steps, its state saved; None: it reached its end.
+    Args:
+        metrics: of the last evaluation.
+        best: metrics of the best model.
+        checkpoint: the newest one.
+        registered: the registry URI of the best model; None if none was asked for or the registry could not be reached.
+        steps: the steps that are done.
+        stopped: the reason (`SIGTERM`, ...) for which the run was asked to stop after `steps` steps, with its state
+            saved; None: it reached its end.
     """
 
     metrics: dict[str, float]

@@ -73,7 +73,10 @@ class RunFolder:
 
     @property
     def rollbacks(self) -> Path:
-        """What must be known of rollbacks after a restart; no checkpoint can hold it, being older."""
+        """The file with the counts of rollbacks, for use after a restart.
+
+        A checkpoint can't hold them, because it is older.
+        """
         return self.path / "rollbacks.json"
 
     @property
@@ -96,7 +99,11 @@ class RunFolder:
 
 
 def run_path(job: TrainJob) -> Path:
-    """Where the run of `job` lives."""
+    """Returns the folder of the run of `job`.
+
+    Raises:
+        ConfigError: `checkpoint.path` is a URL.
+    """
     if is_url(job.checkpoint.path):
         raise ConfigError(f"checkpoint.path (={job.checkpoint.path}) must be a folder that all workers mount")
     return Path(resolve(job.checkpoint.path, "checkpoint.path")) / job.name
@@ -193,7 +200,7 @@ def last_job(run: Path) -> dict[str, Any]:
 
 
 def stored_identity_fields(run: Path) -> dict[str, Any]:
-    """What decides the result of the run in this folder, by dotted name.
+    """Reads the settings that decide the result of the run in this folder, by dotted name.
 
     Raises:
         ConfigError: it is no run's folder.

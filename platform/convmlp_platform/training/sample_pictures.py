@@ -81,8 +81,10 @@ class FirstOutputs:
 
 
 def plain(output: Tensor | dict[str, Tensor]) -> Found:
-    """What a task's evaluation says of one image, as arrays: logits become probabilities; of objects, those with the
-    highest scores, with masks where they will be drawn."""
+    """Returns a task's evaluation output for one image as arrays.
+
+    Logits become probabilities. Of objects, those with the highest scores are kept, with masks if they will be drawn.
+    """
     if isinstance(output, Tensor):
         values = output.detach().cpu()
         return values.float().softmax(0).numpy() if values.ndim == 1 else values.numpy()

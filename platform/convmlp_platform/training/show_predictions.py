@@ -1,4 +1,4 @@
-"""What a trained model says of a dataset's images, beside the truth, on one page."""
+"""A page with a trained model's predictions for a dataset's images, beside the truth."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _predicted(predictor: Predictor, split: ShardedSplit, samples: Sequence[int]
 
 
 def _choose(everything: Iterator[Prediction], count: int, only_wrong: bool) -> tuple[list[Prediction], int]:
-    """What is shown, and how many were looked at."""
+    """Returns the predictions to show, and the number of those that were looked at."""
     if not only_wrong:
         shown = list(islice(everything, count))
         return shown, len(shown)

@@ -1,4 +1,4 @@
-"""Where a run stands."""
+"""The state of a run: its steps, and the metrics of its evaluations."""
 
 from __future__ import annotations
 

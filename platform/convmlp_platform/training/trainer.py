@@ -57,7 +57,7 @@ class Trainer:
     clock: PhaseClock = field(default_factory=PhaseClock)
     stop: StopRequest = field(default_factory=StopRequest)
     stopped: str | None = None
-    """Why training was told to stop, once it has."""
+    """The reason for which training was asked to stop; None: it has not stopped for one."""
 
     def __post_init__(self) -> None:
         world = self.engine.world
@@ -207,7 +207,10 @@ class Trainer:
         return due and state.evaluated != state.step
 
     def _catch_up(self, state: TrainState) -> bool:
-        """What was left undone after the commit of the step that training goes on from; False: told to stop."""
+        """Do the work that was left undone after the commit of the step that training goes on from.
+
+        Returns False if a rank was asked to stop during it.
+        """
         if self._owes_evaluation(state):
             return self._evaluate(state)
         if not self.evaluations.was_told(state):
@@ -248,7 +251,7 @@ class Trainer:
 
 
 def numbers_error(run: str, folder: RunFolder, bad: BadStep) -> NumbersError:
-    """Why the run ends, and how to look into it."""
+    """Returns the error that ends the run; it says why the run ends, and how to investigate."""
     before = (
         f" after {bad.skipped} skipped steps and {bad.rollbacks} rollbacks"
         if bad.skipped or bad.rollbacks
