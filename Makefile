@@ -17,7 +17,7 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a third of their time: three at once on two cores, four at most.
 TEST_WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$(( cores < 3 ? 3 : cores > 4 ? 4 : cores )))
 
-.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity lint format typecheck clean
+.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity shape lint format typecheck clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-restart  kill to next step beside Ray Train; what heartbeat, ledger and goodput cost a step"
 	@echo "make save-faults  each operation of a save fails once, and a superseded writer wakes up before each"
 	@echo "make identity   shards, checkpoints, ledger, journal and losses of a short run as SHA-256 sums (ARGS='--compare FILE')"
+	@echo "make shape      the tree in figures: files, folders, importers, names, and the walk of a run"
 	@echo "make lint       linters, type checker, import rules"
 	@echo "make format     rewrite the code in the project's format"
 	@echo "make setup      only the environment (.venv)"
@@ -73,6 +74,9 @@ save-faults: setup
 
 identity: setup
 	@$(BIN)/python tests/bench/identity.py $(ARGS)
+
+shape: setup
+	@$(BIN)/python tests/bench/shape.py $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
