@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from convmlp.cost import evaluating
+from convmlp.model_cost import evaluating
 
 INPUT_NAME = "images"
 

@@ -7,19 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from data_prep.source_config import Section, SourceConfig, SplitName
+from data_prep.source_config import SourceConfig, SplitName, StrictSection
 
 FormatName = Literal["webdataset", "ffcv"]
 
 
-class ResizeConfig(Section):
+class ResizeConfig(StrictSection):
     """Shrink images whose short side is longer than `short_side` and store them as JPEG."""
 
     short_side: int = Field(ge=1, le=65535)
     quality: int = Field(default=90, ge=1, le=100)
 
 
-class OutputConfig(Section):
+class OutputConfig(StrictSection):
     """The place and the form of the dataset."""
 
     path: Path
@@ -46,7 +46,7 @@ class OutputConfig(Section):
         return value
 
 
-class PrepareConfig(Section):
+class PrepareConfig(StrictSection):
     """One data-prep job."""
 
     source: SourceConfig

@@ -15,31 +15,31 @@ ExifOrientation = Literal["apply", "ignore"]
 """Whether images are turned upright by the EXIF orientation of their files, or taken as they are stored."""
 
 
-class Section(BaseModel):
+class StrictSection(BaseModel):
     """Base of all sections of data preparation: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class _PublishedPhotos(Section):
+class _PublishedPhotos(StrictSection):
     exif_orientation: ExifOrientation = "ignore"
     """Whether images are turned upright by the EXIF orientation of their files, which the published results of this
     dataset ignore."""
 
 
-class _Photos(Section):
+class _Photos(StrictSection):
     exif_orientation: ExifOrientation = "apply"
     """Whether images are turned upright by the EXIF orientation of their files, as viewers and labelling tools show
     them, or taken as they are stored. Boxes and masks are of the same view."""
 
 
-class _Linked(Section):
+class _Linked(StrictSection):
     follow_links: bool = False
     """Whether links of files and folders may lead out of `path`: for a subset that was made of links into another
     folder. Without it such a link is an error, so that nothing is taken from elsewhere unasked."""
 
 
-class DigitsSource(Section):
+class DigitsSource(StrictSection):
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels; a stratified fifth becomes `val`."""
 
     kind: Literal["digits"] = "digits"
@@ -80,7 +80,7 @@ class ImageNetSource(_PublishedPhotos, _Linked):
     """Compare the published tars with their published MD5 sums: reads all of their 144 GB once more."""
 
 
-class _DownloadableSource(Section):
+class _DownloadableSource(StrictSection):
     path: Path
     download: bool = False
     """Fetch the published files into `path` where they are missing, and check their published MD5 sums. Archives are
@@ -166,7 +166,7 @@ ACQUISITION_FIELDS = frozenset({"download", "check_md5", "follow_links"})
 download is the one that a job without it would make."""
 
 
-def exif_orientation(source: Section) -> ExifOrientation:
+def exif_orientation(source: StrictSection) -> ExifOrientation:
     """Returns whether the EXIF orientation of a source's images is applied or ignored; images that are no photos have
     none to apply."""
     return source.exif_orientation if isinstance(source, (_Photos, _PublishedPhotos)) else "ignore"

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.prepare import prepare
 from data_prep.source_config import Ade20kSource, CocoSource
 
 CLASS_IDS = [3, 17, 90]

@@ -43,7 +43,7 @@ GROUP_OF = {file: group for group, files in TOGETHER.items() for file in files}
 # All else goes by files: a long one that comes last leaves the other workers idle.
 LONGEST_FIRST = (
     *TOGETHER["S3"], *TOGETHER["ranks"], "test_launch_on_ray", *TOGETHER["MLflow"], *TOGETHER["FFCV"],
-    "test_launch_check", "test_hostile_bundles", "test_exactly_once", "test_detection_task", "test_locks",
+    "test_check_job", "test_hostile_bundles", "test_exactly_once", "test_detection_task", "test_locks",
     "test_checkpoint_faults", "test_fuzz_short", "test_models_golden", "test_replay", "test_model_families",
     "test_launch_secrets", "test_order", "test_drivers_at_once", "test_cli_terminals", "test_model_cost", "test_cli",
 )  # fmt: skip

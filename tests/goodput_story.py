@@ -7,8 +7,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from convmlp_platform.goodput.goodput_log import GoodputFile, LogHeader, LogLine
 from convmlp_platform.health.events import RunEvents, append_line
-from convmlp_platform.health.goodput_log import GoodputFile, LogHeader, LogLine
 
 T0 = 1_800_000_000.0
 

@@ -32,11 +32,11 @@ import torch
 from ledger_runs import MadeUpRun
 from prepared import digits
 
-from convmlp_platform.data.ledger import LedgerWriter, claim_attempt
-from convmlp_platform.data.loader import TrainLoader
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.proof import check_ledger
-from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.ledger.ledger import LedgerWriter, claim_attempt
+from convmlp_platform.ledger.proof import check_ledger
 
 FORMATS = ("webdataset", "ffcv")
 # (global batch, micro-batch, streams, block, window): 6 to 12 micro-batches, which most world sizes don't divide.

@@ -15,9 +15,9 @@ import xxhash
 from torch import Tensor
 
 from convmlp_platform.config.identity import ORDER_VERSION, identity_of
-from convmlp_platform.data.assignment import share_of
-from convmlp_platform.data.ledger import LedgerHeader, LedgerWriter, claim_attempt
-from convmlp_platform.data.order import SampleOrder
+from convmlp_platform.data.order.rank_share import share_of
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt
 
 
 @dataclass(frozen=True)

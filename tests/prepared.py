@@ -8,8 +8,8 @@ from tempfile import mkdtemp
 from unittest import mock
 
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
-from data_prep.manifest import DatasetManifest, SplitInfo
+from data_prep.dataset.manifest import DatasetManifest, SplitInfo
+from data_prep.prepare import prepare
 from data_prep.source_config import DigitsSource
 from data_prep.sources import digits as source
 

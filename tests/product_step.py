@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.config.resilience import GuardSection
-from convmlp_platform.engine.base import Engine
-from convmlp_platform.health.phases import PhaseClock
-from convmlp_platform.training.bad_steps import BadSteps
-from convmlp_platform.training.guard import Guard
-from convmlp_platform.training.guarded_step import GuardedSteps, StepResult
-from convmlp_platform.training.interruption import StopRequest
+from convmlp_platform.config.sections.resilience import GuardSection
+from convmlp_platform.engine.engine import Engine
+from convmlp_platform.health.heartbeat.phases import PhaseClock
+from convmlp_platform.training.guard.bad_steps import BadSteps
+from convmlp_platform.training.guard.guard import Guard
+from convmlp_platform.training.step import GuardedSteps, StepResult
+from convmlp_platform.training.stop_request import StopRequest
 
 
 def take_step(engine: Engine, micro_batches: Sequence[Any], *, step: int, lr: float) -> StepResult:

@@ -19,7 +19,12 @@ import torch.multiprocessing as mp
 from undrawn import without_drawing
 from unsent import without_replayer
 
-PRELOADED = ["accelerate", "deepspeed", "convmlp_platform.training.run", "convmlp_platform.engine.create"]
+PRELOADED = [
+    "accelerate",
+    "deepspeed",
+    "convmlp_platform.training.run",
+    "convmlp_platform.training.build.parts",
+]
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:

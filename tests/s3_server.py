@@ -64,7 +64,7 @@ def forget_filesystems() -> None:
     """Those made for another server."""
     import fsspec
 
-    from data_prep import remote_files
+    from data_prep.storage import remote_files
 
     remote_files._filesystems.clear()
     for protocol in ("s3", "http"):

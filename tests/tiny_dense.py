@@ -12,11 +12,11 @@ from annotated import rectangles, stripes
 
 from convmlp.tasks.task import Task
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.split import ShardedSplit, open_manifest
-from convmlp_platform.tracking.bundle import write_bundle
-from convmlp_platform.training import build
-from convmlp_platform.training.bundle_spec import bundle_spec
-from data_prep.manifest import DatasetManifest
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.models.bundle import write_bundle
+from convmlp_platform.training.build import parts
+from convmlp_platform.training.build.bundle_spec import bundle_spec
+from data_prep.dataset.manifest import DatasetManifest
 
 DATASETS = {"retinanet": rectangles, "mask_rcnn": rectangles, "semantic_fpn": stripes}
 
@@ -47,7 +47,7 @@ class TinyDense:
         folder = Path(mkdtemp(prefix="convmlp-test-"))
         self.job = tiny_job(kind, folder)
         self.manifest: DatasetManifest = open_manifest(self.job.data.path)
-        self.task: Task = build.build_task(self.job, self.manifest).eval()
+        self.task: Task = parts.build_task(self.job, self.manifest).eval()
         _make_it_see(self.task.model)
         self.spec = bundle_spec(self.job, self.manifest, {"dataset_digest": self.manifest.digest})
         self.bundle = folder / "best"
@@ -56,7 +56,7 @@ class TinyDense:
     @property
     def split(self) -> ShardedSplit:
         """The held-out images."""
-        return build.open_split(self.job, self.manifest, "train")
+        return parts.open_split(self.job, self.manifest, "train")
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from convmlp_platform.training import goodput_report, outputs
+from convmlp_platform.training.outputs import goodput_callback, outputs
 
 
 def blank(*values: Any) -> Path:
@@ -24,6 +24,6 @@ def without_drawing() -> Iterator[None]:
     """Within: the pictures that a run ends with are empty files."""
     with (
         mock.patch.object(outputs, "plot_curves", side_effect=blank),
-        mock.patch.object(goodput_report, "plot", side_effect=blank),
+        mock.patch.object(goodput_callback, "plot", side_effect=blank),
     ):
         yield

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-from convmlp_platform.tracking.feeder import Feeder
-from convmlp_platform.tracking.replayer import run_replayer
+from convmlp_platform.tracking.mlflow.feeder import Feeder
+from convmlp_platform.tracking.mlflow.replayer import run_replayer
 
 
 @contextmanager

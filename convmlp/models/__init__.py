@@ -1,1 +1,13 @@
-"""The network families, one file each; `convmlp.zoo` names the published sizes."""
+"""The networks: each is a backbone with a head.
+
+Files in reading order:
+
+    backbone   The interface of this package's hierarchical networks
+    conv_mlp   ConvMLP (arXiv:2109.04454) with timm's model interface
+    mixer      MLP-Mixer (Tolstikhin et al., "MLP-Mixer
+    cycle_mlp  CycleMLP (Chen et al., "CycleMLP
+    cycle_fc   CycleFC (Chen et al., "CycleMLP
+    pure_mlp   The pure-MLP baseline that ConvMLP is measured against (arXiv:2109.04454)
+
+May import: nothing of ours.
+"""

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from convmlp.mixing import Mixing
 from convmlp.tasks.task import Task, TaskOutput, check_num_classes
+from convmlp.transforms.mixing import Mixing
 
 
 class ClassificationTask(Task):
@@ -19,7 +19,7 @@ class ClassificationTask(Task):
         model: [B, 3, H, W] → logits [B, num_classes].
         num_classes: number of classes.
         label_smoothing: mass spread over all classes, in [0, 1); used where `mixing` is None.
-        mixing: from `convmlp.mixing.create_mixing`.
+        mixing: from `convmlp.transforms.mixing.create_mixing`.
 
     Raises:
         ValueError: `label_smoothing` is out of range, or the model's head has another number of classes.

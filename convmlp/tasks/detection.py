@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from convmlp.bit_masks import unpack_masks
 from convmlp.tasks.coco_metrics import CocoMetrics
-from convmlp.tasks.mask_rcnn import MaskRCNN
-from convmlp.tasks.pyramid import no_weight_decay
-from convmlp.tasks.retinanet import Detected, RetinaNet
+from convmlp.tasks.heads.mask_rcnn import MaskRCNN
+from convmlp.tasks.heads.pyramid import no_weight_decay
+from convmlp.tasks.heads.retinanet import Detected, RetinaNet
 from convmlp.tasks.task import Images, Task, TaskOutput, check_num_classes
+from convmlp.transforms.detection import unpack_masks
 
 Size = Sequence[int]
 """Height and width, in pixels."""

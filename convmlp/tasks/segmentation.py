@@ -10,11 +10,11 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from convmlp.joint_view import IGNORED
-from convmlp.tasks.anchors import pad_images
-from convmlp.tasks.pyramid import no_weight_decay
-from convmlp.tasks.semantic_fpn import SemanticFPN
+from convmlp.tasks.heads.anchors import pad_images
+from convmlp.tasks.heads.pyramid import no_weight_decay
+from convmlp.tasks.heads.semantic_fpn import SemanticFPN
 from convmlp.tasks.task import Images, Task, TaskOutput, check_num_classes
+from convmlp.transforms.joint_view import IGNORED
 
 
 class SegmentationTask(Task):

@@ -1,4 +1,23 @@
-"""Sources of images; `open_source` builds the one that a configuration names."""
+"""Reads source images; `open_source` opens the one that a configuration names.
+
+Files in reading order:
+
+    source             The interface of every source of images
+    digits             scikit-learn's handwritten digits
+    cifar              CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny
+    image_folder       Folders of image files in ImageNet's layout
+    webdataset_shards  Existing WebDataset shards (Aizman, Maltby and Breuel, "High Performance I/O For Large
+    flowers102         Oxford Flowers-102 (Nilsback and Zisserman, "Automated Flower Classification over a
+    stl10              STL-10 (Coates, Ng and Lee, "An Analysis of Single-Layer Networks in Unsupervised
+    ade20k             ADE20K SceneParse150, and any set in its layout
+    coco/              COCO: images beside a JSON document of their annotations
+    imagenet/          ImageNet as folders or as published archives
+    archives/          Reads archives without unpacking them
+    parsing/           Reads the file formats of published datasets; nothing foreign is run
+
+May import: data_prep.annotations, data_prep.dataset, data_prep.errors, data_prep.images, data_prep.source_config,
+data_prep.storage.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +25,7 @@ from importlib import import_module
 from typing import cast
 
 from data_prep.source_config import SourceConfig
-from data_prep.sources.base import AnnotatedSource, FileSource, Listing, SampleRef, Source
+from data_prep.sources.source import AnnotatedSource, FileSource, Listing, SampleRef, Source
 
 __all__ = ["AnnotatedSource", "FileSource", "Listing", "SampleRef", "Source", "open_source"]
 
@@ -14,14 +33,14 @@ __all__ = ["AnnotatedSource", "FileSource", "Listing", "SampleRef", "Source", "o
 _OPENERS = {
     "digits": "digits",
     "image_folder": "image_folder",
-    "imagenet": "imagenet",
+    "imagenet": "imagenet.imagenet",
     "cifar10": "cifar",
     "cifar100": "cifar",
     "flowers102": "flowers102",
     "stl10": "stl10",
-    "coco": "coco",
+    "coco": "coco.coco",
     "ade20k": "ade20k",
-    "webdataset": "webdataset",
+    "webdataset": "webdataset_shards",
 }
 
 

@@ -10,13 +10,13 @@ import re
 from pathlib import Path, PurePosixPath
 
 from data_prep.errors import DataPrepError, RejectedSample
-from data_prep.masks import check_mask
+from data_prep.images.masks import check_mask
 from data_prep.source_config import Ade20kSource
-from data_prep.sources.base import Listing, SampleRef
-from data_prep.sources.files import expect_inside, file_keys, inside_of
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
-from data_prep.sources.names import readable_classes
-from data_prep.sources.text_tables import read_text
+from data_prep.sources.parsing.names import readable_classes
+from data_prep.sources.parsing.source_files import expect_inside, file_keys, inside_of
+from data_prep.sources.parsing.text_tables import read_text
+from data_prep.sources.source import Listing, SampleRef
 
 _ARCHIVE_FOLDER = "ADEChallengeData2016"
 _IMAGES, _MASKS = "images", "annotations"

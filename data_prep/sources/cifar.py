@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from data_prep.errors import DataPrepError
 from data_prep.source_config import Cifar10Source, Cifar100Source
-from data_prep.sources.base import Listing, SampleRef, Source
+from data_prep.sources.archives.published import PublishedFile, expect_md5
+from data_prep.sources.archives.unpacked import ensure_unpacked, locate, missing_unpacked
 from data_prep.sources.image_folder import ImageFolder
-from data_prep.sources.plain_pickle import MAX_BYTES, load_plain_pickle
-from data_prep.sources.published import PublishedFile, expect_md5
-from data_prep.sources.unpacked import ensure_unpacked, locate, missing_unpacked
+from data_prep.sources.parsing.plain_pickle import MAX_BYTES, load_plain_pickle
+from data_prep.sources.source import Listing, SampleRef, Source
 
 
 class _Cifar(NamedTuple):

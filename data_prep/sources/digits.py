@@ -10,9 +10,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.digest import order_key
+from data_prep.dataset.digest import order_key
 from data_prep.source_config import DigitsSource
-from data_prep.sources.base import Listing, SampleRef
+from data_prep.sources.source import Listing, SampleRef
 
 _VAL_SHARE = 5
 """One in five of every class is held out."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from data_prep.errors import DataPrepError
 from data_prep.source_config import Stl10Source
-from data_prep.sources.base import Listing, SampleRef
-from data_prep.sources.byte_ranges import ByteRanges, range_location
-from data_prep.sources.published import PublishedFile, expect_md5
-from data_prep.sources.text_tables import read_text
-from data_prep.sources.unpacked import Unpacked, ensure_unpacked, locate, missing_unpacked
+from data_prep.sources.archives.byte_ranges import ByteRanges, range_location
+from data_prep.sources.archives.published import PublishedFile, expect_md5
+from data_prep.sources.archives.unpacked import Unpacked, ensure_unpacked, locate, missing_unpacked
+from data_prep.sources.parsing.text_tables import read_text
+from data_prep.sources.source import Listing, SampleRef
 
 _FOLDER, _ARCHIVE = "stl10_binary", "stl10_binary.tar.gz"
 _SPLITS = {"train": "train", "val": "test"}

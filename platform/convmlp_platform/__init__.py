@@ -1,0 +1,31 @@
+"""Trains on a cluster: jobs, workers, checkpoints, records.
+
+Files in reading order:
+
+    cli/          The command `convmlp`
+    jobs/         Runs and checks a job of any kind: `convmlp run`, `convmlp check`, `convmlp demo`
+    sweep/        Trains one job in many settings with Ray Tune and compares them
+    launch/       Runs training processes on Ray and starts them again after failures
+    training/     A training run: `run.run` is its story, `trainer.Trainer` its loop
+    evaluation/   Evaluates models: a folder of figures, pictures and tables for each
+    replay/       Does a recorded step again, bit for bit
+    show/         Draws datasets, feature maps and predictions for the command line
+    runs/         Run folders: who owns one, where its parts lie, and the model that a user names
+    registry/     Registers models with MLflow and finds them again
+    goodput/      Accounts for every second of every worker
+    ledger/       Records the samples that each step used, and proves that each was used once an epoch
+    data/         Reads batches: which samples, from where, checked, decoded
+    engine/       Runs a step under a strategy: device, precision, gradients, update
+    checkpoints/  Saves and loads a run's state; a checkpoint is whole or doesn't exist
+    tracking/     Records a run in a journal on disk, from which MLflow is told
+    models/       A trained model as a folder, and its predictions
+    health/       Shows whether training is alive, and why not
+    config/       Job files: typed, strict, explained
+    pictures/     Draws pictures; knows arrays, not runs
+    distributed   The place of this process among the workers, and the few collectives the platform needs
+    errors        The errors a user can fix, and the cause of any error
+
+May import: convmlp, data_prep.annotations, data_prep.check, data_prep.config, data_prep.console,
+data_prep.copy_dataset, data_prep.dataset, data_prep.errors, data_prep.images, data_prep.output, data_prep.prepare,
+data_prep.repair, data_prep.shards, data_prep.source_config, data_prep.sources, data_prep.storage.
+"""

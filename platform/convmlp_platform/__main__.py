@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from convmlp_platform.launch.working_dir import prefer_working_dir
+from convmlp_platform.launch.cluster.working_dir import prefer_working_dir
 
 if __name__ == "__main__":
     prefer_working_dir()  # before anything else of the package is imported
-    from convmlp_platform.cli import main
+    from convmlp_platform.cli.main import main
 
     sys.exit(main())

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from web_server import WebServer, web_server
 
-from convmlp_platform.data.assignment import share_of
-from convmlp_platform.data.block_cache import CacheOptions
-from convmlp_platform.data.open_storage import open_storage
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.split import ShardedSplit, open_manifest
-from data_prep.index import ENCODED, IndexRow, write_index
-from data_prep.manifest import DatasetManifest, ShardInfo, SplitInfo, write_manifest
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.order.rank_share import share_of
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.storage.block_cache import CacheOptions
+from convmlp_platform.data.storage.open_storage import open_storage
+from data_prep.dataset.index import ENCODED, IndexRow, write_index
+from data_prep.dataset.manifest import DatasetManifest, ShardInfo, SplitInfo, write_manifest
 
 NUM_SHARDS, NODES = 64, (1, 2, 4, 8)
 MICRO_BATCHES, MICRO_BATCH = 16, 16

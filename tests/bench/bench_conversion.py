@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
-from data_prep.runner import ray_map
+from data_prep.prepare import prepare
+from data_prep.shards.runner import ray_map
 from data_prep.source_config import ImageFolderSource
 
 SAMPLES_PER_SHARD = 4096

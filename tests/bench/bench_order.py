@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep import index as index_module
-from data_prep.files import sha256_file
-from data_prep.index import read_index
-from data_prep.manifest import DatasetManifest, ShardInfo, SplitInfo, write_manifest
+from data_prep.dataset import index as index_module
+from data_prep.dataset.index import read_index
+from data_prep.dataset.manifest import DatasetManifest, ShardInfo, SplitInfo, write_manifest
+from data_prep.storage.files import sha256_file
 
 RANKS, MICRO_BATCH, IMAGE_BYTES = 1024, 32, 107_000
 SCALES = {"14 million": (14_000_000, 4096, False), "1 billion": (1_000_000_000, 16_384, True)}
@@ -73,7 +73,7 @@ def write_dataset(folder: Path, samples: int, per_shard: int, linked: bool) -> N
 
 
 def _write_index(path: Path, start: int, count: int) -> None:
-    """The columns of `data_prep.index`, made at once instead of row by row."""
+    """The columns of `data_prep.dataset.index`, made at once instead of row by row."""
     draw = np.random.default_rng(start)
     schema = index_module._SCHEMA
     values: dict[str, Any] = {
@@ -100,8 +100,8 @@ def _write_index(path: Path, start: int, count: int) -> None:
 
 def play_rank(folder: Path, rank: int) -> dict[str, float]:
     """In this process: seconds and megabytes of manifest, split and the next batch of a rank."""
-    from convmlp_platform.data.order import SampleOrder
-    from convmlp_platform.data.split import ShardedSplit, open_manifest
+    from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+    from convmlp_platform.data.order.sample_order import SampleOrder
 
     before, started = _rss(), time.perf_counter()
     manifest = open_manifest(str(folder))

@@ -30,13 +30,13 @@ from prepared import digits
 from ranks import run_ranks
 
 from convmlp_platform.config.load import load_job
-from convmlp_platform.data.ledger import LedgerWriter
-from convmlp_platform.data.loader import TrainLoader
-from convmlp_platform.health.heartbeat import HeartbeatWriter
-from convmlp_platform.health.phases import PhaseClock
-from convmlp_platform.training import guarded_step, run
-from convmlp_platform.training.agreement import Agreement
-from convmlp_platform.training.goodput import GoodputLog
+from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter
+from convmlp_platform.health.heartbeat.phases import PhaseClock
+from convmlp_platform.ledger.ledger import LedgerWriter
+from convmlp_platform.training import run, step
+from convmlp_platform.training.guard.agreement import Agreement
+from convmlp_platform.training.outputs.goodput_callback import GoodputLog
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pretrain_digits.yaml"
 BLOCK, WARM_UP = 5, 10
@@ -105,7 +105,7 @@ def instrument(meter: Meter) -> None:
         off = without_beats(call) if owner is PhaseClock else (lambda *args, **options: None)
         setattr(owner, name, timed(meter, part, call, off))
     nothing = Agreement(False, 0.0, 0.0)
-    guarded_step.agree = timed(meter, "agreement", guarded_step.agree, lambda *args: nothing)  # type: ignore[attr-defined]
+    step.agree = timed(meter, "agreement", step.agree, lambda *args: nothing)  # type: ignore[attr-defined]
     steps = TrainLoader.steps
 
     def switched(loader: TrainLoader, start: int, stop: int) -> Iterator[Any]:

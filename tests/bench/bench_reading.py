@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convmlp.transforms import train_transform
-from convmlp_platform.data import split as split_module
-from convmlp_platform.data.loader import TrainLoader
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp.transforms.classification import train_transform
+from convmlp_platform.data.dataset import split as split_module
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.reading.loader import TrainLoader
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.prepare import prepare
 from data_prep.source_config import ImageFolderSource
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from convmlp_platform.launch.local_cluster import LocalCluster
+from convmlp_platform.launch.cluster.local_cluster import LocalCluster
+from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
-from convmlp_platform.tracking.state import journal_path
 
 STRATEGIES = {
     "ddp": [],

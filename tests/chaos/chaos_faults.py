@@ -183,7 +183,7 @@ def _kill_in_registration(stage: Stage) -> None:
 
 def _stop_replayer(stage: Stage) -> None:
     """And kill rank 0, whose it was: the next one must not wait for it."""
-    replayers = of_root(stage.site, "convmlp_platform.tracking.replayer")
+    replayers = of_root(stage.site, "convmlp_platform.tracking.mlflow.replayer")
     if not replayers:
         raise ChaosError("no replayer is running")
     for process, _ in replayers:

@@ -14,10 +14,10 @@ from chaos_run import Run
 from chaos_site import REPOSITORY, ChaosError, is_alive, of_root, shared_memory, wait_for
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
-from convmlp_platform.data.proof import check_ledger
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
-from convmlp_platform.tracking.state import journal_path
-from convmlp_platform.training.evaluations import RECORD, metrics_of
+from convmlp_platform.training.evaluation.evaluations import RECORD, metrics_of
 
 LOSS_TOLERANCE = 1e-3
 TIME_TOLERANCE = 0.02

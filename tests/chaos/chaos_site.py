@@ -15,7 +15,7 @@ import psutil
 from chaos_storage import Clock, DataServer, Disk, data_server
 from prepared import digits
 
-from convmlp_platform.launch.local_cluster import LocalCluster
+from convmlp_platform.launch.cluster.local_cluster import LocalCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSIDE = Path(__file__).resolve().parent / "inside"

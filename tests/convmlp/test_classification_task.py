@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmlp.mixing import create_mixing
 from convmlp.tasks.classification import ClassificationTask, metrics
+from convmlp.transforms.mixing import create_mixing
 
 IMAGES, LABELS = torch.randn(8, 3, 4, 4), torch.arange(8) % 5
 

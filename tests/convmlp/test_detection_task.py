@@ -10,12 +10,12 @@ from shapes import CLASS_IDS, pictures
 from torch import Tensor
 
 import convmlp
-from convmlp.bit_masks import pack_masks
-from convmlp.tasks.anchors import Anchors, pad_images
 from convmlp.tasks.detection import DetectionTask
-from convmlp.tasks.mask_rcnn import create_mask_rcnn
-from convmlp.tasks.pyramid import create_body
-from convmlp.tasks.retinanet import create_retinanet
+from convmlp.tasks.heads.anchors import Anchors, pad_images
+from convmlp.tasks.heads.mask_rcnn import create_mask_rcnn
+from convmlp.tasks.heads.pyramid import create_body
+from convmlp.tasks.heads.retinanet import create_retinanet
+from convmlp.transforms.detection import pack_masks
 
 MAKERS = {"retinanet": create_retinanet, "mask_rcnn": create_mask_rcnn}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convmlp.feature_maps import create_feature_extractor, stage_maps
-from convmlp.tasks.retinanet import create_retinanet
+from convmlp.tasks.heads.retinanet import create_retinanet
 from convmlp.zoo import create_model
 
 IMAGE = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))

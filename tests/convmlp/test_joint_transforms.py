@@ -9,12 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as runs
 
-from convmlp.bit_masks import pack_masks, unpack_masks
-from convmlp.detection_transforms import DetectionTrainTransform, DetectionTransform, Objects
-from convmlp.joint_view import IGNORED, JointView, fitted
-from convmlp.photometric import distort_colors
-from convmlp.pixels import Box
-from convmlp.segmentation_transforms import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp.transforms.detection import (
+    DetectionTrainTransform,
+    DetectionTransform,
+    Objects,
+    pack_masks,
+    unpack_masks,
+)
+from convmlp.transforms.joint_view import IGNORED, JointView, fitted
+from convmlp.transforms.pixels import Box
+from convmlp.transforms.segmentation import (
+    SegmentationEvalTransform,
+    SegmentationTrainTransform,
+    distort_colors,
+)
 
 HEIGHT, WIDTH = 60, 80
 MEAN = (0.2, 0.4, 0.6)

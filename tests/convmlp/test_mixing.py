@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmlp.mixing import create_mixing
+from convmlp.transforms.mixing import create_mixing
 
 
 def test_off_is_none() -> None:

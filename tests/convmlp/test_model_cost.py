@@ -5,7 +5,7 @@ import torch
 from golden_models import on_meta
 
 from convmlp import ConvMLP, create_model
-from convmlp.cost import count_macs, count_parameters
+from convmlp.model_cost import count_macs, count_parameters
 
 # (convolutions and matrix products alone, as fvcore counts), measured on the authors' code; the papers round the
 # second: 2.4, 3.9, 9.9 G for ConvMLP, 2.1, 3.9, 6.9, 10.1, 12.3 G for CycleMLP.

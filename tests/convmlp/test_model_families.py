@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from convmlp import ConvMLP, CycleMLP, Mixer, PureMLP, create_model, list_models
-from convmlp.variants import ALIASES, BASELINES, VARIANTS
+from convmlp.zoo import ALIASES, BASELINES, VARIANTS
 
 
 def conv_mlp(num_classes: int = 7, **options: Any) -> ConvMLP:

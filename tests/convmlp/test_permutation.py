@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from convmlp import create_model
-from convmlp.permutation import (
+from convmlp.transforms.classification import EvalTransform, TrainTransform
+from convmlp.transforms.pixel_order import (
     Kind,
     Order,
     PermutedEvalTransform,
@@ -20,7 +21,6 @@ from convmlp.permutation import (
     permute_pixels,
     pixel_order,
 )
-from convmlp.transforms import EvalTransform, TrainTransform
 
 HALF = (0.5, 0.5, 0.5)
 sizes = st.integers(1, 5)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from shapes import label_map, pictures
 from torch import Tensor
 
+from convmlp.tasks.heads.semantic_fpn import create_semantic_fpn
 from convmlp.tasks.segmentation import SegmentationTask
-from convmlp.tasks.semantic_fpn import create_semantic_fpn
 
 
 def task(num_classes: int = 4) -> SegmentationTask:

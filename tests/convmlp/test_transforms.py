@@ -13,8 +13,8 @@ from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import v2
 
-from convmlp.pixels import Box, Normalize, random_resized_box, resize_into
-from convmlp.transforms import eval_transform, train_transform
+from convmlp.transforms.classification import eval_transform, train_transform
+from convmlp.transforms.pixels import Box, Normalize, random_resized_box, resize_into
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from timm.models.mlp_mixer import MlpMixer
 
 from convmlp import create_model
-from convmlp.tasks.retinanet import create_retinanet
-from convmlp.tasks.semantic_fpn import create_semantic_fpn
+from convmlp.tasks.heads.retinanet import create_retinanet
+from convmlp.tasks.heads.semantic_fpn import create_semantic_fpn
 from convmlp.weights import load_pretrained, match_pretrained
 
 CYCLE = {"dims": (8, 12, 16, 20), "blocks": (1, 1, 1, 1)}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from convmlp import create_model
-from convmlp.tasks.retinanet import create_retinanet
+from convmlp.tasks.heads.retinanet import create_retinanet
 from convmlp.weight_files import read_weights
 from convmlp.weights import load_pretrained, match_pretrained
 

@@ -14,7 +14,7 @@ from prep_helpers import image_bytes, smooth_image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data_prep.annotations import Detection
+from data_prep.annotations.annotations import Detection
 
 CATEGORIES = [
     {"supercategory": "thing", "id": 90, "name": "toothbrush"},

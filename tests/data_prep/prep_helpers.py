@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
-from data_prep.manifest import DatasetManifest
+from data_prep.dataset.manifest import DatasetManifest
+from data_prep.prepare import prepare
 from data_prep.source_config import ImageFolderSource
 
 

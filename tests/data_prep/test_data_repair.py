@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from prep_helpers import folder_job, image_bytes, make_folder, smooth_image, snapshot
 from test_prep_core_annotations import make_scenes
 
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.index import ENCODED, RAW_RGB, read_index
+from data_prep.dataset.manifest import load_manifest
 from data_prep.errors import DataPrepError
-from data_prep.folder import exclusive_folder
-from data_prep.index import ENCODED, RAW_RGB, read_index
-from data_prep.manifest import load_manifest
-from data_prep.repair import repair
+from data_prep.output.output_folder import exclusive_folder
+from data_prep.prepare import prepare
+from data_prep.repair.repair import repair
 from data_prep.source_config import Ade20kSource, CocoSource, DigitsSource
-from data_prep.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -19,26 +19,25 @@ from PIL import Image, ImageOps
 from prep_helpers import rejected_lines, smooth_image
 from published_minis import write_files
 
-from convmlp.pixels import Normalize
-from convmlp_platform.config.evaluate import EvaluateJob
+from convmlp.transforms.pixels import Normalize
+from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.decode import decode
-from convmlp_platform.data.loader import EvalLoader
-from convmlp_platform.data.split import ShardedSplit, open_manifest
-from convmlp_platform.evaluation.preflight import preflight_evaluation
-from convmlp_platform.tracking.bundle import write_bundle
-from convmlp_platform.tracking.predictor import Predictor
-from convmlp_platform.training import build
-from convmlp_platform.training.build_transforms import eval_transform_of
-from convmlp_platform.training.bundle_spec import bundle_spec
+from convmlp_platform.data.dataset.split import ShardedSplit, decode, open_manifest
+from convmlp_platform.data.reading.loader import EvalLoader
+from convmlp_platform.evaluation.evaluation_preflight import preflight_evaluation
+from convmlp_platform.models.bundle import write_bundle
+from convmlp_platform.models.predictors.predictor import Predictor
+from convmlp_platform.training.build import parts
+from convmlp_platform.training.build.build_transforms import eval_transform_of
+from convmlp_platform.training.build.bundle_spec import bundle_spec
+from data_prep.check.verify import verify
 from data_prep.config import PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.manifest import DatasetManifest, write_manifest
 from data_prep.errors import DataPrepError
-from data_prep.image_file import RejectedImage, open_image
-from data_prep.manifest import DatasetManifest, write_manifest
-from data_prep.orientation import orientation_of_image, orientation_of_jpeg
-from data_prep.repair import repair
-from data_prep.verify import verify
+from data_prep.images.image_file import RejectedImage, open_image
+from data_prep.images.orientation import orientation_of_image, orientation_of_jpeg
+from data_prep.prepare import prepare
+from data_prep.repair.repair import repair
 
 FORMATS = ("webdataset", "ffcv")
 KINDS: dict[str, dict[str, Any]] = {
@@ -201,7 +200,7 @@ def test_shrunk_images_are_stored_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize("view", ["apply", "ignore"])
 def test_every_way_to_a_prediction_gives_the_same(view: View, tmp_path: Path) -> None:
     """Training's evaluation, `convmlp predict`'s predictor and the served model, for all orientations."""
-    from convmlp_platform.tracking.pyfunc_model import BundleModel
+    from convmlp_platform.registry.pyfunc_model import BundleModel
 
     folder, files = prepared(view), sources()[1]
     job = TrainJob.model_validate(
@@ -217,7 +216,7 @@ def test_every_way_to_a_prediction_gives_the_same(view: View, tmp_path: Path) ->
     )
     manifest = open_manifest(str(folder))
     torch.manual_seed(0)
-    task = build.build_task(job, manifest).eval()
+    task = parts.build_task(job, manifest).eval()
     spec = bundle_spec(job, manifest, {})
     normalize, bundle = Normalize(spec.mean, spec.std), tmp_path / "bundle"
     write_bundle(bundle, task.model.state_dict(), spec)

@@ -16,7 +16,7 @@ from PIL import Image
 from prep_helpers import image_bytes, smooth_image
 
 from convmlp_platform.errors import DataError
-from convmlp_platform.tracking.images import open_image
+from convmlp_platform.models.predictors.given_images import open_image
 
 SMALL = image_bytes(smooth_image(0, (90, 80)))
 LOSSLESS = image_bytes(smooth_image(0, (90, 80)), "PNG")
@@ -144,22 +144,23 @@ READ = {
 }  # fmt: skip
 DOORS = {
     "preparation": (
-        "from data_prep.images import RejectedImage, Steps, store_image",
+        "from data_prep.images.check_image import RejectedImage, Steps, store_image",
         "store_image(path.read_bytes(), Steps(None, 'decode', for_ffcv=True), histogram=False)",
         "RejectedImage",
     ),
     "headers only": (
-        "from data_prep.images import RejectedImage, Steps, store_image",
+        "from data_prep.images.check_image import RejectedImage, Steps, store_image",
         "store_image(path.read_bytes(), Steps(None, 'headers', for_ffcv=False), histogram=False)",
         "RejectedImage",
     ),
     "prediction": (
-        "from convmlp_platform.errors import DataError\nfrom convmlp_platform.tracking.images import open_image",
+        "from convmlp_platform.errors import DataError\n"
+        "from convmlp_platform.models.predictors.given_images import open_image",
         "open_image(path)",
         "DataError",
     ),
     "training": (
-        "from convmlp_platform.data.decode import decode",
+        "from convmlp_platform.data.dataset.split import decode",
         "decode(path.read_bytes())",
         "(OSError, ValueError, SyntaxError)",
     ),

@@ -12,7 +12,7 @@ from hostile import outcomes
 from published_minis import python2_pickle
 
 from data_prep.errors import DataPrepError
-from data_prep.sources.plain_pickle import load_plain_pickle
+from data_prep.sources.parsing.plain_pickle import load_plain_pickle
 
 
 def text(value: str) -> bytes:
@@ -141,7 +141,8 @@ def test_pickles_that_harm_are_refused(tmp_path: Path) -> None:
         files[label].write_bytes(whole(body))
     found = outcomes(
         files,
-        "from data_prep.errors import DataPrepError\nfrom data_prep.sources.plain_pickle import load_plain_pickle",
+        "from data_prep.errors import DataPrepError\n"
+        "from data_prep.sources.parsing.plain_pickle import load_plain_pickle",
         "load_plain_pickle(path.read_bytes(), path.name)",
         "DataPrepError",
         memory=1 << 30,

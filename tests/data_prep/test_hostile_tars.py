@@ -102,7 +102,8 @@ def test_tars_that_harm(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     found = outcomes(
         files,
-        "from data_prep.errors import DataPrepError\nfrom data_prep.sources.tar_members import tar_members\nimport os",
+        "from data_prep.errors import DataPrepError\nfrom data_prep.sources.archives.tar_members import tar_members\n"
+        "import os",
         "sum(1 for _ in tar_members(os.open(path, os.O_RDONLY), 'tar'))",
         "DataPrepError",
         memory=1 << 29,
@@ -132,7 +133,7 @@ def test_published_archives_that_harm(tmp_path: Path) -> None:
         files[label].write_bytes(content)
     found = outcomes(
         files,
-        "from data_prep.errors import DataPrepError\nfrom data_prep.sources.published import unpack",
+        "from data_prep.errors import DataPrepError\nfrom data_prep.sources.archives.published import unpack",
         "unpack(path, path.parent / 'out', lambda name: 'x')",
         "DataPrepError",
         memory=1 << 30,
@@ -145,7 +146,7 @@ def test_published_archives_that_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [NEGATIVE, 600 << 20], ids=["negative", "large"])
 def test_imagenets_devkit_is_read_so_too(tmp_path: Path, size: int | bytes) -> None:
-    from data_prep.sources.imagenet_tars import PublishedTars
+    from data_prep.sources.imagenet.tars import PublishedTars
 
     root = MiniImageNet().tars(tmp_path / "in")
     content = header(b"0", size, "ILSVRC2012_devkit_t12/data/meta.mat") + END
@@ -162,7 +163,8 @@ def test_names_that_make_patterns_search_for_long(tmp_path: Path) -> None:
     (tmp_path / "a-val.tar").write_bytes(tar_bytes(others))
     found = outcomes(
         {"tars": tmp_path},
-        "from data_prep.source_config import WebDatasetSource\nfrom data_prep.sources.webdataset import open_source\n"
+        "from data_prep.source_config import WebDatasetSource\n"
+        "from data_prep.sources.webdataset_shards import open_source\n"
         "def read(config): raise ValueError([len(v) for v in open_source(config).listing().splits.values()])",
         "read(WebDatasetSource(path=path))",
         "ValueError",
@@ -179,7 +181,7 @@ def test_a_hostile_shard_is_a_finding_of_verify(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes().rstrip(b"\0") + bytes(512) + header(b"0", NEGATIVE) + END)
     found = outcomes(
         {"dataset": tmp_path / "out"},
-        "from data_prep.verify import verify\ndef read(path): raise ValueError(verify(path).problems)",
+        "from data_prep.check.verify import verify\ndef read(path): raise ValueError(verify(path).problems)",
         "read(path)",
         "ValueError",
         seconds=30,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.folder import begin_work
-from data_prep.json_files import Count, DamagedJson, parse_json, parse_json_lines, read_json
-from data_prep.shard import WORK_FOLDER
+from data_prep.output.output_folder import begin_work
+from data_prep.shards.shard import WORK_FOLDER
+from data_prep.storage.json_files import Count, DamagedJson, parse_json, parse_json_lines, read_json
 
 
 @dataclass(frozen=True)

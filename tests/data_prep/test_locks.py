@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from data_prep import locks
-from data_prep.locks import Held, Lock, flocked, holding, living_holder
+from data_prep.storage import locks
+from data_prep.storage.locks import Held, Lock, flocked, holding, living_holder
 
 FORK = multiprocessing.get_context("fork")
 
@@ -62,7 +62,7 @@ def dead_pid() -> int:
 def holder_process(path: Path) -> Iterator[int]:
     """A helper of a process of its own holds the lock; yields its id. Both are killed in the end."""
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom data_prep.locks import holding\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom data_prep.storage.locks import holding\n"
         "pid = os.fork()\n"
         "if pid:\n    print(pid, flush=True)\n    time.sleep(600)\n"
         "with holding(Path(sys.argv[1]), helper=True):\n    print('held', flush=True)\n    time.sleep(600)\n"

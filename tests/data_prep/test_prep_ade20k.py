@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 from prep_helpers import image_bytes, rejected_lines, smooth_image
 
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.index import read_index
+from data_prep.dataset.manifest import DatasetManifest, load_manifest
 from data_prep.errors import DataPrepError
-from data_prep.index import read_index
-from data_prep.manifest import DatasetManifest, load_manifest
-from data_prep.masks import read_mask
+from data_prep.images.masks import read_mask
+from data_prep.prepare import prepare
 from data_prep.source_config import Ade20kSource
 from data_prep.sources import open_source
 from data_prep.sources.ade20k import read_classes
-from data_prep.verify import verify
 
 TABLE = (
     "Idx\tRatio\tTrain\tVal\tName\n1\t0.5\t9\t9\twall\n2\t0.2\t9\t9\tbuilding, edifice\n3\t0.1\t9\t9\tsky\n"

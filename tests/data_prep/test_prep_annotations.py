@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data_prep.annotations import (
+from data_prep.annotations.annotations import (
     completed,
     detection_json,
     expect_same_size,
@@ -22,7 +22,7 @@ from data_prep.annotations import (
     to_coco,
 )
 from data_prep.errors import RejectedSample
-from data_prep.masks import check_mask, read_mask, resize_mask
+from data_prep.images.masks import check_mask, read_mask, resize_mask
 
 IMAGE: dict[str, Any] = {"id": 7, "file_name": "a/ü.jpg", "height": 6, "width": 8, "license": 3}
 CLASS_IDS = [2, 5, 90]

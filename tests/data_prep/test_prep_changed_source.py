@@ -12,11 +12,11 @@ import pytest
 from coco_files import make_coco
 from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, smooth_image, snapshot
 
-from data_prep import convert
+from data_prep import prepare as convert
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import check, prepare
 from data_prep.errors import DataPrepError
-from data_prep.shard import ShardRecord, ShardTask, write_shard
+from data_prep.prepare import check, prepare
+from data_prep.shards.shard import ShardRecord, ShardTask, write_shard
 from data_prep.source_config import CocoSource
 
 FIRST = Path("train", "class_0", "image_0.JPEG")

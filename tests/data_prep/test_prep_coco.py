@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prep_helpers import image_bytes, rejected_lines, smooth_image
 
-from data_prep.annotations import Detection, parse_detection, to_coco
+from data_prep.annotations.annotations import Detection, parse_detection, to_coco
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.index import read_index
+from data_prep.dataset.manifest import DatasetManifest, load_manifest
 from data_prep.errors import DataPrepError
-from data_prep.index import read_index
-from data_prep.manifest import DatasetManifest, load_manifest
+from data_prep.prepare import prepare
 from data_prep.source_config import CocoSource
 from data_prep.sources import open_source
-from data_prep.sources.json_ranges import json_parts
-from data_prep.verify import verify
+from data_prep.sources.coco.json_ranges import json_parts
 
 FORMATS = ("webdataset", "ffcv")
 
@@ -101,7 +101,7 @@ def test_all_objects_come_back_from_both_formats_with_ap_1(source: Path, prepare
 
 
 def test_the_platform_reads_the_same_annotations(prepared: Path) -> None:
-    from convmlp_platform.data.split import ShardedSplit
+    from convmlp_platform.data.dataset.split import ShardedSplit
 
     manifest = load_manifest(prepared)
     for format_name in FORMATS:
@@ -319,7 +319,7 @@ def test_ranges_of_any_document(document: dict[str, Any], indent: int | None, as
 
 
 def test_entries_across_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_prep.sources import json_ranges
+    from data_prep.sources.coco import json_ranges
 
     document = {"list": [list(range(i)) for i in range(60)], "number": 123456789}
     content = json.dumps(document).encode()

@@ -13,14 +13,14 @@ from coco_files import make_coco
 from PIL import Image
 from prep_helpers import image_bytes, smooth_image, snapshot
 
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig, ResizeConfig
-from data_prep.convert import prepare
-from data_prep.digest import payload_checksum
+from data_prep.dataset.digest import payload_checksum
+from data_prep.dataset.index import read_index
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
-from data_prep.index import read_index
-from data_prep.manifest import DatasetManifest
+from data_prep.prepare import prepare
 from data_prep.source_config import Ade20kSource, CocoSource
-from data_prep.verify import verify
 
 
 def make_scenes(root: Path, train: int = 5, val: int = 2) -> Path:
@@ -140,8 +140,8 @@ def test_stock_ffcv_reads_them(prepared: Path) -> None:
 
 
 def _sizes(beton: Path) -> list[tuple[int, int]]:
-    from data_prep.manifest import load_manifest
-    from data_prep.writers.ffcv import read_beton
+    from data_prep.dataset.manifest import load_manifest
+    from data_prep.writers.ffcv_writer import read_beton
 
     task = load_manifest(beton.parents[1]).task
     return [(int(row["height"]), int(row["width"])) for row in read_beton(beton, task)]

@@ -7,7 +7,7 @@ import tarfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.writers.webdataset import tar_header
+from data_prep.writers.webdataset_writer import tar_header
 
 NAMES = st.text(st.characters(min_codepoint=33, exclude_categories=["Cs"]), min_size=1, max_size=30)
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from prep_helpers import image_bytes, make_folder, prepare_folder, smooth_image
 
-from data_prep.index import ENCODED, RAW_RGB, read_index
-from data_prep.manifest import Task
-from data_prep.writers import ffcv as beton
+from data_prep.dataset.index import ENCODED, RAW_RGB, read_index
+from data_prep.dataset.manifest import Task
+from data_prep.writers import ffcv_writer as beton
 
 pytestmark = pytest.mark.ffcv
 

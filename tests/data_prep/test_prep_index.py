@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.digest import order_key
+from data_prep.dataset.digest import order_key
+from data_prep.dataset.index import IndexRow, read_index, write_index
 from data_prep.errors import DataPrepError
-from data_prep.index import IndexRow, read_index, write_index
 
 ROWS = st.lists(
     st.builds(

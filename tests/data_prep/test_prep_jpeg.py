@@ -15,9 +15,9 @@ from PIL import Image
 from prep_helpers import smooth_image
 
 from data_prep.errors import RejectedSample
-from data_prep.images import RejectedImage, Steps, store_image, suits_ffcv
-from data_prep.jpeg import JpegHeader, is_complete, parse_header, without_metadata
-from data_prep.jpeg_decode import check_jpeg, decode_jpeg
+from data_prep.images.check_image import RejectedImage, Steps, store_image, suits_ffcv
+from data_prep.images.jpeg import JpegHeader, is_complete, parse_header, without_metadata
+from data_prep.images.jpeg_decode import check_jpeg, decode_jpeg
 
 STRUCTURE = Steps(resize=None, validate="structure", for_ffcv=True)
 SIZE = (96, 64)

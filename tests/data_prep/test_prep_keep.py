@@ -6,9 +6,9 @@ import pytest
 from prep_helpers import folder_job, make_folder, prepare_folder
 from pydantic import ValidationError
 
+from data_prep.dataset.index import read_index
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
-from data_prep.index import read_index
-from data_prep.manifest import DatasetManifest
 
 
 def keys_of(manifest: DatasetManifest, folder: Path, split: str) -> set[str]:

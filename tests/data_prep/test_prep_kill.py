@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prep_helpers import make_folder, prepare_folder, snapshot
 
-from data_prep.verify import verify
+from data_prep.check.verify import verify
 
 # Kills itself at the n-th call of the functions that change what is on disk: before a rename, after it,
 # while a shard is half written, while an old dataset is deleted.
@@ -33,7 +33,7 @@ def killing(function, after=False):
         return None if after else function(*args, **kwargs)
     return wrapped
 
-from data_prep.writers import webdataset
+from data_prep.writers import webdataset_writer as webdataset
 match kind:
     case "before rename":
         Path.replace = killing(Path.replace)
@@ -46,7 +46,7 @@ match kind:
 
 from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.source_config import ImageFolderSource
-from data_prep.convert import prepare
+from data_prep.prepare import prepare
 
 prepare(PrepareConfig(
     source=ImageFolderSource(path=source),

@@ -15,9 +15,9 @@ from prep_helpers import image_bytes, make_folder, rejected_lines, smooth_image
 from published_minis import write_files
 
 from data_prep.config import PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
-from data_prep.manifest import DatasetManifest
+from data_prep.prepare import prepare
 
 
 def prepared(source: dict[str, Any], output: Path, **settings: Any) -> DatasetManifest:

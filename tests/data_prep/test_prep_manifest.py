@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.errors import DataPrepError
-from data_prep.manifest import (
+from data_prep.dataset.manifest import (
     SCHEMA_VERSION,
     DatasetManifest,
     _checksum,
@@ -20,6 +19,7 @@ from data_prep.manifest import (
     parse_manifest,
     write_manifest,
 )
+from data_prep.errors import DataPrepError
 
 
 def shard(**changes: Any) -> dict[str, Any]:
@@ -131,9 +131,9 @@ def test_formats_must_agree(tmp_path: Path) -> None:
 
 def test_manifest_imports_nothing_heavy_and_nothing_needs_torch() -> None:
     code = (
-        "import sys, data_prep.manifest\n"
+        "import sys, data_prep.dataset.manifest\n"
         "assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
-        "import data_prep.convert, data_prep.verify, data_prep.__main__\n"
+        "import data_prep.prepare, data_prep.check.verify, data_prep.__main__\n"
         "assert not {'torch', 'ffcv', 'ray', 'sklearn', 'webdataset'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

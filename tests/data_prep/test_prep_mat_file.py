@@ -10,7 +10,7 @@ from published_minis import mat_bytes
 from scipy.io import savemat
 
 from data_prep.errors import DataPrepError
-from data_prep.sources.mat_file import read_mat, read_numbers
+from data_prep.sources.parsing.mat_file import read_mat, read_numbers
 
 KIND, CLASS, LENGTH = 184, 144, 132
 """Bytes of a file of one variable: the kind of its values, the class of its matrix, the length of all of it."""

@@ -9,7 +9,7 @@ import pytest
 from prep_helpers import folder_job, image_bytes, smooth_image
 from published_minis import write_files
 
-from data_prep.convert import prepare
+from data_prep.prepare import prepare
 
 
 def folder(root: Path, images: dict[str, int]) -> Path:

@@ -12,14 +12,14 @@ from coco_files import SIZE, made_up_document, make_coco, write_document
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.annotations import parse_detection
+from data_prep.annotations.annotations import parse_detection
+from data_prep.annotations.detection_checks import oddity, overhang
+from data_prep.annotations.object_report import ODD_OBJECTS_NAME, objects_of
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
-from data_prep.copy import copy_dataset
-from data_prep.detection_checks import oddity, overhang
+from data_prep.copy_dataset import copy_dataset
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
-from data_prep.manifest import DatasetManifest
-from data_prep.object_report import ODD_OBJECTS_NAME, objects_of
+from data_prep.prepare import prepare
 from data_prep.source_config import CocoSource
 
 WIDTH, HEIGHT = SIZE

@@ -14,13 +14,13 @@ import pytest
 from odd_files import Pixels, bad_files, good_files, rgb
 from prep_helpers import folder_job, image_bytes, prepare_folder, rejected_lines, smooth_image
 
-from data_prep.convert import prepare
+from data_prep.check.verify import verify
+from data_prep.dataset.index import RAW_RGB, read_index
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
-from data_prep.index import RAW_RGB, read_index
-from data_prep.manifest import DatasetManifest
+from data_prep.prepare import prepare
 from data_prep.source_config import ImageFolderSource
 from data_prep.sources import open_source
-from data_prep.verify import verify
 
 GOOD, BAD = good_files(), bad_files()
 BUDGET = len(BAD) / (len(GOOD) + len(BAD)) + 1e-9
@@ -211,7 +211,7 @@ def test_pixels_of_one_file_are_in_memory_at_a_time() -> None:
     """A header that promises 89 megapixels costs nothing until there are pixels to decode."""
     import tracemalloc
 
-    from data_prep.images import RejectedImage, Steps, store_image
+    from data_prep.images.check_image import RejectedImage, Steps, store_image
 
     content = BAD["bomb_of_100_megapixels.png"][0]
     tracemalloc.start()

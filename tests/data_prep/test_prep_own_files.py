@@ -12,15 +12,15 @@ from PIL import Image
 from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, rejected_lines, smooth_image
 from published_minis import write_files, write_tar
 
-from convmlp.transforms import EvalTransform
+from convmlp.transforms.classification import EvalTransform
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
-from data_prep.image_file import RejectedImage, open_image, to_rgb
-from data_prep.manifest import DatasetManifest
-from data_prep.masks import read_mask
+from data_prep.images.image_file import RejectedImage, open_image, to_rgb
+from data_prep.images.masks import read_mask
+from data_prep.prepare import prepare
 from data_prep.source_config import WebDatasetSource
-from data_prep.sources.text_tables import decode_text
+from data_prep.sources.parsing.text_tables import decode_text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 from prep_helpers import image_bytes, smooth_image
 
 from data_prep.errors import RejectedSample
-from data_prep.png import check_png
+from data_prep.images.png import check_png
 
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 

@@ -16,8 +16,8 @@ import pytest
 from s3_server import forget_filesystems
 
 from data_prep.errors import DataPrepError, Unreachable
-from data_prep.remote_files import read_file
-from data_prep.retry import Patience, is_transient, retried
+from data_prep.storage.remote_files import read_file
+from data_prep.storage.retry import Patience, is_transient, retried
 
 HASTE = Patience(total=0.3, first_pause=0.01, longest_pause=0.02)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from prep_helpers import folder_job, make_folder, prepare_folder, snapshot
 
-from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
+from data_prep.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def cluster() -> Iterator[None]:
 
 
 def test_ray_writes_the_same_bytes(cluster: None, tmp_path: Path) -> None:
-    from data_prep.runner import ray_map
+    from data_prep.shards.runner import ray_map
 
     source = make_folder(tmp_path / "source")
     prepare(folder_job(source, tmp_path / "ray" / "out"), map_shards=ray_map, progress=lambda line: None)
@@ -37,7 +37,7 @@ def test_ray_writes_the_same_bytes(cluster: None, tmp_path: Path) -> None:
 
 
 def test_every_result_comes_once_and_errors_as_raised(cluster: None) -> None:
-    from data_prep.runner import ray_map
+    from data_prep.shards.runner import ray_map
 
     def double(item: int) -> int:
         if item == 13:

@@ -15,14 +15,14 @@ import pytest
 from prep_helpers import image_bytes, smooth_image
 from published_minis import CLASSES, WNIDS, MiniImageNet, tar_bytes, write_tar
 
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError, RejectedSample
-from data_prep.manifest import DatasetManifest
+from data_prep.prepare import prepare
 from data_prep.source_config import ImageNetSource
 from data_prep.sources import Listing, open_source
-from data_prep.sources.names import read_class_lines
-from data_prep.verify import verify
+from data_prep.sources.parsing.names import read_class_lines
 
 
 def listing(path: Path, **settings: Any) -> Listing:

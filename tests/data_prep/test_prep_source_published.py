@@ -32,15 +32,15 @@ from published_minis import (
 )
 from torchvision import datasets
 
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
-from data_prep.locks import OF_FOLDER, holding
+from data_prep.prepare import prepare
 from data_prep.source_config import Cifar10Source, Cifar100Source, Flowers102Source, Stl10Source
 from data_prep.sources import Listing, open_source
-from data_prep.sources.mat_file import read_mat
-from data_prep.sources.plain_pickle import load_plain_pickle
-from data_prep.verify import verify
+from data_prep.sources.parsing.mat_file import read_mat
+from data_prep.sources.parsing.plain_pickle import load_plain_pickle
+from data_prep.storage.locks import OF_FOLDER, holding
 
 
 def archive(folder: str, files: dict[str, bytes]) -> bytes:

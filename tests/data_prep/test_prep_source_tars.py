@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from published_minis import tar_bytes
 
 from data_prep.errors import DataPrepError, RejectedSample
-from data_prep.sources.byte_ranges import ByteRanges, range_location
-from data_prep.sources.tar_members import PROBLEMS, TarMember, tar_members
+from data_prep.sources.archives.byte_ranges import ByteRanges, range_location
+from data_prep.sources.archives.tar_members import PROBLEMS, TarMember, tar_members
 
 NAMES = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="/"), min_size=1, max_size=60

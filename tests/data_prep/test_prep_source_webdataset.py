@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from prep_helpers import image_bytes, make_folder, prepare_folder, smooth_image
 from published_minis import write_tar
 
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
 from data_prep.errors import DataPrepError, RejectedSample
+from data_prep.prepare import prepare
 from data_prep.source_config import WebDatasetSource
 from data_prep.sources import Listing, open_source
-from data_prep.sources.shard_patterns import expand_braces, find_shards
-from data_prep.verify import verify
+from data_prep.sources.webdataset_shards import expand_braces, find_shards
 
 TRAIN = {"train": "train-*.tar"}
 

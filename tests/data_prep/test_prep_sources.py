@@ -15,14 +15,14 @@ import pytest
 from prep_helpers import image_bytes, make_folder, prepare_folder, smooth_image
 from published_minis import cifar10_files
 
+from data_prep.check.verify import verify
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.dataset.index import read_index
 from data_prep.errors import DataPrepError
-from data_prep.index import read_index
+from data_prep.prepare import prepare
 from data_prep.source_config import Cifar10Source, ImageFolderSource
 from data_prep.sources import Listing, open_source
-from data_prep.sources.plain_pickle import load_plain_pickle
-from data_prep.verify import verify
+from data_prep.sources.parsing.plain_pickle import load_plain_pickle
 
 
 def listing(path: Path, **layout: Any) -> Listing:

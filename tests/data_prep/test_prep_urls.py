@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep.urls import scrubbed, shown
+from data_prep.storage.urls import scrubbed, shown
 
 
 @pytest.mark.parametrize(

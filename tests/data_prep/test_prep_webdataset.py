@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 from prep_helpers import image_bytes, make_folder, prepare_folder, smooth_image
 
-from data_prep.index import read_index
+from data_prep.dataset.index import read_index
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 

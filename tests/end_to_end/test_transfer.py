@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from convmlp_platform.data.proof import check_ledger
-from convmlp_platform.training.init_record import read_record
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.runs.init_record import read_record
 
 JOBS = Path(__file__).parents[2] / "jobs"
 

@@ -26,27 +26,42 @@ from convmlp_platform.checkpoints.layout import Part
 from convmlp_platform.checkpoints.snapshot import Snapshots
 from convmlp_platform.config.identity import write_identity
 from convmlp_platform.config.load import flatten, load_job, parse_job
-from convmlp_platform.data.ledger_reader import read_attempts
-from convmlp_platform.data.proof import check_ledger
 from convmlp_platform.errors import DataError
-from convmlp_platform.evaluation.compare_runs import compared_run
+from convmlp_platform.evaluation.compare.compare_runs import compared_run
 from convmlp_platform.evaluation.result import read_result
+from convmlp_platform.goodput.account import account_of
+from convmlp_platform.goodput.report_text import report_lines
 from convmlp_platform.health.events import append_line
-from convmlp_platform.health.goodput import account_of
-from convmlp_platform.health.goodput_text import report_lines
-from convmlp_platform.health.heartbeat import HeartbeatWriter, read_heartbeat
-from convmlp_platform.health.phases import Phase
-from convmlp_platform.launch.lease import lease, refuse_if_held
-from convmlp_platform.launch.sweep_record import read_end
-from convmlp_platform.tracking.bundle import BundleSpec, load_bundle, write_bundle
-from convmlp_platform.tracking.images import open_image, rgb_pixels
-from convmlp_platform.tracking.journal import Dataset, Journal, Metrics, Params, Status, Tags, read_chunk
-from convmlp_platform.tracking.state import FeedState, Target, load_feed, load_target, save_feed, save_target
-from convmlp_platform.training.evaluations import RECORD, read_evaluations
-from convmlp_platform.training.guard import Rollbacks
-from convmlp_platform.training.incidents import open_incident, read_incidents
-from convmlp_platform.training.init_record import InitRecord, check_copy, read_record, write_copy
-from convmlp_platform.training.run_folder import stored_identity, stored_job
+from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter, read_heartbeat
+from convmlp_platform.health.heartbeat.phases import Phase
+from convmlp_platform.launch.supervisor.lease import lease, refuse_if_held
+from convmlp_platform.ledger.ledger_reader import read_attempts
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.models.bundle import BundleSpec, load_bundle, write_bundle
+from convmlp_platform.models.predictors.given_images import open_image, rgb_pixels
+from convmlp_platform.runs.init_record import InitRecord, check_copy, read_record, write_copy
+from convmlp_platform.runs.run_folder import stored_identity, stored_job
+from convmlp_platform.sweep.trial_record import read_end
+from convmlp_platform.tracking.delivery_state import (
+    FeedState,
+    Target,
+    load_feed,
+    load_target,
+    save_feed,
+    save_target,
+)
+from convmlp_platform.tracking.journal import (
+    Dataset,
+    Journal,
+    MetricsRecord,
+    Params,
+    Status,
+    Tags,
+    read_chunk,
+)
+from convmlp_platform.training.evaluation.evaluations import RECORD, read_evaluations
+from convmlp_platform.training.guard.guard import Rollbacks
+from convmlp_platform.training.guard.incidents import open_incident, read_incidents
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
@@ -167,7 +182,7 @@ def _make_tracking(folder: Path) -> None:
     )
     for step in range(9):
         values = {"train/loss": 1.5 / (step + 1), "train/images_per_second": 10.0, "eval/top1": float("nan")}
-        journal.append(Metrics(time=step, step=step, values=values))
+        journal.append(MetricsRecord(time=step, step=step, values=values))
     journal.append(Tags(time=3, values={"model.parameters": "12"}))
     journal.append(Status(time=4, status="FINISHED"))
     journal.close()
@@ -231,7 +246,7 @@ def _both_beats(folder: Path) -> Facts:
 
 
 def _without_newest(content: bytes) -> bytes:
-    from convmlp_platform.health import heartbeat
+    from convmlp_platform.health.heartbeat import heartbeat
 
     slots = heartbeat._SLOTS
     newest = max(slots, key=lambda at: int.from_bytes(content[at : at + 8], "little"))

@@ -23,7 +23,7 @@ from k8s_manifests import (
     title,
 )
 
-from convmlp_platform.launch.environment import secrets_among
+from convmlp_platform.launch.cluster.worker_environment import secrets_among
 
 DOCUMENTS = source_documents()
 PODS = [

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
 from convmlp_platform.checkpoints.layout import Part, step_name
 from convmlp_platform.checkpoints.snapshot import Snapshots
-from convmlp_platform.checkpoints.store import Chunks
+from convmlp_platform.checkpoints.stores.store import Chunks
 from convmlp_platform.errors import CheckpointError, SupersededError
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.layout import FileRecord, Part
-from convmlp_platform.checkpoints.store import Chunks, Draft, open_store
-from convmlp_platform.checkpoints.tensor_file import Slice, read_tensors
+from convmlp_platform.checkpoints.stores.store import CheckpointDraft, Chunks, open_store
+from convmlp_platform.checkpoints.tensor_file import TensorSlice, read_tensors
 from convmlp_platform.errors import CheckpointError, SupersededError, cause_of
 from data_prep.errors import DataPrepError, Unreachable, may_pass
-from data_prep.json_files import DamagedJson, parse_json, read_json
+from data_prep.storage.json_files import DamagedJson, parse_json, read_json
 
 logger = logging.getLogger(__name__)
 Form = TypeVar("Form")
@@ -41,7 +41,7 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     facts: dict[str, Any]
-    slices: Mapping[str, Mapping[str, Slice]] = field(default_factory=dict)
+    slices: Mapping[str, Mapping[str, TensorSlice]] = field(default_factory=dict)
 
 
 @dataclass
@@ -137,7 +137,7 @@ class Checkpointer:
         files: Mapping[str, Chunks],
         expected_bytes: int,
         replaces: str | None = None,
-    ) -> tuple[Draft, dict[str, FileRecord]]:
+    ) -> tuple[CheckpointDraft, dict[str, FileRecord]]:
         """This writer's files in the draft, durable; a try before this one may have written them."""
         if self._draft is not None and (self._draft.step, self._draft.token) == (step, token):
             return self.store.draft(step, token, 0, replaces), dict(self._draft.files)
@@ -153,7 +153,7 @@ class Checkpointer:
 
     def _commit(
         self,
-        draft: Draft,
+        draft: CheckpointDraft,
         mine: Mapping[str, FileRecord],
         step: int,
         part: Part,
@@ -398,7 +398,7 @@ def _counted(name: str, chunks: Chunks, on_progress: Callable[[str, int], None])
     return counted
 
 
-def _await(draft: Draft, number: int, cancelled: Callable[[], bool]) -> dict[str, FileRecord]:
+def _await(draft: CheckpointDraft, number: int, cancelled: Callable[[], bool]) -> dict[str, FileRecord]:
     """Waits until another writer has handed in its part, and returns the records of its files by name."""
     pause = _FIRST_LOOK
     while True:

@@ -13,8 +13,8 @@ from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.errors import CheckpointError
 from data_prep.errors import DataPrepError
-from data_prep.files import write_atomically
-from data_prep.json_files import Count
+from data_prep.storage.files import write_atomically
+from data_prep.storage.json_files import Count
 
 FOLDER = "checkpoints"
 

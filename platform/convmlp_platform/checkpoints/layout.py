@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convmlp_platform.errors import CheckpointError
-from data_prep.json_files import Count, DamagedJson, parse_json
+from data_prep.storage.json_files import Count, DamagedJson, parse_json
 
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 STAGING, RETIRED = ".staging-", ".retired-"

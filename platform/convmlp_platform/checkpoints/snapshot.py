@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from convmlp_platform.checkpoints.layout import Part, tensor_file_name
-from convmlp_platform.checkpoints.store import CHUNK_BYTES, Chunks
-from convmlp_platform.checkpoints.tensor_file import FilePlan, Slice, plan_file
+from convmlp_platform.checkpoints.stores.store import CHUNK_BYTES, Chunks
+from convmlp_platform.checkpoints.tensor_file import FilePlan, TensorSlice, plan_file
 
 Groups = Mapping[str, Mapping[str, Tensor]]
-Slices = Mapping[str, Mapping[str, Slice]]
+Slices = Mapping[str, Mapping[str, TensorSlice]]
 Pair = tuple[Tensor, Tensor]
 """A tensor, and the bytes it is copied to."""
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from convmlp_platform.errors import CheckpointError
-from data_prep.json_files import Count, parse_json
+from data_prep.storage.json_files import Count, parse_json
 
 _DTYPES = {
     torch.float64: "F64",
@@ -36,7 +36,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Slice:
+class TensorSlice:
     """Elements `start`, `start + 1`, ... of a tensor of `shape`, in row-major order."""
 
     shape: tuple[Count, ...]
@@ -53,7 +53,7 @@ class FilePlan:
     data_bytes: int
 
 
-def plan_file(tensors: Mapping[str, Tensor], slices: Mapping[str, Slice]) -> FilePlan:
+def plan_file(tensors: Mapping[str, Tensor], slices: Mapping[str, TensorSlice]) -> FilePlan:
     """Lay out a file of these tensors. Widest types first, so that every tensor is aligned.
 
     (safetensors' own writer takes the tensors themselves, and writes without telling a hash; here the bytes come
@@ -88,11 +88,13 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
         CheckpointError: a file can't be read, or the files don't hold all of a tensor, or some of it twice.
     """
     whole: dict[str, Tensor] = {}
-    runs: dict[str, list[tuple[Slice, Tensor]]] = {}
+    runs: dict[str, list[tuple[TensorSlice, Tensor]]] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
-                cut = parse_json((content.metadata() or {}).get("slices", "{}").encode(), dict[str, Slice])
+                cut = parse_json(
+                    (content.metadata() or {}).get("slices", "{}").encode(), dict[str, TensorSlice]
+                )
                 for name in content.keys():  # noqa: SIM118 (it is no mapping)
                     if name in cut:
                         runs.setdefault(name, []).append((cut[name], content.get_tensor(name)))
@@ -106,7 +108,7 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     return whole | {name: _joined(name, pieces, where) for name, pieces in runs.items()}
 
 
-def _joined(name: str, runs: list[tuple[Slice, Tensor]], where: Path) -> Tensor:
+def _joined(name: str, runs: list[tuple[TensorSlice, Tensor]], where: Path) -> Tensor:
     """One tensor from its runs, which must follow each other without gap or overlap."""
     runs = sorted((run for run in runs if run[1].numel()), key=lambda run: run[0].start)
     shapes = {piece.shape for piece, _ in runs}

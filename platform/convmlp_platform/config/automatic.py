@@ -23,11 +23,11 @@ from collections.abc import Callable
 from typing import Any
 
 from convmlp_platform.config import paths
-from convmlp_platform.config.section import AUTO
+from convmlp_platform.config.sections.section import AUTO
 from convmlp_platform.errors import ConfigError, PlatformError
+from data_prep.dataset.manifest import DatasetManifest, load_manifest
 from data_prep.errors import DataPrepError
-from data_prep.manifest import DatasetManifest, load_manifest
-from data_prep.urls import local_path, shown
+from data_prep.storage.urls import local_path, shown
 
 FIELDS = (
     "training.global_batch_size",

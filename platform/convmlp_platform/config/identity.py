@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from convmlp_platform.config.load import flat_values
 from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.schema import TrainJob
-from data_prep.files import write_atomically
-from data_prep.json_files import DamagedJson, read_json
+from data_prep.storage.files import write_atomically
+from data_prep.storage.json_files import DamagedJson, read_json
 
 # Sections that count whole, and the fields that count of the others. All else may change between two starts.
 _WHOLE_SECTIONS = ("task", "model", "augment", "loss", "optimizer", "schedule")
@@ -29,7 +29,8 @@ _FIELDS = {
     "eval": ("crop_pct", "interpolation"),  # they decide which evaluation, and so which weights, are the best
 }
 
-# Of the sample order (data/order.py): raised with its pinned test, so that no run goes on in another order.
+# Of the sample order (data/order/sample_order.py): raised with its pinned test, so that no run goes on in another
+# order.
 ORDER_VERSION = 2
 
 INIT_FROM = "model.init_from"

@@ -13,13 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from convmlp_platform.config import automatic, paths, yaml_text
-from convmlp_platform.config.evaluate import EvaluateJob
+from convmlp_platform.config import automatic, paths
+from convmlp_platform.config.evaluate_job import EvaluateJob
+from convmlp_platform.config.explain import yaml_text
+from convmlp_platform.config.explain.problems import Explainer
+from convmlp_platform.config.explain.suggest import nearest
 from convmlp_platform.config.overrides import apply_overrides
-from convmlp_platform.config.problems import Explainer
 from convmlp_platform.config.schema import JOB_ADAPTER, PrepareJob, TrainJob
-from convmlp_platform.config.suggest import nearest
-from convmlp_platform.config.sweep import SweepJob
+from convmlp_platform.config.sweep_job import SweepJob
 from convmlp_platform.errors import ConfigError
 from data_prep.source_config import DigitsSource
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from convmlp_platform.config import yaml_text
+from convmlp_platform.config.explain import yaml_text
 from convmlp_platform.errors import ConfigError
 
 _MAX_DEPTH = 32

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from convmlp_platform.errors import ConfigError
-from data_prep.urls import is_url
+from data_prep.storage.urls import is_url
 
 ROOT_VARIABLE = "CONVMLP_ROOT"
 REGISTRY_SCHEME = "models:/"

@@ -7,18 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from convmlp_platform.config.evaluate import EvaluateJob
-from convmlp_platform.config.recipe import (
-    AugmentSection,
-    EvalSection,
-    LossSection,
-    OptimizerSection,
-    ScheduleSection,
-    TrainingSection,
-)
-from convmlp_platform.config.resilience import GuardSection
-from convmlp_platform.config.section import Name, Section
-from convmlp_platform.config.sections import (
+from convmlp_platform.config.evaluate_job import EvaluateJob
+from convmlp_platform.config.sections.execution import (
     CheckpointSection,
     DataSection,
     EngineSection,
@@ -27,8 +17,18 @@ from convmlp_platform.config.sections import (
     TrackingSection,
     TrackingTarget,
 )
-from convmlp_platform.config.sweep import SweepJob
-from convmlp_platform.config.task import TaskSection
+from convmlp_platform.config.sections.recipe import (
+    AugmentSection,
+    EvalSection,
+    LossSection,
+    OptimizerSection,
+    ScheduleSection,
+    TrainingSection,
+)
+from convmlp_platform.config.sections.resilience import GuardSection
+from convmlp_platform.config.sections.section import Name, Section
+from convmlp_platform.config.sections.task_section import TaskSection
+from convmlp_platform.config.sweep_job import SweepJob
 from data_prep.config import PrepareConfig
 
 

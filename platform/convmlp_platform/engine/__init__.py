@@ -1,0 +1,16 @@
+"""Runs a step under a strategy: device, precision, gradients, update.
+
+Files in reading order:
+
+    engine           The work that all strategies do alike
+    types            The values that go into an engine and come out of it
+    ddp              strategy
+    fsdp             strategy
+    deepspeed        strategy
+    batch_norm       BatchNorm's running statistics as a function of the global batch, not of who computed
+    ema              An exponential moving average of the weights, kept in the same pieces in which a rank
+    loss_scale       Loss scaling of fp16
+    optimizer_state  Optimizer state by parameter name, for engines whose optimizer is a plain torch one
+
+May import: convmlp, distributed.
+"""

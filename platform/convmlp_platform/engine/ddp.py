@@ -13,10 +13,14 @@ from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from convmlp_platform.engine.base import Engine
-from convmlp_platform.engine.gradients import norms_of, scale_all
-from convmlp_platform.engine.plain_state import SEPARATOR, live_slots, load_optimizer_slots, optimizer_slots
-from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.engine import Engine
+from convmlp_platform.engine.optimizer_state import (
+    SEPARATOR,
+    live_slots,
+    load_optimizer_slots,
+    optimizer_slots,
+)
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State, norms_of, scale_all
 
 
 class DdpEngine(Engine):

@@ -31,11 +31,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from convmlp_platform.engine.base import Engine
 from convmlp_platform.engine.ema import WeightAverage
-from convmlp_platform.engine.gradients import norms_of
-from convmlp_platform.engine.plain_state import SEPARATOR
-from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.engine import Engine
+from convmlp_platform.engine.optimizer_state import SEPARATOR
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State, norms_of
 
 # On the CPU accelerator DeepSpeed compiles a C++ op at its first start (28 s), used by inference alone.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]

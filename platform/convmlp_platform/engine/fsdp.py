@@ -15,10 +15,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from convmlp_platform.engine.base import Engine
-from convmlp_platform.engine.gradients import norms_of, scale_all
-from convmlp_platform.engine.plain_state import SEPARATOR, live_slots, load_optimizer_slots, optimizer_slots
-from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.engine import Engine
+from convmlp_platform.engine.optimizer_state import (
+    SEPARATOR,
+    live_slots,
+    load_optimizer_slots,
+    optimizer_slots,
+)
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State, norms_of, scale_all
 
 # Parameters below which a block is not worth a gathering of its own.
 MIN_SHARDED_PARAMETERS = 50_000

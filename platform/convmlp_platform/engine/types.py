@@ -1,13 +1,28 @@
-"""The values that go into an engine and come out of it."""
+"""The values that go into an engine and come out of it.
+
+Norms and factors of many gradients in few calls.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+def norms_of(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """The L2 norm of each tensor that has elements."""
+    return list(torch._foreach_norm([tensor for tensor in tensors if tensor is not None and tensor.numel()]))
+
+
+def scale_all(tensors: Sequence[Tensor | None], factor: float) -> None:
+    """Multiply in place."""
+    if factor != 1.0:
+        torch._foreach_mul_([tensor for tensor in tensors if tensor is not None], factor)
+
 
 State = dict[str, Tensor]
 Run = tuple[tuple[int, ...], int]
@@ -17,8 +32,8 @@ OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 SeedFactory = Callable[[int, int], int]
 
 
-class MicroBatch(Protocol):
-    """The part of a micro-batch that the engine needs (data.loader has the real one)."""
+class MicroBatchLike(Protocol):
+    """The part of a micro-batch that the engine needs (data.reading.loader has the real one)."""
 
     @property
     def images(self) -> Tensor | list[Tensor]: ...

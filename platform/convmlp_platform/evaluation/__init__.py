@@ -1,0 +1,18 @@
+"""Evaluates models: a folder of figures, pictures and tables for each.
+
+Files in reading order:
+
+    evaluation_run        An evaluation, from a checked job to the folder with its result
+    subject               The subject of an evaluation
+    build_subject         From an evaluation job to its parts
+    findings              The findings of an evaluation beside its task's metrics
+    result                The result of an evaluation
+    result_folder         The folder of a result
+    evaluation_preflight  All that can be known to be wrong with an evaluation before it costs anything
+    report/               Writes an evaluation's result as files
+    compare/              Puts models side by side: accuracy, parameters, cost
+    extras/               Further figures of an evaluation: ReaL labels, permuted pixels, speed
+
+May import: config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.source_config, data_prep.storage,
+distributed, engine, errors, goodput, models, pictures, runs, tracking, training.
+"""

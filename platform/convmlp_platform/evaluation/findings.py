@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convmlp.joint_view import IGNORED
 from convmlp.tasks.coco_metrics import CocoMetrics
-from convmlp_platform.data.loader import MicroBatch
+from convmlp.transforms.joint_view import IGNORED
+from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.evaluation.result import ClassScore
 
 Counts = NDArray[np.int64]
@@ -25,7 +25,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Findings:
+class EvaluationFindings:
     """After all images: `metrics` in per cent that the task's own lack; `confusion` where there is such a thing."""
 
     per_class: list[ClassScore] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Watch(ABC):
         """Take in a batch: the task's outputs and targets."""
 
     @abstractmethod
-    def findings(self) -> Findings:
+    def findings(self) -> EvaluationFindings:
         """Of all batches, after the metrics were computed."""
 
 
@@ -63,14 +63,14 @@ class ClassificationWatch(Watch):
         samples, truth, said = (torch.cat(column).numpy() for column in zip(*self._batches, strict=True))
         return samples, truth, said
 
-    def findings(self) -> Findings:
+    def findings(self) -> EvaluationFindings:
         _, truth, said = self.arrays()
         counts = count_pairs(truth, said, len(self.classes))
         found = [
             ClassScore(name=name, count=n, scores={"accuracy": score})
             for name, n, score in _recalls(self, counts)
         ]
-        return Findings(found, counts, "images")
+        return EvaluationFindings(found, counts, "images")
 
 
 class SegmentationWatch(Watch):
@@ -87,7 +87,7 @@ class SegmentationWatch(Watch):
                 truth[labelled].cpu().numpy(), said[labelled].cpu().numpy(), len(self.classes)
             )
 
-    def findings(self) -> Findings:
+    def findings(self) -> EvaluationFindings:
         counts = self._counts
         both = np.diag(counts)
         either = counts.sum(0) + counts.sum(1) - both
@@ -95,7 +95,7 @@ class SegmentationWatch(Watch):
         for place, (name, number, recall) in enumerate(_recalls(self, counts)):
             iou = 100.0 * float(both[place] / either[place]) if either[place] else None
             found.append(ClassScore(name=name, count=number, scores={"iou": iou, "accuracy": recall}))
-        return Findings(found, counts, "pixels")
+        return EvaluationFindings(found, counts, "pixels")
 
 
 class DetectionWatch(Watch):
@@ -111,13 +111,13 @@ class DetectionWatch(Watch):
             for item in target["objects"]:
                 self._objects[item["category_id"]] += not item.get("iscrowd", 0)
 
-    def findings(self) -> Findings:
+    def findings(self) -> EvaluationFindings:
         found = []
         for number, name in zip(self._metrics.class_ids, self.classes, strict=True):
             aps = {f"{kind}_ap": by_class.get(number) for kind, by_class in self._metrics.class_ap.items()}
             scores = {kind: None if ap is None else 100.0 * ap for kind, ap in aps.items()}
             found.append(ClassScore(name=name, count=self._objects[number], scores=scores))
-        return Findings(found, None, "objects")
+        return EvaluationFindings(found, None, "objects")
 
 
 def count_pairs(truth: NDArray[np.integer], said: NDArray[np.integer], num_classes: int) -> Counts:

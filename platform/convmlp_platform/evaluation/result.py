@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from convmlp_platform.errors import DataError
-from data_prep.json_files import DamagedJson, read_json
+from data_prep.storage.json_files import DamagedJson, read_json
 
 RESULT_NAME, TABLE_NAME = "result.json", "table.md"
 
@@ -26,7 +26,9 @@ class ModelEntry(_Entry):
     weights_sha256: str | None = None
     name: str = Field(description="of the network, e.g. convmlp_s")
     parameters: int = Field(ge=0)
-    macs: int | None = Field(description="multiply-accumulates of one image of macs_size; see convmlp.cost")
+    macs: int | None = Field(
+        description="multiply-accumulates of one image of macs_size; see convmlp.model_cost"
+    )
     macs_size: tuple[int, int] = Field(description="height and width in pixels")
     image_size: int = Field(description="pixels: side, or the shorter side in detection and segmentation")
     num_classes: int

@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from convmlp_platform.config.evaluate import EvaluateJob
-from convmlp_platform.config.recipe import AugmentSection
+from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.config.section import Channels
-from convmlp_platform.config.task import TaskSection
-from convmlp_platform.data.split import open_manifest
+from convmlp_platform.config.sections.recipe import AugmentSection
+from convmlp_platform.config.sections.section import Channels
+from convmlp_platform.config.sections.task_section import TaskSection
+from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import ConfigError, DataError, PlatformError
-from convmlp_platform.tracking.bundle import BundleSpec
-from convmlp_platform.training.build_transforms import normalisation_of
-from convmlp_platform.training.model_source import FoundModel, class_difference
-from convmlp_platform.training.run_folder import stored_identity_fields
-from data_prep.manifest import DatasetManifest
+from convmlp_platform.models.bundle import BundleSpec
+from convmlp_platform.runs.find_model import FoundModel, class_difference
+from convmlp_platform.runs.run_folder import stored_identity_fields
+from convmlp_platform.training.build.build_transforms import normalisation_of
+from data_prep.dataset.manifest import DatasetManifest
 from data_prep.source_config import ExifOrientation
 
 PERMUTED = {"permute", "permute_patch", "permute_seed"}

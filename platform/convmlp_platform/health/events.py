@@ -20,8 +20,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.files import sync_folder
-from data_prep.json_files import Count, Seconds, Workers, parse_json_lines
+from data_prep.storage.files import sync_folder
+from data_prep.storage.json_files import Count, Seconds, Workers, parse_json_lines
 
 logger = logging.getLogger(__name__)
 

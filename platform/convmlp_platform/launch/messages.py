@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from convmlp_platform.config.sections import LaunchSection
-from data_prep.urls import scrubbed
+from convmlp_platform.config.sections.execution import LaunchSection
+from data_prep.storage.urls import scrubbed
 
 
 def say(line: str) -> None:

@@ -15,8 +15,7 @@ from PIL import Image
 from convmlp_platform.pictures.annotate import draw_classes, draw_objects, resized
 from convmlp_platform.pictures.contact_sheet import Cell, contact_sheet, fit
 from convmlp_platform.pictures.object_matches import IOU, Matches, match_objects
-from convmlp_platform.pictures.panels import side_by_side
-from convmlp_platform.pictures.style import ACCENT, FAINT, WRONG, Color, class_color
+from convmlp_platform.pictures.style import ACCENT, FAINT, WRONG, Color, class_color, side_by_side
 
 SURE = 0.3
 """Objects are drawn from this score on."""
@@ -38,7 +37,7 @@ class ClassPrediction:
 
 
 @dataclass(frozen=True)
-class Objects:
+class DrawnObjects:
     """Objects in an image: boxes (n, 4) in its pixels (left, top, right, bottom), labels (n,), and, where there are
     any, scores (n,), masks (n arrays of the image's height and width, or None), and crowds (n,)."""
 
@@ -48,10 +47,10 @@ class Objects:
     masks: Sequence[NDArray[np.integer] | NDArray[np.bool_] | None] = ()
     is_crowd: NDArray[np.bool_] | None = None
 
-    def chosen(self, places: NDArray[np.integer]) -> Objects:
+    def chosen(self, places: NDArray[np.integer]) -> DrawnObjects:
         """Those at these places, in this order."""
         kept = places.tolist()
-        return Objects(
+        return DrawnObjects(
             self.boxes[places],
             self.labels[places],
             None if self.scores is None else self.scores[places],
@@ -65,8 +64,8 @@ class ObjectPrediction:
     """The objects found in an image, and those that are annotated (None: nobody knows)."""
 
     image: Image.Image
-    found: Objects
-    truth: Objects | None = None
+    found: DrawnObjects
+    truth: DrawnObjects | None = None
     note: str = ""
 
 
@@ -200,7 +199,7 @@ def _area_cell(sample: AreaPrediction, page: _Page) -> Cell:
     return Cell(side_by_side(panels), words, sample.note)
 
 
-def _shown(found: Objects) -> Objects:
+def _shown(found: DrawnObjects) -> DrawnObjects:
     """Those with a score from `SURE` on, best first."""
     if found.scores is None:
         return found
@@ -208,18 +207,18 @@ def _shown(found: Objects) -> Objects:
     return found.chosen(order[found.scores[order] >= SURE])
 
 
-def _matched(found: Objects, truth: Objects) -> Matches:
+def _matched(found: DrawnObjects, truth: DrawnObjects) -> Matches:
     crowds = np.zeros(len(truth.labels), np.bool_) if truth.is_crowd is None else truth.is_crowd
     return match_objects(found.boxes, found.labels, truth.boxes, truth.labels, crowds)
 
 
 def _drawn_objects(
     image: Image.Image,
-    objects: Objects,
+    objects: DrawnObjects,
     page: _Page,
     scale: float,
     matches: Matches | None = None,
-    missed: Objects | None = None,
+    missed: DrawnObjects | None = None,
 ) -> Image.Image:
     names = []
     for place, label in enumerate(objects.labels.tolist()):
@@ -273,7 +272,7 @@ def _class_overlaps(sample: AreaPrediction) -> dict[int, float]:
     return overlaps
 
 
-def _counted(objects: Objects, page: _Page) -> str:
+def _counted(objects: DrawnObjects, page: _Page) -> str:
     labels, counts = np.unique(objects.labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_MOST_NAMED].tolist()
     return ", ".join(f"{counts[at]} {page.name(int(labels[at]))}" for at in order) or "no objects"

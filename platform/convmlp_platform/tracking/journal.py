@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from data_prep.json_files import Count
-from data_prep.urls import scrubbed
+from data_prep.storage.json_files import Count
+from data_prep.storage.urls import scrubbed
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Params(_Record):
     values: dict[str, str]
 
 
-class Metrics(_Record):
+class MetricsRecord(_Record):
     """Metrics of one step, all with the same time."""
 
     kind: Literal["metrics"] = "metrics"
@@ -99,7 +99,7 @@ class VersionTags(_Record):
     values: dict[str, str]
 
 
-Record = Params | Metrics | Tags | Artifact | Dataset | Status | VersionTags
+Record = Params | MetricsRecord | Tags | Artifact | Dataset | Status | VersionTags
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 
@@ -204,7 +204,7 @@ def metric_history(path: Path) -> list[tuple[int, dict[str, float]]]:
     """All metrics on record as (step, values), by step; of a step done twice, the later time."""
     by_step: dict[int, dict[str, float]] = {}
     for record in read_chunk(path, max_bytes=sys.maxsize).records:
-        if isinstance(record, Metrics):
+        if isinstance(record, MetricsRecord):
             by_step[record.step] = by_step.get(record.step, {}) | record.values
     return sorted(by_step.items())
 

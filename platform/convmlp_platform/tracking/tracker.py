@@ -9,22 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.config.sections.execution import TrackingSection
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.delivery import MAX_VALUE_LENGTH
-from convmlp_platform.tracking.environment import environment_tags
-from convmlp_platform.tracking.feeder import Feeder
-from convmlp_platform.tracking.journal import (
-    Artifact,
-    Dataset,
-    Journal,
-    Metrics,
-    Params,
-    Record,
-    Status,
-    Tags,
-)
-from convmlp_platform.tracking.state import (
+from convmlp_platform.tracking.delivery_state import (
     Target,
     journal_path,
     load_feed,
@@ -32,8 +19,21 @@ from convmlp_platform.tracking.state import (
     save_target,
     without_secrets,
 )
-from convmlp_platform.tracking.uri import tracking_uri
-from data_prep.urls import scrubbed
+from convmlp_platform.tracking.environment_tags import environment_tags
+from convmlp_platform.tracking.journal import (
+    Artifact,
+    Dataset,
+    Journal,
+    MetricsRecord,
+    Params,
+    Record,
+    Status,
+    Tags,
+)
+from convmlp_platform.tracking.mlflow.delivery import MAX_VALUE_LENGTH
+from convmlp_platform.tracking.mlflow.feeder import Feeder
+from convmlp_platform.tracking.mlflow.tracking_uri import tracking_uri
+from data_prep.storage.urls import scrubbed
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Tracker:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log scalars of one step; NaN and infinities too (MLflow shows infinity as the largest float)."""
-        self._append(Metrics(step=step, values={key: float(value) for key, value in metrics.items()}))
+        self._append(MetricsRecord(step=step, values={key: float(value) for key, value in metrics.items()}))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file (or a folder's content) to artifact folder `folder`, as it is when its turn comes."""

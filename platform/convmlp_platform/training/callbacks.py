@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
-from convmlp_platform.training.bad_steps import BadStep
-from convmlp_platform.training.evaluate import scores_of, taken_weights
-from convmlp_platform.training.guard import Action
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
+from convmlp_platform.training.guard.bad_steps import BadStep
+from convmlp_platform.training.guard.guard import Action
+from convmlp_platform.training.train_state import TrainState
 
 
 class Callback:

@@ -8,7 +8,7 @@ from statistics import fmean
 import torch
 
 from convmlp_platform.distributed import World, sum_over_ranks
-from convmlp_platform.health.phases import Phase, PhaseClock
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 
 _STEP = (Phase.COMPILE, Phase.DATA, Phase.COMPUTE, Phase.UPDATE)
 

@@ -8,19 +8,24 @@ from dataclasses import dataclass
 from convmlp_platform.checkpoints.checkpointer import Checkpointer
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.split import open_manifest
+from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.distributed import joined_world, on_main
-from convmlp_platform.health.phases import PhaseClock
-from convmlp_platform.training import build, run_folder
+from convmlp_platform.health.heartbeat.phases import PhaseClock
+from convmlp_platform.runs import run_folder
+from convmlp_platform.training.build import parts
+from convmlp_platform.training.build.initial_weights import (
+    counted_weights,
+    keep_weights,
+    start_line,
+    starting_job,
+)
 from convmlp_platform.training.callbacks import Callback, Console
-from convmlp_platform.training.goodput import GoodputLog
-from convmlp_platform.training.goodput_report import GoodputReport
-from convmlp_platform.training.initial_weights import counted_weights, keep_weights, start_line, starting_job
-from convmlp_platform.training.interruption import StopRequest
-from convmlp_platform.training.outputs import BestModel, Telemetry
-from convmlp_platform.training.plan import StepPlan
-from convmlp_platform.training.record import open_tracker, register_best
-from convmlp_platform.training.sample_pictures import SamplePictures
+from convmlp_platform.training.outputs.goodput_callback import GoodputLog, GoodputReport
+from convmlp_platform.training.outputs.outputs import BestModel, Telemetry
+from convmlp_platform.training.outputs.record import open_tracker, register_best
+from convmlp_platform.training.outputs.sample_pictures import SamplePictures
+from convmlp_platform.training.step_plan import StepPlan
+from convmlp_platform.training.stop_request import StopRequest
 from convmlp_platform.training.trainer import Trainer
 
 # Seconds for MLflow when told to stop: who asks may kill soon, and the next start delivers the rest.
@@ -71,12 +76,12 @@ def run(
     with joined_world(use_gpu=job.launch.use_gpu is not False) as world:
         manifest = open_manifest(resolve(job.data.path, "data.path"), job.data.digest)
         folder, starting = on_main(world, lambda: begin(job, manifest.digest))
-        train_loader = build.build_train_loader(job, manifest, folder, world)
+        train_loader = parts.build_train_loader(job, manifest, folder, world)
         plan = StepPlan(job, len(train_loader.split))
-        task = build.build_task(starting, manifest)
+        task = parts.build_task(starting, manifest)
         if world.is_main and (line := start_line(starting, task.model, manifest)):
             print(f"model: {line}", flush=True)
-        engine = build.build_engine(job, task, manifest, world)
+        engine = parts.build_engine(job, task, manifest, world)
         tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
         watchers: list[Callback] = [goodput := GoodputLog(clock, folder, world, job.launch)]
         if tracker:
@@ -85,7 +90,7 @@ def run(
                 Telemetry(tracker, folder),
                 GoodputReport(tracker, folder),
             ]
-        eval_loader = build.build_eval_loader(job, manifest, folder, world)
+        eval_loader = parts.build_eval_loader(job, manifest, folder, world)
         watchers.append(pictures := SamplePictures(job.name, eval_loader.split, folder, tracker))
         trainer = Trainer(
             plan,
@@ -94,7 +99,7 @@ def run(
             eval_loader,
             pictures.watching(task.metrics()),
             Checkpointer(run_folder.checkpoints_of(job), job.checkpoint.keep),
-            build.build_ledger(job, folder, train_loader, manifest),
+            parts.build_ledger(job, folder, train_loader, manifest),
             folder,
             BestModel(job, manifest, engine, folder),
             [*watchers, *callbacks],

@@ -13,14 +13,14 @@ import torch
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer, SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.checkpoints.layout import Part, step_name, step_of
-from convmlp_platform.checkpoints.tensor_file import Slice
-from convmlp_platform.data.ledger import LedgerWriter, known_attempts
+from convmlp_platform.checkpoints.tensor_file import TensorSlice
 from convmlp_platform.distributed import gathered, on_main, sum_over_ranks, wait_for_all
-from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineState, OwnState
 from convmlp_platform.errors import CheckpointError, SupersededError, recorded
-from convmlp_platform.health.phases import Phase, PhaseClock
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
+from convmlp_platform.ledger.ledger import LedgerWriter, known_attempts
+from convmlp_platform.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Saver:
             **self.own_facts(state),
         }
         slices = {
-            group: {name: Slice(shape, start) for name, (shape, start) in runs.items()}
+            group: {name: TensorSlice(shape, start) for name, (shape, start) in runs.items()}
             for group, runs in own.runs.items()
         }
         return Checkpoint(state.step, own.groups, facts, slices)

@@ -12,25 +12,25 @@ from typing import Any
 from convmlp.tasks.task import Metrics
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpointer
-from convmlp_platform.data.ledger import Ledger
-from convmlp_platform.data.loader import EvalLoader, MicroBatch, TrainLoader
+from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader
 from convmlp_platform.distributed import on_main
-from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import NumbersError
-from convmlp_platform.health.phases import Phase, PhaseClock
-from convmlp_platform.training.agreement import first_reason
-from convmlp_platform.training.bad_steps import BadStep, BadSteps
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
+from convmlp_platform.ledger.ledger import Ledger
+from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.training.callbacks import Callback
-from convmlp_platform.training.evaluations import Evaluations
-from convmlp_platform.training.guard import Action, Guard, Rollbacks
-from convmlp_platform.training.guarded_step import GuardedSteps, StepResult
-from convmlp_platform.training.interruption import StopRequest
+from convmlp_platform.training.evaluation.evaluations import Evaluations
+from convmlp_platform.training.guard.agreement import first_reason
+from convmlp_platform.training.guard.bad_steps import BadStep, BadSteps
+from convmlp_platform.training.guard.guard import Action, Guard, Rollbacks
 from convmlp_platform.training.meter import Meter
-from convmlp_platform.training.outputs import BestModel
-from convmlp_platform.training.plan import StepPlan
-from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.training.outputs.outputs import BestModel
 from convmlp_platform.training.saving import Saver, StateFacts, check_newest
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.training.step import GuardedSteps, StepResult
+from convmlp_platform.training.step_plan import StepPlan
+from convmlp_platform.training.stop_request import StopRequest
+from convmlp_platform.training.train_state import TrainState
 
 
 class _End(Enum):
@@ -42,7 +42,7 @@ class _End(Enum):
 
 @dataclass
 class Trainer:
-    """A run's parts, built by `training.build`; `fit` is the same under every strategy and launcher."""
+    """A run's parts, built by `training.build.parts`; `fit` is the same under every strategy and launcher."""
 
     plan: StepPlan
     engine: Engine

@@ -29,7 +29,7 @@ def install() -> None:
     torch.nn.modules.module.register_module_forward_hook(_after_forward)
     # The checkpoints' folder writes by these two (tests/convmlp_platform/checkpoints stop it at each of them too).
     os.write, os.open = _failing_write(os.write), _failing_open(os.open)
-    from convmlp_platform.tracking import registry
+    from convmlp_platform.registry import registry
 
     registry.log_bundle = _killed_after(registry.log_bundle)
 

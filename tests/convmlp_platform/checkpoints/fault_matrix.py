@@ -24,17 +24,17 @@ from file_operations import Operation, watching
 
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer, SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
-from convmlp_platform.data.ledger import LedgerHeader, LedgerWriter, claim_attempt
-from convmlp_platform.data.order import SampleOrder
+from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.distributed import World, gathered, joined_world, on_main
-from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import OwnState
 from convmlp_platform.errors import CheckpointError
-from convmlp_platform.health.phases import PhaseClock
+from convmlp_platform.health.heartbeat.phases import PhaseClock
+from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt
 from convmlp_platform.training import saving
 from convmlp_platform.training.saving import Saver
-from convmlp_platform.training.state import TrainState
-from data_prep import retry
+from convmlp_platform.training.train_state import TrainState
+from data_prep.storage import retry
 
 FAULTY = 2
 """The step whose save meets the fault. One is committed before it."""

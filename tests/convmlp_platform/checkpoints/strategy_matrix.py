@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.checkpoints.layout import Part
-from convmlp_platform.checkpoints.tensor_file import Slice
-from convmlp_platform.data.assignment import share_of
-from convmlp_platform.data.permutation import derive_key
+from convmlp_platform.checkpoints.tensor_file import TensorSlice
+from convmlp_platform.data.order.permutation import derive_key
+from convmlp_platform.data.order.rank_share import share_of
 from convmlp_platform.distributed import joined_world, on_main, wait_for_all
-from convmlp_platform.engine.base import Engine
-from convmlp_platform.engine.create import create_engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineOptions, EngineState
+from convmlp_platform.training.build.parts import create_engine
 
 STRATEGIES = {
     "ddp": ("ddp", 1),
@@ -100,7 +100,7 @@ def save(engine: Engine, folder: Path, step: int) -> None:
     """Commit the engine's state as runs do: each rank its own part, while the next step's passes run (collective)."""
     world, own = engine.world, engine.own_state()
     slices = {
-        group: {name: Slice(shape, start) for name, (shape, start) in runs.items()}
+        group: {name: TensorSlice(shape, start) for name, (shape, start) in runs.items()}
         for group, runs in own.runs.items()
     }
     checkpoint = Checkpoint(

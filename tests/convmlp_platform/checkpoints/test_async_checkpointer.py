@@ -14,7 +14,7 @@ import torch
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.checkpoints.layout import Part
-from convmlp_platform.checkpoints.tensor_file import Slice
+from convmlp_platform.checkpoints.tensor_file import TensorSlice
 from convmlp_platform.errors import CheckpointError
 
 
@@ -168,7 +168,7 @@ def part_of(step: int, number: int, count: int) -> Checkpoint:
     size = 12 // count
     run = torch.arange(12.0)[number * size : (number + 1) * size] + step
     tensors = {"w": run} | ({"whole": torch.ones(3)} if number == 0 else {})
-    return Checkpoint(step, {"model": tensors}, {}, {"model": {"w": Slice((3, 4), number * size)}})
+    return Checkpoint(step, {"model": tensors}, {}, {"model": {"w": TensorSlice((3, 4), number * size)}})
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

@@ -244,7 +244,7 @@ def test_power_loss_at_any_operation_of_many_saves(tmp_path: Path) -> None:
 
 def test_the_power_loss_rules_catch_a_missing_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness would notice if the folder's fsync before the commit were forgotten."""
-    from convmlp_platform.checkpoints import local_store
+    from convmlp_platform.checkpoints.stores import local_store
 
     monkeypatch.setattr(local_store, "_sync_folder", lambda folder: None)
     with pytest.raises(AssertionError):

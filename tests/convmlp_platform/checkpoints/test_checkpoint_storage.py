@@ -19,7 +19,7 @@ from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.checkpoints.inventory import export_checkpoint, list_checkpoints, verify_checkpoints
 from convmlp_platform.checkpoints.layout import MANIFEST, Part
-from convmlp_platform.checkpoints.tensor_file import Slice
+from convmlp_platform.checkpoints.tensor_file import TensorSlice
 from convmlp_platform.errors import CheckpointError, cause_of
 from data_prep.errors import Unreachable
 
@@ -122,7 +122,7 @@ def test_ranks_write_parts_anywhere(place: str) -> None:
     savers = [AsyncCheckpointer(Checkpointer(place), part=Part(i, 2), session="a1") for i in range(2)]
     for number, saver in enumerate(savers):
         run = {"w": torch.arange(6.0)[3 * number : 3 * number + 3]}
-        saver.save(Checkpoint(7, {"model": run}, {}, {"model": {"w": Slice((2, 3), 3 * number)}}))
+        saver.save(Checkpoint(7, {"model": run}, {}, {"model": {"w": TensorSlice((2, 3), 3 * number)}}))
     for saver in savers:
         saver.close()
     newest = Checkpointer(place).newest()
@@ -141,7 +141,7 @@ def in_two_parts(place: str) -> list[AsyncCheckpointer]:
 def save_parts(savers: list[AsyncCheckpointer], step: int) -> None:
     for number, saver in enumerate(savers):
         run = {"w": torch.arange(6.0)[3 * number : 3 * number + 3] + step}
-        saver.save(Checkpoint(step, {"model": run}, {}, {"model": {"w": Slice((2, 3), 3 * number)}}))
+        saver.save(Checkpoint(step, {"model": run}, {}, {"model": {"w": TensorSlice((2, 3), 3 * number)}}))
     for saver in savers:
         saver.wait(120)
 

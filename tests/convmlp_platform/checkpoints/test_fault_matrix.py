@@ -14,7 +14,7 @@ from ranks import run_ranks
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.checkpoints.layout import Part
-from convmlp_platform.checkpoints.tensor_file import Slice
+from convmlp_platform.checkpoints.tensor_file import TensorSlice
 from convmlp_platform.errors import SupersededError
 
 
@@ -71,7 +71,7 @@ class Attempt:
         count = len(self.writers)
         for rank, writer in enumerate(self.writers):
             run = {"w": torch.tensor([float(step), float(self.number)])}
-            slices = {"model": {"w": Slice((2 * count,), 2 * rank)}} if count > 1 else {}
+            slices = {"model": {"w": TensorSlice((2 * count,), 2 * rank)}} if count > 1 else {}
             writer.save(Checkpoint(step, {"model": run}, {"by": self.number}, slices))
 
     def wait(self) -> None:

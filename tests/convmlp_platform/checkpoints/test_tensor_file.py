@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convmlp_platform.checkpoints.layout import Part, group_of, tensor_file_name
 from convmlp_platform.checkpoints.snapshot import Snapshots
-from convmlp_platform.checkpoints.tensor_file import Slice, read_tensors
+from convmlp_platform.checkpoints.tensor_file import TensorSlice, read_tensors
 from convmlp_platform.errors import CheckpointError
 
 DTYPES = [
@@ -27,7 +27,12 @@ def tensor_of(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def written(folder: Path, tensors: dict[str, Tensor], slices: dict[str, Slice], part: Part = Part()) -> Path:  # noqa: B008
+def written(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    slices: dict[str, TensorSlice],
+    part: Part = Part(),  # noqa: B008
+) -> Path:
     ((name, chunks),) = Snapshots(part).take({"model": tensors}, {"model": slices}).items()
     (folder / name).write_bytes(b"".join(chunks()))
     return folder / name
@@ -59,17 +64,19 @@ def test_runs_of_any_ranks_join(
     files = []
     for rank, (start, stop) in enumerate(zip([0, *cuts], [*cuts, tensor.numel()], strict=True)):
         run = {"w": tensor.flatten()[start:stop]} | ({"whole": torch.ones(2)} if rank == 0 else {})
-        files.append(written(tmp_path, run, {"w": Slice(shape, start)}, Part(rank, ranks)))
+        files.append(written(tmp_path, run, {"w": TensorSlice(shape, start)}, Part(rank, ranks)))
     if tensor.numel():
         found = read_tensors(files)
         assert torch.equal(found["w"], tensor)
         assert found.keys() == {"w", "whole"}
 
 
-@pytest.mark.parametrize("second", [Slice((4,), 3), Slice((4,), 1), Slice((5,), 2), Slice((2, 2), 2)])
-def test_gaps_overlaps_and_other_shapes_are_refused(tmp_path: Path, second: Slice) -> None:
+@pytest.mark.parametrize(
+    "second", [TensorSlice((4,), 3), TensorSlice((4,), 1), TensorSlice((5,), 2), TensorSlice((2, 2), 2)]
+)
+def test_gaps_overlaps_and_other_shapes_are_refused(tmp_path: Path, second: TensorSlice) -> None:
     files = [
-        written(tmp_path, {"w": torch.zeros(2)}, {"w": Slice((4,), 0)}, Part(0, 2)),
+        written(tmp_path, {"w": torch.zeros(2)}, {"w": TensorSlice((4,), 0)}, Part(0, 2)),
         written(tmp_path, {"w": torch.zeros(2)}, {"w": second}, Part(1, 2)),
     ]
     with pytest.raises(CheckpointError, match="w isn't whole"):
@@ -77,7 +84,7 @@ def test_gaps_overlaps_and_other_shapes_are_refused(tmp_path: Path, second: Slic
 
 
 def test_a_missing_file_of_a_rank_is_noticed(tmp_path: Path) -> None:
-    file = written(tmp_path, {"w": torch.zeros(2)}, {"w": Slice((4,), 0)}, Part(0, 2))
+    file = written(tmp_path, {"w": torch.zeros(2)}, {"w": TensorSlice((4,), 0)}, Part(0, 2))
     with pytest.raises(CheckpointError, match=r"w isn't whole: .* \[\(0, 2\)\]"):
         read_tensors([file])
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from convmlp_platform import cli
-from convmlp_platform.cli import main
+from convmlp_platform.cli import main as cli
+from convmlp_platform.cli.main import main
 from convmlp_platform.errors import LaunchError
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
 from data_prep.errors import DataPrepError
+from data_prep.prepare import prepare
 from data_prep.source_config import DigitsSource
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +51,7 @@ def convmlp(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from convmlp_platform.cli import main; main(['--help']); "
+        "import sys; from convmlp_platform.cli.main import main; main(['--help']); "
         "print('heavy:', sorted({'torch', 'ray', 'mlflow', 'pydantic'} & set(sys.modules)))"
     )
     path = os.pathsep.join([str(ROOT), str(ROOT / "platform")])
@@ -202,7 +202,7 @@ def test_verify_names_a_damaged_shard(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 class Launch:
-    """Stands where `launch.entry.launch` is: notes the call, and ends as the test says."""
+    """Stands where `jobs.run_job.launch` is: notes the call, and ends as the test says."""
 
     def __init__(self) -> None:
         self.end: int | BaseException = 0
@@ -217,9 +217,9 @@ class Launch:
 
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> Launch:
-    entry, launch = ModuleType("convmlp_platform.launch.entry"), Launch()
+    entry, launch = ModuleType("convmlp_platform.jobs.run_job"), Launch()
     entry.launch = launch  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "convmlp_platform.launch.entry", entry)
+    monkeypatch.setitem(sys.modules, "convmlp_platform.jobs.run_job", entry)
     return launch
 
 

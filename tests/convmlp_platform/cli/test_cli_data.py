@@ -11,10 +11,10 @@ from ledger_runs import MadeUpRun
 from prep_imagefolder import orphaned_dataset
 from prepared import digits
 
-from convmlp_platform.cli import main
-from convmlp_platform.tracking.store import open_client
-from data_prep.index import read_index
-from data_prep.manifest import load_manifest
+from convmlp_platform.cli.main import main
+from convmlp_platform.tracking.mlflow.client import open_client
+from data_prep.dataset.index import read_index
+from data_prep.dataset.manifest import load_manifest
 
 JOB = str(Path(__file__).parents[3] / "jobs" / "prep_digits.yaml")
 Captured = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ import pytest
 from goodput_story import TRUTH, write_run
 from PIL import Image
 
-from convmlp_platform.cli import main
+from convmlp_platform.cli.main import main
 
 
 @pytest.fixture

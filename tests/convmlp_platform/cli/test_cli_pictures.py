@@ -11,13 +11,13 @@ from annotated import CLASS_IDS, rectangles, stripes
 from PIL import Image
 from prepared import digits
 
-from convmlp.tasks.create import create_dense_model
+from convmlp.tasks.task_model import create_dense_model
 from convmlp.zoo import create_model
-from convmlp_platform.cli import main
+from convmlp_platform.cli.main import main
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.split import open_manifest
-from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
-from convmlp_platform.tracking.task_spec import ClassificationSpec, DetectionSpec, SegmentationSpec, TaskSpec
+from convmlp_platform.data.dataset.split import open_manifest
+from convmlp_platform.models.bundle import BundleSpec, write_bundle
+from convmlp_platform.models.task_spec import ClassificationSpec, DetectionSpec, SegmentationSpec, TaskSpec
 from convmlp_platform.training.run import run
 
 HALF = (0.5, 0.5, 0.5)

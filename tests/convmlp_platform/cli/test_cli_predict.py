@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_dense import tiny_dense
 
 import convmlp
-from convmlp_platform.cli import main
-from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
+from convmlp_platform.cli.main import main
+from convmlp_platform.models.bundle import BundleSpec, write_bundle
 
 
 @pytest.fixture

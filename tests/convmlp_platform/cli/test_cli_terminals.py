@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from prepared import digits
 
-from convmlp_platform import cli
+from convmlp_platform.cli import main
+from convmlp_platform.cli.common import fail
 from convmlp_platform.errors import ConfigError
 from data_prep.console import PLAIN, adapt_streams, printable
 
@@ -42,7 +43,7 @@ def convmlp(command: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
-@pytest.mark.parametrize("words", list(commands(cli._parser()[0])), ids=" ".join)
+@pytest.mark.parametrize("words", list(commands(main._parser()[0])), ids=" ".join)
 def test_every_command_prints_on_any_terminal(
     words: tuple[str, ...], encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +57,7 @@ def test_every_command_prints_on_any_terminal(
     streams = [io.BytesIO(), io.BytesIO()]
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding=encoding))
-    assert cli.main(list(words)) == 2
+    assert main.main(list(words)) == 2
     shown = {
         "ascii": r"images -> 3 x 224 ..., \xe9, \xe9",
         "cp1252": r"images -> 3 × 224 …, é, \xe9",
@@ -89,7 +90,7 @@ def test_a_check_in_an_ascii_terminal_is_a_report(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("CONVMLP_ROOT", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     job = str(ROOT / "jobs" / "pretrain_digits.yaml")
-    assert cli.main(["check", job, "--set", f"data.path={digits()}", "--set", "launch.num_workers=1"]) == 0
+    assert main.main(["check", job, "--set", f"data.path={digits()}", "--set", "launch.num_workers=1"]) == 0
     lines = stream.getvalue().decode("ascii").splitlines()
     assert lines[-1] == "no problems found"
     assert any(line.startswith("  data ") and line.endswith("...") for line in lines)
@@ -114,7 +115,7 @@ def test_a_terminal_that_has_gone_or_is_full_is_no_traceback(command: str, code:
 
 def test_a_message_with_colours_is_told_without_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert printable("\x1b[1mbold\x1b[0m, \x1b]0;title\x07\x1b[31mred\r\n\tnext") == "bold, red\n\tnext"
-    cli.words.fail("a \x1b[1mcolour\x1b[0m", 2)  # type: ignore[attr-defined]
+    fail("a \x1b[1mcolour\x1b[0m", 2)
     assert capsys.readouterr().err == "error: a colour\n"
 
 

@@ -13,9 +13,9 @@ from convmlp_platform.config.automatic import AUTO, FIELDS
 from convmlp_platform.config.identity import identity_fields
 from convmlp_platform.config.load import dump_yaml, json_schema, load_job, parse_job
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.config.sweep import SweepJob
-from convmlp_platform.config.sweep_trials import trials_of
+from convmlp_platform.config.sweep_job import SweepJob
 from convmlp_platform.errors import ConfigError, DataError
+from convmlp_platform.sweep.sweep_plan import trials_of
 
 FINETUNE = Path(__file__).parents[3] / "jobs" / "finetune_folder.yaml"
 

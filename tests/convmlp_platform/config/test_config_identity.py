@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from convmlp_platform.config.fields import dotted_names
+from convmlp_platform.config.explain.problems import dotted_names
 from convmlp_platform.config.identity import differences, identity, identity_fields, identity_of
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.schema import TrainJob

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convmlp_platform.config.load import dump_yaml, load_job, parse_job
-from convmlp_platform.config.sweep import SweepJob
-from convmlp_platform.config.sweep_trials import metric_of, told_once, trials_of
+from convmlp_platform.config.sweep_job import SweepJob
 from convmlp_platform.errors import ConfigError
+from convmlp_platform.sweep.sweep_plan import metric_of, told_once, trials_of
 
 ROOT = Path(__file__).parents[3]
 JOB: dict[str, Any] = {

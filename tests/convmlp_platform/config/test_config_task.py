@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from convmlp_platform.config.task import BEST_METRICS, DATASETS, best_score
+from convmlp_platform.config.sections.task_section import BEST_METRICS, DATASETS, best_score
 
 
 def test_every_task_has_a_metric_to_be_judged_by() -> None:

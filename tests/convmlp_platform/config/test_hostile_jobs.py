@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hostile import outcomes
 
-from convmlp_platform.cli import main
-from convmlp_platform.config import yaml_text
+from convmlp_platform.cli.main import main
+from convmlp_platform.config.explain import yaml_text
 from convmlp_platform.config.load import load_job
 from convmlp_platform.errors import ConfigError
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmlp_platform.data.ledger_walk import complete_epochs
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.permutation import KeyedPermutation, derive_key
+from convmlp_platform.data.order.permutation import KeyedPermutation, derive_key
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.ledger.ledger_walk import complete_epochs
 
 
 @given(size=st.integers(1, 5000), key=st.integers(0, 2**64 - 1))

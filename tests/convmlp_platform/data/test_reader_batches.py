@@ -12,8 +12,8 @@ import xxhash
 from PIL import Image
 from reader_helpers import FORMATS, SAMPLES, loader, open_split, photos
 
-from convmlp_platform.data.decode import decode
-from convmlp_platform.data.loader import MicroBatch
+from convmlp_platform.data.dataset.split import decode
+from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.errors import DataError
 
 

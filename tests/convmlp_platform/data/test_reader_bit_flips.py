@@ -12,7 +12,7 @@ import pytest
 import torch
 from reader_helpers import FORMATS, loader, open_split, photos
 
-from convmlp_platform.data.loader import MicroBatch
+from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.errors import DataError
 
 Stored = list[tuple[str, bytes, int, int, int, int]]

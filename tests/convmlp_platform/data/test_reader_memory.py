@@ -10,7 +10,7 @@ import pytest
 import torch
 from reader_helpers import loader, open_split, photos
 
-from convmlp_platform.data.batch import BatchPool, Lent, ReadBatch
+from convmlp_platform.data.reading.batch_memory import BatchPool, Lent, ReadBatch
 
 SHAPE, UINT8 = (4, 8, 8, 3), np.dtype(np.uint8)
 

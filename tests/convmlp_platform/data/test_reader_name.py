@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from prepared import digits
 
-from convmlp.transforms import train_transform
-from convmlp_platform.data import reader_name
-from convmlp_platform.data.block_cache import BlockCache, CacheOptions
-from convmlp_platform.data.loader import TrainLoader
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.remote import RemoteStorage
-from convmlp_platform.data.split import ShardedSplit, open_manifest
-from convmlp_platform.health.process_view import children_of, look_at, state_of
-from data_prep.retry import Patience
+from convmlp.transforms.classification import train_transform
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.reading import process_name
+from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.storage.block_cache import BlockCache, CacheOptions
+from convmlp_platform.data.storage.remote import RemoteStorage
+from convmlp_platform.health.hangs.process_view import children_of, look_at, state_of
+from data_prep.storage.retry import Patience
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
@@ -59,7 +59,7 @@ def test_a_reader_that_is_stuck_ends_with_the_training_process() -> None:
     training = os.fork()
     if not training:
         if not os.fork():
-            reader_name.become_reader()
+            process_name.become_reader()
             os.write(told, os.getpid().to_bytes(4, "little"))
         signal.pause()
     reader = int.from_bytes(os.read(ready, 4), "little")
@@ -88,7 +88,7 @@ def test_what_a_reader_inherited_is_no_garbage_of_its_own() -> None:
     left.itself = left  # type: ignore[attr-defined]
     del left
     if (child := os.fork()) == 0:
-        reader_name.become_reader()
+        process_name.become_reader()
         gc.collect()
         os._exit(0)
     os.waitpid(child, 0)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from reader_helpers import FORMATS, damage, loader, open_split, photos
 
-from convmlp.transforms import eval_transform
-from convmlp_platform.data.damage import DamagedSample
-from convmlp_platform.data.loader import EvalLoader, MicroBatch, TrainLoader
-from convmlp_platform.data.quarantine import Quarantine
-from convmlp_platform.data.split import ShardedSplit
+from convmlp.transforms.classification import eval_transform
+from convmlp_platform.data.dataset.damage import DamagedSample, Quarantine
+from convmlp_platform.data.dataset.split import ShardedSplit
+from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader
 from convmlp_platform.errors import DataError
 
 STEPS = 3  # an epoch

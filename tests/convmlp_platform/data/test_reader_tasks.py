@@ -12,15 +12,14 @@ import pytest
 import torch
 from annotated import CLASS_IDS, IMAGES, rectangles, stripes
 
-from convmlp.bit_masks import unpack_masks
-from convmlp.detection_transforms import DetectionTrainTransform, DetectionTransform
-from convmlp.segmentation_transforms import SegmentationEvalTransform, SegmentationTrainTransform
-from convmlp.transforms import eval_transform
-from convmlp_platform.data.loader import EvalLoader, MicroBatch, TrainLoader
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.quarantine import Quarantine
-from convmlp_platform.data.reader import task_reading
-from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp.transforms.classification import eval_transform
+from convmlp.transforms.detection import DetectionTrainTransform, DetectionTransform, unpack_masks
+from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp_platform.data.dataset.damage import Quarantine
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader
+from convmlp_platform.data.reading.reader import task_reading
 from convmlp_platform.errors import DataError
 
 FORMATS = ("webdataset", "ffcv")

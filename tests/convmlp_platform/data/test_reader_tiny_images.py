@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmlp.detection_transforms import DetectionTrainTransform, DetectionTransform
-from convmlp.segmentation_transforms import SegmentationEvalTransform, SegmentationTrainTransform
-from convmlp.transforms import eval_transform, train_transform
-from convmlp_platform.data.loader import EvalLoader, TrainLoader
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp.transforms.classification import eval_transform, train_transform
+from convmlp.transforms.detection import DetectionTrainTransform, DetectionTransform
+from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.reading.loader import EvalLoader, TrainLoader
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.convert import prepare
+from data_prep.prepare import prepare
 from data_prep.source_config import Ade20kSource, CocoSource, ImageFolderSource
 
 SIZES = [(1, 1), (1, 1), (1, 9), (9, 1)]

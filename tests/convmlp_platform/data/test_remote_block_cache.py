@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmlp_platform.data.block_cache import BlockCache, CacheOptions, Fetch
+from convmlp_platform.data.storage.block_cache import BlockCache, CacheOptions, Fetch
 from convmlp_platform.errors import DataError
-from data_prep import locks
+from data_prep.storage import locks
 
 FORK = multiprocessing.get_context("fork")
 

@@ -18,16 +18,16 @@ import torch
 from prepared import digits
 from s3_server import BUCKET, S3Proxy, s3_server
 
-from convmlp.transforms import train_transform
-from convmlp_platform.data.block_cache import BlockCache, CacheOptions
-from convmlp_platform.data.loader import TrainLoader
-from convmlp_platform.data.open_storage import shards_of
-from convmlp_platform.data.order import SampleOrder
-from convmlp_platform.data.read_ahead import ReadAhead
-from convmlp_platform.data.read_ahead_process import Walk, plan_from
-from convmlp_platform.data.remote import Block, RemoteStorage
-from convmlp_platform.data.split import ShardedSplit, open_manifest
-from data_prep.copy import copy_dataset
+from convmlp.transforms.classification import train_transform
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.storage.block_cache import BlockCache, CacheOptions
+from convmlp_platform.data.storage.open_storage import shards_of
+from convmlp_platform.data.storage.read_ahead import ReadAhead
+from convmlp_platform.data.storage.read_ahead_process import ReadAheadWalk, plan_from
+from convmlp_platform.data.storage.remote import Block, RemoteStorage
+from data_prep.copy_dataset import copy_dataset
 
 URL = f"s3://{BUCKET}/digits"
 GLOBAL, MICRO, STREAMS = 32, 8, 4
@@ -75,7 +75,7 @@ def until(reached: Callable[[], bool]) -> None:
 
 def test_the_walk_meets_each_block_before_its_first_use(server: S3Proxy, tmp_path: Path) -> None:
     plan, steps = plan_in(tmp_path), range(7, 70)
-    walk = Walk(plan, storage_of(plan), steps.start, steps.stop)
+    walk = ReadAheadWalk(plan, storage_of(plan), steps.start, steps.stop)
     met: dict[Block, int] = {}
     for step, block in walk.first_uses():
         met.setdefault(block, step)
@@ -135,7 +135,7 @@ def test_the_plan_arrives_as_it_was_sent(tmp_path: Path) -> None:
         raise Recorded
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Recorded):
-        patch.setattr("convmlp_platform.data.read_ahead.Progress.__init__", record)
+        patch.setattr("convmlp_platform.data.storage.read_ahead.Progress.__init__", record)
         with plan.running(0, 1):
             pass
     assert plan_from(json.loads(sent[0])["plan"]) == plan

@@ -12,16 +12,16 @@ from reader_helpers import damage, loader, open_split, photos
 from s3_server import forget_filesystems
 from web_server import web_server
 
-from convmlp_platform.config.resilience import RestartsSection
-from convmlp_platform.data.block_cache import CacheOptions
-from convmlp_platform.data.open_storage import open_storage
-from convmlp_platform.data.quarantine import Quarantine
-from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp_platform.config.sections.resilience import RestartsSection
+from convmlp_platform.data.dataset.damage import Quarantine
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.data.storage.block_cache import CacheOptions
+from convmlp_platform.data.storage.open_storage import open_storage
 from convmlp_platform.errors import PlatformError, RemoteError, StorageUnreachable
-from convmlp_platform.launch.budgets import Budgets
-from convmlp_platform.launch.causes import Ending, verdict
-from convmlp_platform.launch.process import failed
-from data_prep.retry import Patience
+from convmlp_platform.launch.supervisor.causes import Ending, verdict
+from convmlp_platform.launch.supervisor.judgement import Budgets
+from convmlp_platform.launch.workers.training_process import failed
+from data_prep.storage.retry import Patience
 
 
 def judged(error: BaseException) -> tuple[str, bool]:

@@ -12,12 +12,12 @@ from product_step import take_step
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from convmlp_platform.data.assignment import share_of
-from convmlp_platform.data.permutation import derive_key
+from convmlp_platform.data.order.permutation import derive_key
+from convmlp_platform.data.order.rank_share import share_of
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.engine.base import Engine
-from convmlp_platform.engine.create import create_engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineOptions, EngineState, OptimizerFactory
+from convmlp_platform.training.build.parts import create_engine
 
 STRATEGIES = [("ddp", 1), ("fsdp", 1), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
 NUM_MICRO_BATCHES, MICRO_BATCH_SIZE, CLASSES = 4, 4, 5

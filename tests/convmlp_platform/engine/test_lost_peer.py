@@ -19,7 +19,7 @@ from convmlp_platform.distributed import (
     pick_device,
     sum_over_ranks,
 )
-from convmlp_platform.launch.process import failed
+from convmlp_platform.launch.workers.training_process import failed
 
 
 def left_alone(place: str, zero_stage: int = 1) -> dict[str, Any] | None:

@@ -19,14 +19,14 @@ from product_step import take_step
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from convmlp.mixing import create_mixing
 from convmlp.optim import create_optimizer
 from convmlp.tasks.classification import ClassificationTask
-from convmlp_platform.data.assignment import share_of
+from convmlp.transforms.mixing import create_mixing
+from convmlp_platform.data.order.rank_share import share_of
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.engine.base import Engine
-from convmlp_platform.engine.create import create_engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineOptions
+from convmlp_platform.training.build.parts import create_engine
 
 STRATEGIES = [("ddp", 1), ("fsdp", 1), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
 STEPS, MICRO_BATCHES, SIZE, CLASSES = 4, 3, 4, 5  # two ranks take two micro-batches and one

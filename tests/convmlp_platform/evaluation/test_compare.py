@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 import convmlp
-from convmlp_platform import cli
+from convmlp_platform.cli import main
 from convmlp_platform.config.load import parse_job
-from convmlp_platform.evaluation.compare import find_compared, ordered, warnings_of
-from convmlp_platform.evaluation.compare_runs import compared_mlflow
-from convmlp_platform.evaluation.compare_table import duration, markdown_table, plot, rows, text_table
-from convmlp_platform.evaluation.compared import Compared
-from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
-from convmlp_platform.tracking.journal import Dataset, Journal, Metrics, Tags
-from convmlp_platform.tracking.run_record import RunRecord
-from convmlp_platform.tracking.state import journal_path
+from convmlp_platform.evaluation.compare.compare_runs import compared_mlflow
+from convmlp_platform.evaluation.compare.compare_table import duration, markdown_table, plot, rows, text_table
+from convmlp_platform.evaluation.compare.compared import Compared
+from convmlp_platform.evaluation.compare.find_compared import find_compared, ordered, warnings_of
+from convmlp_platform.models.bundle import BundleSpec, write_bundle
+from convmlp_platform.tracking.delivery_state import journal_path
+from convmlp_platform.tracking.journal import Dataset, Journal, MetricsRecord, Tags
+from convmlp_platform.tracking.mlflow.run_record import RunRecord
 
 DIGEST = "sha256:" + "ab" * 32
 CLASSES = tuple("abcdefghij")
@@ -46,9 +46,9 @@ def run_folder(root: Path, name: str, model: str, scores: list[float], digest: s
     journal.append(Dataset(name="letters", digest=digest, source="x", context="training"))
     for epoch, score in enumerate(scores, 1):
         speed = {"train/images_per_second": 100.0 * epoch}
-        journal.append(Metrics(step=10 * epoch, values=speed | {"train/loss": 1.0}))
+        journal.append(MetricsRecord(step=10 * epoch, values=speed | {"train/loss": 1.0}))
         values = {"eval/loss": 1 - score / 100, "eval/top1": score, "eval/top5": score + 1}
-        journal.append(Metrics(step=10 * epoch, values=values))
+        journal.append(MetricsRecord(step=10 * epoch, values=values))
     network = convmlp.create_model(model, 10, image_size=32)
     parameters = sum(tensor.numel() for tensor in network.parameters())
     journal.append(Tags(values={"model.parameters": str(parameters)}))
@@ -76,7 +76,7 @@ def test_a_run_is_told_by_its_own_records(tmp_path: Path) -> None:
     assert line.images_per_second == 200.0
     assert line.epochs is None  # its dataset is out of reach
     network = convmlp.create_model("convmlp_tiny", 10, image_size=32)
-    from convmlp.cost import count_macs, count_parameters
+    from convmlp.model_cost import count_macs, count_parameters
 
     assert (line.parameters, line.macs) == (count_parameters(network), count_macs(network, 32))
     assert line.counted == ("macs",)
@@ -179,11 +179,11 @@ def test_the_command_takes_folders_of_sweeps_too(tmp_path: Path, capsys: pytest.
     run_folder(tmp_path / "sweep", "small", "convmlp_tiny", [60.0])
     (tmp_path / "sweep" / "sweep.json").write_text('{"trials": ["tiny", "small", "not-begun"]}')
     picture = tmp_path / "picture.png"
-    assert cli.main(["compare", str(tmp_path / "sweep"), "--json", "--plot", str(picture)]) == 0
+    assert main.main(["compare", str(tmp_path / "sweep"), "--json", "--plot", str(picture)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["metric"], [model["label"] for model in told["models"]]) == ("top1", ["small", "tiny"])
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert cli.main(["compare", str(tmp_path / "sweep")]) == 0
+    assert main.main(["compare", str(tmp_path / "sweep")]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("small")
 
 
@@ -192,13 +192,13 @@ def test_what_is_not_there_is_told_at_once(
 ) -> None:
     monkeypatch.setenv("CONVMLP_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert cli.main(["compare", "nowhere", "0" * 32]) == 2
+    assert main.main(["compare", "nowhere", "0" * 32]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("error: nowhere: there is no such file or folder")
     assert "there is no MLflow at sqlite:///" in second
     assert not (tmp_path / "mlflow.db").exists()
     run = run_folder(tmp_path, "tiny", "convmlp_tiny", [50.0])
-    assert cli.main(["compare", str(run), "--metric", "miou"]) == 2
+    assert main.main(["compare", str(run), "--metric", "miou"]) == 2
     assert "none of these has miou; there are loss, top1, top5" in capsys.readouterr().err
 
 

@@ -12,12 +12,12 @@ from prepared import digits
 from safetensors.torch import save_file
 
 import convmlp
-from convmlp_platform.config.evaluate import EvaluateJob
+from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.errors import ConfigError
-from convmlp_platform.evaluation.build import build_loaded_task, prepared
-from convmlp_platform.evaluation.preflight import preflight_evaluation
-from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
-from convmlp_platform.tracking.task_spec import ClassificationSpec, PermutationSpec
+from convmlp_platform.evaluation.build_subject import build_loaded_task, prepared
+from convmlp_platform.evaluation.evaluation_preflight import preflight_evaluation
+from convmlp_platform.models.bundle import BundleSpec, write_bundle
+from convmlp_platform.models.task_spec import ClassificationSpec, PermutationSpec
 
 DIGITS = tuple("0123456789")
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
-from convmlp_platform.data import reader_name
-from convmlp_platform.health.heartbeat import HeartbeatWriter
-from convmlp_platform.health.phases import Phase, PhaseClock
-from convmlp_platform.health.stacks import register_stacks
+from convmlp_platform.data.reading import process_name
+from convmlp_platform.health.hangs.stacks import register_stacks
+from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 
 FAULT_STEP = 20
 SHARD = "train-000017.tar"
@@ -37,12 +37,12 @@ class Shards(Dataset[int]):
     def __getitem__(self, step: int) -> int:
         stuck = step == FAULT_STEP
         shard = self.folder / (SHARD if stuck else "train-000001.tar")
-        reader_name.reads(shard.name)
+        process_name.reads(shard.name)
         # O_RDWR: opening a FIFO for reading alone would itself wait.
         descriptor = os.open(shard, os.O_RDWR)
         content = os.read(descriptor, 1)
         os.close(descriptor)
-        reader_name.idle()
+        process_name.idle()
         return content[0]
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ def batches(folder: Path, num_workers: int) -> DataLoader[int]:
         Shards(folder),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=lambda _: reader_name.become_reader(),
+        worker_init_fn=lambda _: process_name.become_reader(),
         multiprocessing_context="fork" if num_workers else None,
     )
 

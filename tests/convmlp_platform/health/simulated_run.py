@@ -7,11 +7,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from convmlp_platform.config.resilience import HangSection
-from convmlp_platform.health.beat_state import BeatState
-from convmlp_platform.health.hang import Hang, HangWatch, RankView
-from convmlp_platform.health.heartbeat import Heartbeat
-from convmlp_platform.health.phases import Phase
+from convmlp_platform.config.sections.resilience import HangSection
+from convmlp_platform.health.hangs.hang_watch import Hang, HangWatch, RankView
+from convmlp_platform.health.heartbeat.heartbeat import BeatState, Heartbeat
+from convmlp_platform.health.heartbeat.phases import Phase
 
 POLL_S = 0.5
 BARRIER = -1.0

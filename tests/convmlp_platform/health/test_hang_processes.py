@@ -15,13 +15,13 @@ from pathlib import Path
 import gloo_ranks
 import pytest
 
-from convmlp_platform.config.resilience import HangSection
-from convmlp_platform.health.hang import Hang, HangWatch, RankView
-from convmlp_platform.health.heartbeat import read_heartbeat
-from convmlp_platform.health.phases import Phase
-from convmlp_platform.health.process_view import state_of
-from convmlp_platform.health.stacks import collect_stacks
-from convmlp_platform.health.waiting import WaitsFor, in_collective, waits_for
+from convmlp_platform.config.sections.resilience import HangSection
+from convmlp_platform.health.hangs.hang_watch import Hang, HangWatch, RankView
+from convmlp_platform.health.hangs.process_view import state_of
+from convmlp_platform.health.hangs.stacks import collect_stacks
+from convmlp_platform.health.hangs.waiting import WaitsFor, in_collective, waits_for
+from convmlp_platform.health.heartbeat.heartbeat import read_heartbeat
+from convmlp_platform.health.heartbeat.phases import Phase
 
 CASES = ["stopped", "gil", "fifo", "reader"]
 GRACE_S = 2.0

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_run import FOREVER, Fault, Setting, Simulation
 
-from convmlp_platform.config.resilience import HangSection
-from convmlp_platform.health.hang import Hang, HangWatch, RankView
-from convmlp_platform.health.phases import Phase
+from convmlp_platform.config.sections.resilience import HangSection
+from convmlp_platform.health.hangs.hang_watch import Hang, HangWatch, RankView
+from convmlp_platform.health.heartbeat.phases import Phase
 
 KINDS = [{}, {"runs_ahead": True}, {"sharded": True}]
 STUCK_IN = [Phase.DATA, Phase.COMPUTE, Phase.UPDATE, Phase.EVALUATE]

@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmlp_platform.health.beat_state import BeatState
-from convmlp_platform.health.heartbeat import NOTE_BYTES, HeartbeatWriter, read_heartbeat
-from convmlp_platform.health.phases import Phase, PhaseClock
+from convmlp_platform.health.heartbeat.heartbeat import NOTE_BYTES, BeatState, HeartbeatWriter, read_heartbeat
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -193,7 +192,8 @@ class _Direct:
 
 def test_the_agent_imports_none_of_the_heavy_libraries() -> None:
     code = (
-        "import sys, convmlp_platform.health.hang, convmlp_platform.health.stacks, convmlp_platform.health.phases;"
+        "import sys, convmlp_platform.health.hangs.hang_watch, convmlp_platform.health.hangs.stacks;"
+        "import convmlp_platform.health.heartbeat.phases;"
         "print({'torch', 'pydantic', 'numpy'} & set(sys.modules))"
     )
     path = os.pathsep.join(filter(None, sys.path))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from convmlp_platform.data import reader_name
-from convmlp_platform.health.process_view import children_of, look_at, state_of
-from convmlp_platform.health.stacks import collect_stacks, register_stacks
-from convmlp_platform.health.waiting import IDLE, WaitsFor, in_collective, main_thread, waits_for
+from convmlp_platform.data.reading import process_name
+from convmlp_platform.health.hangs.process_view import children_of, look_at, state_of
+from convmlp_platform.health.hangs.stacks import collect_stacks, register_stacks
+from convmlp_platform.health.hangs.waiting import IDLE, WaitsFor, in_collective, main_thread, waits_for
 
 SITE = "/env/lib/python3.12/site-packages"
 C10D, LOADER = f"{SITE}/torch/distributed/distributed_c10d.py", f"{SITE}/torch/utils/data/dataloader.py"
@@ -35,7 +35,7 @@ def dump(*frames: str, thread: str = "") -> str:
         ([f"{FSDP} foreach_all_gather_copy_out"], WaitsFor.RANKS),
         ([f"{SITE}/torch/_ops.py __call__", f"{C10D} wait"], WaitsFor.RANKS),
         (["/app/convmlp_platform/distributed.py wait_for_all"], WaitsFor.RANKS),
-        (["/app/convmlp_platform/training/agreement.py agree"], WaitsFor.RANKS),
+        (["/app/convmlp_platform/training/guard/agreement.py agree"], WaitsFor.RANKS),
         ([f"{SITE}/torch/autograd/graph.py _engine_run_backward"], WaitsFor.UNKNOWN),
         ([f"{SITE}/torch/cuda/__init__.py synchronize"], WaitsFor.UNKNOWN),
         (["/lib/selectors.py select", "/lib/queues.py get", f"{LOADER} _try_get_data"], WaitsFor.DATA),
@@ -72,8 +72,8 @@ def forked(pids: list[int], stacks: Path | None, shard: str | None = None) -> in
         if stacks:
             register_stacks(stacks)
         if shard:
-            reader_name.become_reader()
-            reader_name.reads(shard)
+            process_name.become_reader()
+            process_name.reads(shard)
         os.write(told, b"!")
         while True:
             signal.pause()
@@ -124,7 +124,7 @@ def test_an_idle_reader_is_known_as_such(child: list[int]) -> None:
     ready, told = os.pipe()
     pid = os.fork()
     if not pid:
-        reader_name.become_reader()
+        process_name.become_reader()
         os.write(told, b"!")
         while True:
             signal.pause()

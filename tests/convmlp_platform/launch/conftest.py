@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray_site import REPOSITORY, Site, clean_environment, home_with_stale_token
 
-from convmlp_platform.launch.local_cluster import LocalCluster
+from convmlp_platform.launch.cluster.local_cluster import LocalCluster
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.health.heartbeat import HeartbeatWriter
-from convmlp_platform.health.stacks import register_stacks
-from convmlp_platform.launch.lineage import children_die_with_us, die_with_parent
-from convmlp_platform.launch.process_files import ProcessFiles
+from convmlp_platform.health.hangs.stacks import register_stacks
+from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter
+from convmlp_platform.launch.workers.process_files import ProcessFiles
+from convmlp_platform.launch.workers.process_tree import children_die_with_us, die_with_parent
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convmlp_platform.launch.local_cluster import LocalCluster
+from convmlp_platform.launch.cluster.local_cluster import LocalCluster
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from prepared import digits
 
-from convmlp_platform.launch.lease import NAME, lease
+from convmlp_platform.launch.supervisor.lease import NAME, lease
 
 DRIVERS = """
 import os, signal, sys, time
 from pathlib import Path
-from convmlp_platform.cli import main
+from convmlp_platform.cli.main import main
 from convmlp_platform.training import run as running
-import convmlp_platform.launch.entry, convmlp_platform.launch.summary, convmlp_platform.tracking.uri
+import convmlp_platform.jobs.run_job, convmlp_platform.launch.run_summary, convmlp_platform.tracking.mlflow.tracking_uri
 
 job, count, ranks, marks = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "ranks", Path(sys.argv[4])
 
@@ -31,7 +31,7 @@ def run(job, *, stop):
     return running.RunResult({}, {}, None, None, 1, False, stop.reason)
 
 running.run = run
-convmlp_platform.launch.entry._preflight = lambda job: None
+convmlp_platform.jobs.run_job._preflight = lambda job: None
 go = os.pipe()
 children = []
 for number in range(count):

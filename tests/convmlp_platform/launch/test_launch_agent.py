@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from convmlp_platform.launch.agent import Agent
-from convmlp_platform.launch.report import Report
+from convmlp_platform.launch.workers.agent import Agent
+from convmlp_platform.launch.workers.worker_report import Report
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch import auth
+from convmlp_platform.launch.cluster import auth
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from convmlp_platform.config.resilience import RestartsSection
-from convmlp_platform.launch.budgets import Budgets
-from convmlp_platform.launch.causes import CHARGED, FINAL, End
-from data_prep.retry import Patience
+from convmlp_platform.config.sections.resilience import RestartsSection
+from convmlp_platform.launch.supervisor.causes import CHARGED, FINAL, End
+from convmlp_platform.launch.supervisor.judgement import Budgets
+from data_prep.storage.retry import Patience
 
 causes = st.sampled_from(sorted(CHARGED - {"code"}))
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.launch.capacity import Node, check, uses_gpu, workers_that_fit
+from convmlp_platform.launch.cluster.capacity import Node, check, uses_gpu, workers_that_fit
 
 
 def job(precision: str = "fp32", **launch: Any) -> TrainJob:

@@ -14,13 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convmlp_platform.config.resilience import RestartsSection
+from convmlp_platform.config.sections.resilience import RestartsSection
 from convmlp_platform.errors import CheckpointError, ConfigError, DataError, NumbersError, StorageUnreachable
-from convmlp_platform.launch.budgets import Budgets, Decision
-from convmlp_platform.launch.causes import Ending, patience, verdict
-from convmlp_platform.launch.judgement import final_error
-from convmlp_platform.launch.process import failed
-from convmlp_platform.launch.report import Exit, Report, ending_of
+from convmlp_platform.launch.supervisor.causes import Ending, patience, verdict
+from convmlp_platform.launch.supervisor.judgement import Budgets, Decision, final_error
+from convmlp_platform.launch.workers.training_process import failed
+from convmlp_platform.launch.workers.worker_report import Exit, Report, ending_of
 
 
 def error(rank: int, text: str, **facts: Any) -> Ending:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch.connect import connect, resolve_address
+from convmlp_platform.launch.cluster.connect import connect, resolve_address
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import socket
 import psutil
 import pytest
 
-from convmlp_platform.launch.gloo import interface_of
+from convmlp_platform.launch.workers.agent import interface_of
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "127.0.0.3"])

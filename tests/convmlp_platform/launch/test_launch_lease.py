@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch.lease import NAME, lease, refuse_if_held, result_lease
-from data_prep import locks
+from convmlp_platform.launch.supervisor.lease import NAME, lease, refuse_if_held, result_lease
+from data_prep.storage import locks
 
 
 def test_a_second_driver_is_refused_and_told_by_whom(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_a_second_driver_is_refused_and_told_by_whom(tmp_path: Path) -> None:
 
 def test_a_killed_driver_of_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom data_prep.locks import Lock\n"
+        "import os, sys\nfrom pathlib import Path\nfrom data_prep.storage.locks import Lock\n"
         "assert Lock(Path(sys.argv[1])).try_take()\nos._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / NAME)], check=True)

@@ -156,7 +156,7 @@ def test_code_from_the_working_dir_runs(site: Site, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for name in ("jobs", "convmlp", "data_prep", "platform"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    entry = copy / "platform" / "convmlp_platform" / "launch" / "entry.py"
+    entry = copy / "platform" / "convmlp_platform" / "jobs" / "run_job.py"
     entry.write_text(
         entry.read_text().replace(
             "    job = resolve_paths(job)\n", "    job = resolve_paths(job)\n    print('from', __file__)\n"
@@ -169,5 +169,5 @@ def test_code_from_the_working_dir_runs(site: Site, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(
-        r"^from .*/working_dir_files/.*/platform/convmlp_platform/launch/entry.py$", done.stdout, re.M
+        r"^from .*/working_dir_files/.*/platform/convmlp_platform/jobs/run_job.py$", done.stdout, re.M
     )

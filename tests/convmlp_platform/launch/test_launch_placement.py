@@ -8,7 +8,14 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convmlp_platform.launch.placement import Home, Strategy, choose_nodes, environment, rank_order, seats
+from convmlp_platform.launch.workers.placement import (
+    Home,
+    Strategy,
+    choose_nodes,
+    environment,
+    rank_order,
+    seats,
+)
 
 nodes = st.sampled_from("abcde")
 rooms = st.dictionaries(nodes, st.integers(0, 4))

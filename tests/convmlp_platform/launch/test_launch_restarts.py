@@ -21,7 +21,7 @@ import sys
 
 class BeforeTraining:
     def find_spec(self, name, path, target=None):
-        if name == "convmlp_platform.launch.process":
+        if name == "convmlp_platform.launch.workers.training_process":
             sys.meta_path.remove(self)
             from convmlp_platform.training import build
             build.build_task = broken

@@ -26,10 +26,14 @@ from web_server import web_server
 
 from convmlp_platform.config.load import load_job
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.launch import attempt
-from convmlp_platform.launch.environment import private_variables, secrets_among, shared_env_vars
-from convmlp_platform.launch.placement import Home
-from convmlp_platform.launch.process_files import make_folder, private_folder
+from convmlp_platform.launch.cluster.worker_environment import (
+    private_variables,
+    secrets_among,
+    shared_env_vars,
+)
+from convmlp_platform.launch.supervisor import attempt
+from convmlp_platform.launch.workers.placement import Home
+from convmlp_platform.launch.workers.process_files import make_folder, private_folder
 
 DOCUMENTED_OPEN = frozenset[str]()
 """Addresses beyond loopback on which a Ray of our own listens (docs/operations.md): none."""
@@ -115,22 +119,22 @@ def test_a_trial_of_a_sweep_gets_both_from_the_board_and_tune_neither(
     secrets_set: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tune writes its configuration into files."""
-    from convmlp_platform.launch import sweep_trial, sweep_tune  # not by each test worker: Tune takes 4 s
+    from convmlp_platform.sweep import run_trial, tune  # not by each test worker: Tune takes 4 s
 
     job = a_job(tmp_path, "http://someone:planted-data@127.0.0.1:9/digits")
     planned = SimpleNamespace(
         name="t", trial=SimpleNamespace(job=job), steps_per_epoch=1, stop_step=2, done=True
     )
-    settings = sweep_tune._settings(planned, SimpleNamespace(metric="eval/top1"), [])  # type: ignore[arg-type]
+    settings = tune._settings(planned, SimpleNamespace(metric="eval/top1"), [])  # type: ignore[arg-type]
     assert "planted" not in str(settings)
-    board = sweep_trial.Board()
-    board.give({"t": sweep_tune._job(planned, {})}, private_variables())  # type: ignore[arg-type]
-    monkeypatch.setattr(sweep_trial.ray, "get", lambda answer: answer)
+    board = run_trial.Board()
+    board.give({"t": tune._job(planned, {})}, private_variables())  # type: ignore[arg-type]
+    monkeypatch.setattr(run_trial.ray, "get", lambda answer: answer)
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
     actor = SimpleNamespace(
         take=SimpleNamespace(remote=board.take), asked=SimpleNamespace(remote=board.asked)
     )
-    trial = sweep_trial.SweepTrial.__new__(sweep_trial.SweepTrial)
+    trial = run_trial.SweepTrial.__new__(run_trial.SweepTrial)
     trial.setup({"run": settings | {"board": actor}})
     assert trial.job == job
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "planted-password"
@@ -238,9 +242,9 @@ class Watch:
     def _look_at(self, process: psutil.Process) -> None:
         command = process.cmdline()
         self.commands.add(" ".join(command))
-        if "convmlp_platform.tracking.replayer" in command:
+        if "convmlp_platform.tracking.mlflow.replayer" in command:
             self.replayer_password = process.environ().get("MLFLOW_TRACKING_PASSWORD", "")
-        if "convmlp_platform.launch.nursery" in command:
+        if "convmlp_platform.launch.workers.fork_server" in command:
             self._keep(Path(command[4]).parent, Path(command[4]).name)
         for connection in process.net_connections("inet"):
             if connection.status == psutil.CONN_LISTEN:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 CALL = """
-from convmlp_platform.launch.working_dir import prefer_working_dir
+from convmlp_platform.launch.cluster.working_dir import prefer_working_dir
 prefer_working_dir()
 print('installed')
 """

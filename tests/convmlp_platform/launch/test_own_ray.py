@@ -16,15 +16,15 @@ from prepared import digits
 from ray_run import ray_run
 from ray_site import REPOSITORY, Site, clean_environment
 
-from convmlp_platform.cli import main
+from convmlp_platform.cli.main import main
 from convmlp_platform.config.load import load_job
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch import connect as connecting
-from convmlp_platform.launch import supervisor
-from convmlp_platform.launch.cluster_view import ClusterView
-from convmlp_platform.launch.signals import StopSignals
-from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.launch.cluster import connect as connecting
+from convmlp_platform.launch.cluster.cluster_view import ClusterView
+from convmlp_platform.launch.supervisor import supervisor
+from convmlp_platform.launch.supervisor.signals import StopSignals
+from convmlp_platform.runs.run_folder import RunFolder
 
 TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed"
 

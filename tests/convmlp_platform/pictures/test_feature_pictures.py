@@ -7,7 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmlp_platform.pictures.feature_maps import How, MapOfStage, MapsOfModel, feature_sheet, map_picture
+from convmlp_platform.pictures.feature_map_sheet import (
+    How,
+    MapOfStage,
+    MapsOfModel,
+    feature_sheet,
+    map_picture,
+)
 
 RNG = np.random.default_rng(0)
 SHOWN: list[How] = ["components", "mean", "channels"]

@@ -13,8 +13,8 @@ from convmlp_platform.pictures.object_matches import match_objects
 from convmlp_platform.pictures.predictions import (
     AreaPrediction,
     ClassPrediction,
+    DrawnObjects,
     ObjectPrediction,
-    Objects,
     Prediction,
     is_wrong,
     pixel_accuracy,
@@ -26,8 +26,8 @@ CLASSES = ["cat", "dog", "bird"]
 GREY = Image.new("RGB", (60, 40), (120, 120, 120))
 
 
-def objects(boxes: list[list[float]], labels: list[int], scores: list[float] | None = None) -> Objects:
-    return Objects(
+def objects(boxes: list[list[float]], labels: list[int], scores: list[float] | None = None) -> DrawnObjects:
+    return DrawnObjects(
         np.array(boxes, float).reshape(-1, 4),
         np.array(labels, np.int64),
         None if scores is None else np.array(scores),
@@ -120,8 +120,8 @@ def test_images_of_any_size_have_a_place(size: tuple[int, int]) -> None:
     width, height = size
     box = [[0.0, 0, width, height]]
     masks = [np.ones((height, width), np.uint8)]
-    found = Objects(np.array(box), np.array([1]), np.array([0.8]), masks)
-    truth = Objects(np.array(box), np.array([1]), None, masks, np.array([False]))
+    found = DrawnObjects(np.array(box), np.array([1]), np.array([0.8]), masks)
+    truth = DrawnObjects(np.array(box), np.array([1]), None, masks, np.array([False]))
     labels = np.full((height, width), 2)
     for sample in (
         ClassPrediction(image, np.array([0.1, 0.8, 0.1]), 1),

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.config.sections.execution import TrackingSection
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TrackingSection:
-    from convmlp_platform.tracking.store import open_client
+    from convmlp_platform.tracking.mlflow.client import open_client
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     open_client(uri)

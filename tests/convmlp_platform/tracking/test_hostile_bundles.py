@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from tiny_dense import DATASETS, tiny_dense
 
 import convmlp
+from convmlp_platform.config.explain.suggest import nearest
 from convmlp_platform.config.load import load_job
-from convmlp_platform.config.model_options import check_options
-from convmlp_platform.config.suggest import nearest
+from convmlp_platform.config.sections.model_options import check_options
 from convmlp_platform.errors import ConfigError, DataError, TrackingError
-from convmlp_platform.tracking.bundle import SPEC_NAME, WEIGHTS_NAME, BundleSpec, load_bundle, write_bundle
-from convmlp_platform.tracking.predictor import Predictor, predictor_of
+from convmlp_platform.models.bundle import SPEC_NAME, WEIGHTS_NAME, BundleSpec, load_bundle, write_bundle
+from convmlp_platform.models.predictors.predictor import Predictor, predictor_of
 
 SPEC = BundleSpec(
     model="convmlp_tiny",
@@ -157,7 +157,7 @@ def test_bundles_that_describe_more_than_they_hold(good: Path, tmp_path: Path) -
     (files["weights of another length"] / WEIGHTS_NAME).write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
     found = outcomes(
         files,
-        "from convmlp_platform.errors import TrackingError\nfrom convmlp_platform.tracking.bundle import load_bundle",
+        "from convmlp_platform.errors import TrackingError\nfrom convmlp_platform.models.bundle import load_bundle",
         "load_bundle(path)",
         "TrackingError",
         memory=12 << 30,

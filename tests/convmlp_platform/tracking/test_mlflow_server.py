@@ -17,15 +17,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.config.sections.execution import TrackingSection
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.journal import Journal, Metrics
-from convmlp_platform.tracking.registry import resolve
-from convmlp_platform.tracking.replayer import Replayer, replay
-from convmlp_platform.tracking.run_record import read_run
-from convmlp_platform.tracking.server import error_text, silence
-from convmlp_platform.tracking.state import Target, journal_path, save_target, without_secrets
-from convmlp_platform.tracking.uri import check_tracking
+from convmlp_platform.registry.registry import resolve
+from convmlp_platform.tracking.delivery_state import Target, journal_path, save_target, without_secrets
+from convmlp_platform.tracking.journal import Journal, MetricsRecord
+from convmlp_platform.tracking.mlflow.replayer import Replayer, replay
+from convmlp_platform.tracking.mlflow.run_record import read_run
+from convmlp_platform.tracking.mlflow.server import error_text, silence
+from convmlp_platform.tracking.mlflow.tracking_uri import check_tracking
 
 Answers = dict[str, tuple[int, str]]
 
@@ -129,7 +129,7 @@ def test_a_server_too_old_for_the_registry_is_found_at_check(answers: Answers, p
 
 def unsent(uri: str, run_dir: Path) -> None:
     journal = Journal(journal_path(run_dir))
-    journal.append(Metrics(step=1, values={"loss": 1.0}))
+    journal.append(MetricsRecord(step=1, values={"loss": 1.0}))
     journal.close()
     save_target(run_dir, Target(uri="http://elsewhere", experiment="e", run_name="r"))
 

@@ -7,15 +7,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmlp_platform.tracking.journal import Artifact, Journal, Metrics, Params, Record, Tags, read_chunk
-from convmlp_platform.tracking.state import FeedState, journal_path, load_feed, save_feed, tracking_folder
+from convmlp_platform.tracking.delivery_state import (
+    FeedState,
+    journal_path,
+    load_feed,
+    save_feed,
+    tracking_folder,
+)
+from convmlp_platform.tracking.journal import (
+    Artifact,
+    Journal,
+    MetricsRecord,
+    Params,
+    Record,
+    Tags,
+    read_chunk,
+)
 
 texts = st.dictionaries(st.text(max_size=20), st.text(max_size=50), max_size=4)
 records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Params, values=texts),
     st.builds(Tags, values=texts),
     st.builds(
-        Metrics,
+        MetricsRecord,
         step=st.integers(0, 2**40),
         values=st.dictionaries(st.text(max_size=9), st.floats(), max_size=4),
     ),
@@ -48,11 +62,11 @@ def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
     for step in range(10):
-        journal.append(Metrics(step=step, values={"loss": step / 2}))
+        journal.append(MetricsRecord(step=step, values={"loss": step / 2}))
     first = read_chunk(path, max_bytes=1)
     assert len(first.records) == 1 and first.ends == [first.end]
     rest = read_chunk(path, first.end)
-    assert [r.step for r in rest.records if isinstance(r, Metrics)] == list(range(1, 10))
+    assert [r.step for r in rest.records if isinstance(r, MetricsRecord)] == list(range(1, 10))
     assert read_chunk(path, rest.end).records == []
     journal.close()
 
@@ -77,10 +91,10 @@ def test_a_record_with_a_number_that_no_server_takes_is_left_out(tmp_path: Path,
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'{"kind":"metrics","time":1,"step":%s,"values":{}}\n' % damage)
     journal = Journal(path)
-    journal.append(Metrics(step=3, values={"loss": 1.0}))
+    journal.append(MetricsRecord(step=3, values={"loss": 1.0}))
     journal.close()
     chunk = read_chunk(path)
-    steps = [record.step for record in chunk.records if isinstance(record, Metrics)]
+    steps = [record.step for record in chunk.records if isinstance(record, MetricsRecord)]
     assert steps[-1] == 3 and all(0 <= step < 1 << 63 for step in steps)
 
 

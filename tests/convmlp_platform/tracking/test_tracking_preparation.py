@@ -12,12 +12,12 @@ from prepared import digits
 from test_tracking_server import free_port
 from unsent import replayed_here
 
-from convmlp_platform.config.sections import TrackingSection, TrackingTarget
+from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.preparation import Preparation, PreparationTracker
-from convmlp_platform.tracking.replayer import replay
-from convmlp_platform.tracking.store import open_client
-from data_prep.manifest import load_manifest
+from convmlp_platform.tracking.finished.preparation_record import Preparation, PreparationTracker
+from convmlp_platform.tracking.mlflow.client import open_client
+from convmlp_platform.tracking.mlflow.replayer import replay
+from data_prep.dataset.manifest import load_manifest
 
 PARAMS = {"name": "prep", "source.kind": "digits", "output.formats": '["webdataset"]', "tracking.uri": None}
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import convmlp
-from convmlp_platform.cli import main
-from convmlp_platform.config.sections import RegisterSection, TrackingSection
+from convmlp_platform.cli.main import main
+from convmlp_platform.config.sections.execution import RegisterSection, TrackingSection
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.bundle import BundleSpec, load_bundle, write_bundle
-from convmlp_platform.tracking.classifier import Classifier
-from convmlp_platform.tracking.registry import alias_verdict, register_bundle, resolve
+from convmlp_platform.models.bundle import BundleSpec, load_bundle, write_bundle
+from convmlp_platform.models.predictors.classifier import Classifier
+from convmlp_platform.registry.registry import alias_verdict, register_bundle, resolve
 
 SPEC = BundleSpec(
     model="convmlp_tiny",

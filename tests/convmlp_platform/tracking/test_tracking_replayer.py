@@ -12,12 +12,9 @@ from typing import Any
 
 import pytest
 
-from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.config.sections.execution import TrackingSection
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.finished_work import sent_to
-from convmlp_platform.tracking.journal import Artifact, Dataset, Journal, Metrics, Params, Record, Status
-from convmlp_platform.tracking.replayer import Replayer, replay
-from convmlp_platform.tracking.state import (
+from convmlp_platform.tracking.delivery_state import (
     Target,
     feed_lock,
     journal_path,
@@ -27,8 +24,19 @@ from convmlp_platform.tracking.state import (
     save_target,
     without_secrets,
 )
-from convmlp_platform.tracking.store import open_client
-from data_prep.locks import living_holder
+from convmlp_platform.tracking.finished.finished_work import sent_to
+from convmlp_platform.tracking.journal import (
+    Artifact,
+    Dataset,
+    Journal,
+    MetricsRecord,
+    Params,
+    Record,
+    Status,
+)
+from convmlp_platform.tracking.mlflow.client import open_client
+from convmlp_platform.tracking.mlflow.replayer import Replayer, replay
+from data_prep.storage.locks import living_holder
 
 
 def record_run(run_dir: Path, store: TrackingSection, *records: Record) -> None:
@@ -44,7 +52,7 @@ def record_run(run_dir: Path, store: TrackingSection, *records: Record) -> None:
 
 def losses(count: int) -> list[Record]:
     return [
-        Metrics(step=step, values={"loss": step / 7, "nan": math.nan, "b@d": math.inf})
+        MetricsRecord(step=step, values={"loss": step / 7, "nan": math.nan, "b@d": math.inf})
         for step in range(count)
     ]
 
@@ -224,7 +232,7 @@ def test_params_of_a_restart_sent_at_once_keep_the_first_value(store: TrackingSe
 FEEDS = """
 import sys, time
 from pathlib import Path
-from convmlp_platform.tracking.feeder import Feeder
+from convmlp_platform.tracking.mlflow.feeder import Feeder
 feeder = Feeder(Path(sys.argv[1]), sys.argv[2])
 feeder.ensure_alive()
 print(feeder._process.pid, flush=True)

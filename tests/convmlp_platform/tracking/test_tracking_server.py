@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 from unsent import replayed_here
 
-from convmlp_platform.config.sections import TrackingSection
-from convmlp_platform.tracking.replayer import replay
-from convmlp_platform.tracking.state import load_feed
-from convmlp_platform.tracking.store import open_client
+from convmlp_platform.config.sections.execution import TrackingSection
+from convmlp_platform.tracking.delivery_state import load_feed
+from convmlp_platform.tracking.mlflow.client import open_client
+from convmlp_platform.tracking.mlflow.replayer import replay
 from convmlp_platform.tracking.tracker import Tracker, flatten
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from convmlp_platform.config.sections import TrackingSection
-from convmlp_platform.tracking.environment import environment_tags
-from convmlp_platform.tracking.uri import artifact_location, check_tracking, tracking_uri
+from convmlp_platform.config.sections.execution import TrackingSection
+from convmlp_platform.tracking.environment_tags import environment_tags
+from convmlp_platform.tracking.mlflow.tracking_uri import artifact_location, check_tracking, tracking_uri
 
 
 def test_environment_wins_over_the_job_over_the_default(

@@ -11,9 +11,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from convmlp_platform.training import build
+from convmlp_platform.training.build import parts
 
-build_task = build.build_task
+build_task = parts.build_task
 
 
 class Poison:
@@ -46,5 +46,5 @@ class Poison:
             task.model.register_forward_hook(self.hook)
             return task
 
-        with mock.patch.object(build, "build_task", spoilt_task):
+        with mock.patch.object(parts, "build_task", spoilt_task):
             yield

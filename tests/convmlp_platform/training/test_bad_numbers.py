@@ -23,16 +23,16 @@ from test_run import distance, job, weights
 from convmlp_platform.checkpoints.checkpointer import load
 from convmlp_platform.checkpoints.layout import step_name
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.proof import check_ledger
 from convmlp_platform.errors import NumbersError
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
-from convmlp_platform.tracking.state import journal_path
-from convmlp_platform.training.bad_steps import BadStep
 from convmlp_platform.training.callbacks import Callback
-from convmlp_platform.training.guard import Action
-from convmlp_platform.training.incidents import read_incidents
-from convmlp_platform.training.interruption import StopRequest
+from convmlp_platform.training.guard.bad_steps import BadStep
+from convmlp_platform.training.guard.guard import Action
+from convmlp_platform.training.guard.incidents import read_incidents
 from convmlp_platform.training.run import RunResult, run
+from convmlp_platform.training.stop_request import StopRequest
 
 MICRO_BATCHES = 4  # of a step, on one rank
 

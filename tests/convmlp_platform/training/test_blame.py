@@ -17,13 +17,13 @@ from tiny_dense import tiny_job
 from torch import Tensor, nn
 
 from convmlp import create_model
-from convmlp_platform.data.loader import MicroBatch
-from convmlp_platform.data.split import open_manifest
+from convmlp_platform.data.dataset.split import open_manifest
+from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.engine.base import Engine
-from convmlp_platform.training import build, build_task
-from convmlp_platform.training.blame import look_into
-from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.engine.engine import Engine
+from convmlp_platform.replay.search.sample_search import search_samples
+from convmlp_platform.runs.run_folder import RunFolder
+from convmlp_platform.training.build import build_task, parts
 
 STEP = 2
 
@@ -34,8 +34,8 @@ def step_of(root: Path, **over: Any) -> Iterator[tuple[Engine, list[MicroBatch]]
     values = job(root, training__micro_batch_size=8, **over)
     manifest = open_manifest(values.data.path)
     with joined_world(use_gpu=False) as world:
-        loader = build.build_train_loader(values, manifest, RunFolder(root, ""), world)
-        engine = build.build_engine(values, build.build_task(values, manifest), manifest, world)
+        loader = parts.build_train_loader(values, manifest, RunFolder(root, ""), world)
+        engine = parts.build_engine(values, parts.build_task(values, manifest), manifest, world)
         micros = next(loader.steps(STEP, STEP + 1))
         yield engine, [replace(micro, images=engine.to_device(micro)[0]) for micro in micros]
 
@@ -63,7 +63,7 @@ def test_the_one_bad_image_is_found_and_the_model_left_as_it_was(tmp_path: Path,
         losses, finite = computed(engine, micros)
         assert [math.isfinite(loss) for loss in losses] == [True, False]
         before = engine.full_model_state()
-        found = look_into(engine, STEP, micros, losses, finite)
+        found = search_samples(engine, STEP, micros, losses, finite)
         after = engine.full_model_state()
     (blame,) = found.blames
     assert found.failing == [1]
@@ -90,7 +90,7 @@ def test_a_bad_gradient_alone_is_found(tmp_path: Path) -> None:
         micros[0] = spoilt(micros[0], 3, 1e4)
         losses, finite = computed(engine, micros)
         assert all(math.isfinite(loss) for loss in losses) and not finite
-        found = look_into(engine, STEP, micros, losses, finite)
+        found = search_samples(engine, STEP, micros, losses, finite)
     (blame,) = found.blames
     assert (blame.number, [culprit.place for culprit in blame.culprits]) == (0, [3])
     assert blame.fault is not None
@@ -114,7 +114,7 @@ class Explosion(nn.Module):
 def test_of_a_finite_step_the_largest_losses_come_first(tmp_path: Path) -> None:
     with step_of(tmp_path) as (engine, micros):
         losses, finite = computed(engine, micros)
-        found = look_into(engine, STEP, micros, losses, finite)
+        found = search_samples(engine, STEP, micros, losses, finite)
     assert finite and found.failing == [] and found.blames == []
     shown = [sample.loss for sample in found.offenders]
     assert shown == sorted(shown, reverse=True)
@@ -129,15 +129,15 @@ def test_the_one_bad_image_of_other_tasks_is_found(tmp_path: Path, kind: str) ->
     values = tiny_job(kind, tmp_path)
     manifest = open_manifest(values.data.path)
     with joined_world(use_gpu=False) as world:
-        loader = build.build_train_loader(values, manifest, RunFolder(tmp_path, ""), world)
-        engine = build.build_engine(values, build.build_task(values, manifest), manifest, world)
+        loader = parts.build_train_loader(values, manifest, RunFolder(tmp_path, ""), world)
+        engine = parts.build_engine(values, parts.build_task(values, manifest), manifest, world)
         micros = [replace(micro, images=engine.to_device(micro)[0]) for micro in next(loader.steps(0, 1))]
         images = micros[1].images
         assert isinstance(images, list) == (kind == "retinanet")
         images[2][0, 3, 4] = math.nan
         losses, finite = computed(engine, micros)
         before = engine.full_model_state()
-        found = look_into(engine, STEP, micros, losses, finite)
+        found = search_samples(engine, STEP, micros, losses, finite)
         after = engine.full_model_state()
     (blame,) = found.blames
     assert found.failing == [1] and blame.search.rest_is_fine

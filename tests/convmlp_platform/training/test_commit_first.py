@@ -23,22 +23,23 @@ from test_run import job, weights
 
 from convmlp_platform.checkpoints.inventory import list_checkpoints
 from convmlp_platform.checkpoints.layout import step_name
-from convmlp_platform.cli import main
+from convmlp_platform.cli.main import main
 from convmlp_platform.config.load import dump_yaml
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.ledger import claim_attempt
-from convmlp_platform.data.proof import check_ledger
-from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import SupersededError, TrackingError
-from convmlp_platform.tracking.bundle import load_bundle, read_spec
-from convmlp_platform.tracking.journal import Metrics, read_chunk
-from convmlp_platform.tracking.state import journal_path
-from convmlp_platform.training import evaluations, outputs
+from convmlp_platform.ledger.ledger import claim_attempt
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.models.bundle import load_bundle, read_spec
+from convmlp_platform.tracking.delivery_state import journal_path
+from convmlp_platform.tracking.journal import MetricsRecord, read_chunk
 from convmlp_platform.training.callbacks import Callback
-from convmlp_platform.training.evaluations import Evaluations, read_evaluations
-from convmlp_platform.training.interruption import StopRequest
-from convmlp_platform.training.outputs import Telemetry
+from convmlp_platform.training.evaluation import evaluations
+from convmlp_platform.training.evaluation.evaluations import Evaluations, read_evaluations
+from convmlp_platform.training.outputs import outputs
+from convmlp_platform.training.outputs.outputs import Telemetry
 from convmlp_platform.training.run import RunResult, run
+from convmlp_platform.training.stop_request import StopRequest
 
 STEPS, EVERY = 4, 2
 
@@ -86,7 +87,7 @@ def metrics_on_record(root: Path) -> list[tuple[int, dict[str, float]]]:
 def metrics_in_journal(root: Path) -> list[tuple[int, dict[str, float]]]:
     """The same of what MLflow will get: each point of it."""
     records = read_chunk(journal_path(root / "runs" / "tiny"), max_bytes=1 << 30).records
-    points = [record for record in records if isinstance(record, Metrics)]
+    points = [record for record in records if isinstance(record, MetricsRecord)]
     return [(point.step, point.values) for point in points if "eval/loss" in point.values]
 
 
@@ -316,11 +317,12 @@ def process(root: Path, values: TrainJob, evaluation: str) -> subprocess.Popen[s
     """`convmlp run JOB --no-ray`, with a body for what happens after each evaluated batch."""
     (root / "job.yaml").write_text(dump_yaml(values))
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom convmlp_platform.training.evaluations import Evaluations\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from convmlp_platform.training.evaluation.evaluations import Evaluations\n"
         "after_batch = Evaluations._after_batch\n"
         f"def after(found):\n    Path({str(root / 'evaluating')!r}).touch()\n    {evaluation}\n    after_batch(found)\n"
         "Evaluations._after_batch = after\n"
-        "from convmlp_platform.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "from convmlp_platform.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "run", str(root / "job.yaml"), "--no-ray"]
     return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

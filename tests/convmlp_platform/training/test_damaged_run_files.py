@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from convmlp_platform.config.identity import read_identity, write_identity
-from convmlp_platform.data.ledger_line import check_checkpoints
-from convmlp_platform.data.ledger_report import Findings
 from convmlp_platform.errors import PlatformError
-from convmlp_platform.evaluation.compare import find_compared
+from convmlp_platform.evaluation.compare.find_compared import find_compared
 from convmlp_platform.evaluation.result import read_result
+from convmlp_platform.goodput.account import account_of
 from convmlp_platform.health.events import RunEvents, read_events
-from convmlp_platform.health.goodput import account_of
-from convmlp_platform.launch.sweep_record import read_end
-from convmlp_platform.training.guard import Rollbacks
-from convmlp_platform.training.incidents import open_incident, read_incidents
-from convmlp_platform.training.init_record import read_record
-from convmlp_platform.training.run_folder import stored_identity, stored_job
-from data_prep.json_files import DamagedJson, parse_json
+from convmlp_platform.ledger.proof_report import LedgerFindings
+from convmlp_platform.ledger.surviving_line import check_checkpoints
+from convmlp_platform.runs.init_record import read_record
+from convmlp_platform.runs.run_folder import stored_identity, stored_job
+from convmlp_platform.sweep.trial_record import read_end
+from convmlp_platform.training.guard.guard import Rollbacks
+from convmlp_platform.training.guard.incidents import open_incident, read_incidents
+from data_prep.storage.json_files import DamagedJson, parse_json
 
 DAMAGE = {
     "empty": b"",
@@ -112,7 +112,7 @@ def test_ledger_passes_over_damaged_checkpoints(tmp_path: Path, content: bytes) 
     state = tmp_path / "checkpoints" / "step-000000003" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_bytes(content)
-    findings = Findings()
+    findings = LedgerFindings()
     check_checkpoints(tmp_path, {}, findings)
     assert not findings.counts
     state.write_text(json.dumps({"step": 3, "attempt": 1, "metrics": {"eval/loss": float("nan")}}))

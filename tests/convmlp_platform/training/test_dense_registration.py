@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from tiny_dense import DATASETS, tiny_dense, tiny_job
 
-from convmlp_platform.cli import main
-from convmlp_platform.tracking.bundle import load_bundle, read_spec
-from convmlp_platform.tracking.prediction import Detections, LabelMap
-from convmlp_platform.tracking.predictor import Predictor
-from convmlp_platform.tracking.registry import resolve
+from convmlp_platform.cli.main import main
+from convmlp_platform.models.bundle import load_bundle, read_spec
+from convmlp_platform.models.prediction import Detections, LabelMap
+from convmlp_platform.models.predictors.predictor import Predictor
+from convmlp_platform.registry.registry import resolve
 from convmlp_platform.training.run import run
 
 SENT = True

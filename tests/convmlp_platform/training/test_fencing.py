@@ -12,10 +12,10 @@ from saved import save_now
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
 from convmlp_platform.checkpoints.layout import step_name
-from convmlp_platform.checkpoints.store import Chunks, Draft
-from convmlp_platform.data.ledger import LedgerHeader, LedgerWriter, claim_attempt
-from convmlp_platform.data.order import SampleOrder
+from convmlp_platform.checkpoints.stores.store import CheckpointDraft, Chunks
+from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.errors import SupersededError
+from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt
 from convmlp_platform.training.saving import check_newest
 
 
@@ -57,7 +57,7 @@ def test_it_is_asked_again_right_before_the_commit(tmp_path: Path, monkeypatch: 
     old = record(ledger)
     begin = checkpointer.store.draft
 
-    def draft(*args: Any) -> Draft:
+    def draft(*args: Any) -> CheckpointDraft:
         claim_attempt(ledger)
         return begin(*args)
 

@@ -11,22 +11,22 @@ import torch
 from prepared import few_digits
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.config.sections import LaunchSection
+from convmlp_platform.config.sections.execution import LaunchSection
 from convmlp_platform.distributed import World
-from convmlp_platform.health.goodput import account_of
-from convmlp_platform.health.goodput_log import read_logs
-from convmlp_platform.health.goodput_slices import TimeClass
-from convmlp_platform.health.phases import Phase, PhaseClock
+from convmlp_platform.goodput.account import account_of
+from convmlp_platform.goodput.goodput_log import read_logs
+from convmlp_platform.goodput.slices import TimeClass
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
+from convmlp_platform.runs.run_folder import RunFolder
+from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
-from convmlp_platform.tracking.state import journal_path
-from convmlp_platform.training import goodput
-from convmlp_platform.training.bad_steps import BadStep
 from convmlp_platform.training.callbacks import Callback
-from convmlp_platform.training.goodput import GoodputLog
-from convmlp_platform.training.guard import Action
+from convmlp_platform.training.guard.bad_steps import BadStep
+from convmlp_platform.training.guard.guard import Action
+from convmlp_platform.training.outputs import goodput_callback
+from convmlp_platform.training.outputs.goodput_callback import GoodputLog
 from convmlp_platform.training.run import run
-from convmlp_platform.training.run_folder import RunFolder
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.training.train_state import TrainState
 
 DRAWN = True
 
@@ -197,4 +197,4 @@ def test_the_attempt_and_the_drivers_number_are_in_the_header(
     log.close()
     (file,) = read_logs(tmp_path / "goodput")
     assert (file.header.start, file.header.attempt, file.header.start_step) == (7, 4, 3)
-    assert goodput._origin(tmp_path, TrainState(step=3, attempt=4)) == (0, 3)
+    assert goodput_callback._origin(tmp_path, TrainState(step=3, attempt=4)) == (0, 3)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convmlp_platform.config.resilience import GuardSection
+from convmlp_platform.config.sections.resilience import GuardSection
 from convmlp_platform.errors import CheckpointError
-from convmlp_platform.training.guard import Action, Guard, Rollbacks
+from convmlp_platform.training.guard.guard import Action, Guard, Rollbacks
 
 NAN = math.nan
 

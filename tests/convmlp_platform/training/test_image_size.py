@@ -9,11 +9,11 @@ import pytest
 from annotated import rectangles, stripes
 from prepared import digits
 
-from convmlp.tasks.pyramid import create_body
+from convmlp.tasks.heads.pyramid import create_body
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.training.image_size import sides_refused, single_value, size_refused
-from convmlp_platform.training.preflight import preflight
+from convmlp_platform.training.preflight.image_size import sides_refused, single_value, size_refused
+from convmlp_platform.training.preflight.preflight import preflight
 
 
 def job(name: str, size: int, micro_batch: int = 16, path: Path | None = None, **sections: Any) -> TrainJob:
@@ -89,7 +89,7 @@ def test_dense_tasks_need_the_largest_stride(tmp_path: Path, task: str, data: An
 
 
 def test_sides_that_contradict_each_other() -> None:
-    from convmlp_platform.data.split import open_manifest
+    from convmlp_platform.data.dataset.split import open_manifest
 
     values = job("convmlp_tiny", 64, 4, task={"name": "retinanet", "max_side": 48})
     told = sides_refused(values, open_manifest(str(rectangles())))

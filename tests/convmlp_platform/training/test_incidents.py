@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from convmlp_platform.config.sections import TrackingSection
+from convmlp_platform.config.sections.execution import TrackingSection
+from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking import tracker
+from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Artifact, read_chunk, tag_history
-from convmlp_platform.tracking.state import journal_path
-from convmlp_platform.training import incidents
-from convmlp_platform.training.incident_log import log_incident, log_new_incidents
-from convmlp_platform.training.incidents import (
+from convmlp_platform.training.guard import incidents
+from convmlp_platform.training.guard.incidents import (
     MOST_WITH_WEIGHTS,
     add_file,
     capture,
@@ -31,7 +31,7 @@ from convmlp_platform.training.incidents import (
     part_of,
     read_incidents,
 )
-from convmlp_platform.training.run_folder import RunFolder
+from convmlp_platform.training.outputs.outputs import log_incident, log_new_incidents
 
 
 def bad_step(folder: Path, step: int = 7, **facts: Any) -> Path:
@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_writing_takes_no_torch() -> None:
     code = (
-        "import sys, convmlp_platform.training.incidents; "
+        "import sys, convmlp_platform.training.guard.incidents; "
         "assert not {'torch', 'numpy', 'ray'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

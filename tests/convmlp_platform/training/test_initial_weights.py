@@ -17,20 +17,25 @@ from saved import save_now
 from convmlp import create_model
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.proof import check_ledger
-from convmlp_platform.data.split import open_manifest
+from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import CheckpointError, ConfigError
-from convmlp_platform.tracking.bundle import BundleSpec, write_bundle
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.models.bundle import BundleSpec, write_bundle
+from convmlp_platform.runs.find_model import find_model
+from convmlp_platform.runs.init_record import read_record
+from convmlp_platform.runs.run_folder import check_owner
+from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import tag_history
-from convmlp_platform.tracking.state import journal_path
-from convmlp_platform.training.build_task import build_model
-from convmlp_platform.training.init_record import read_record
-from convmlp_platform.training.initial_weights import counted_weights, keep_weights, start_line, starting_job
-from convmlp_platform.training.memory import build_on_meta
-from convmlp_platform.training.model_source import find_model
-from convmlp_platform.training.preflight import preflight
+from convmlp_platform.training.build.build_task import build_model
+from convmlp_platform.training.build.initial_weights import (
+    counted_weights,
+    keep_weights,
+    start_line,
+    starting_job,
+)
+from convmlp_platform.training.preflight.memory import build_on_meta
+from convmlp_platform.training.preflight.preflight import preflight
 from convmlp_platform.training.run import begin, run
-from convmlp_platform.training.run_folder import check_owner
 
 
 @cache

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from convmlp.mixing import create_mixing
+from convmlp.transforms.mixing import create_mixing
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.distributed import World
 from convmlp_platform.engine.types import EngineOptions
-from convmlp_platform.training import build, build_task
-from convmlp_platform.training.plan import StepPlan
+from convmlp_platform.training.build import build_task, parts
+from convmlp_platform.training.step_plan import StepPlan
 
 
 def job_with(**sections: dict[str, Any]) -> TrainJob:
@@ -74,14 +74,14 @@ OPTIMIZERS = [
 def test_the_optimizer_is_the_jobs(section: dict[str, Any], wanted: dict[str, Any]) -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     module[2].requires_grad_(False)
-    optimizer = build.build_optimizer(job_with(optimizer=section), module)
+    optimizer = parts.build_optimizer(job_with(optimizer=section), module)
     decay_of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decay_of == {
         id(module[0].weight): 0.07, id(module[0].bias): 0.0, id(module[1].weight): 0.0, id(module[1].bias): 0.0,
     }  # fmt: skip
     for group in optimizer.param_groups:
         assert {name: tuple(v) if isinstance(v := group[name], list) else v for name in wanted} == wanted
-    everywhere = build.build_optimizer(job_with(optimizer=section | {"decay": "all"}), module)
+    everywhere = parts.build_optimizer(job_with(optimizer=section | {"decay": "all"}), module)
     assert [group["weight_decay"] for group in everywhere.param_groups] == [0.07]
     assert len(everywhere.param_groups[0]["params"]) == 4
 
@@ -92,7 +92,7 @@ def test_the_engines_options_are_the_jobs(monkeypatch: pytest.MonkeyPatch) -> No
     def create(strategy: str, task: nn.Module, make: Any, options: EngineOptions, world: World) -> None:
         given.extend((strategy, options))
 
-    monkeypatch.setattr(build, "create_engine", create)
+    monkeypatch.setattr(parts, "create_engine", create)
     job = job_with(
         training={"clip_grad_norm": 0.7, "ema_decay": 0.9},
         engine={
@@ -103,7 +103,7 @@ def test_the_engines_options_are_the_jobs(monkeypatch: pytest.MonkeyPatch) -> No
             "precision": "bf16",
         },
     )
-    build.build_engine(job, nn.Identity(), Manifest(), World(0, 0, 1, torch.device("cpu")))  # type: ignore[arg-type]
+    parts.build_engine(job, nn.Identity(), Manifest(), World(0, 0, 1, torch.device("cpu")))  # type: ignore[arg-type]
     strategy, options = given
     assert strategy == "deepspeed"
     names = ("micro_batch_size", "num_micro_batches", "precision", "clip_grad_norm", "ema_decay", "compile")

@@ -15,14 +15,20 @@ from test_run import job, trained
 
 from convmlp_platform.checkpoints.checkpointer import load
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.tracking.bundle import read_spec
+from convmlp_platform.models.bundle import read_spec
+from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
-from convmlp_platform.tracking.state import journal_path
-from convmlp_platform.training import evaluate
 from convmlp_platform.training.callbacks import Console
-from convmlp_platform.training.evaluate import Weights, judges_both, merit, scores_of, taken_weights
+from convmlp_platform.training.evaluation import evaluate
+from convmlp_platform.training.evaluation.evaluate import (
+    Weights,
+    judges_both,
+    merit,
+    scores_of,
+    taken_weights,
+)
 from convmlp_platform.training.run import run
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.training.train_state import TrainState
 
 NAN = float("nan")
 

@@ -8,7 +8,7 @@ import pytest
 
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.training.memory import MemoryEstimate, build_on_meta, estimate_memory
+from convmlp_platform.training.preflight.memory import MemoryEstimate, build_on_meta, estimate_memory
 
 # ConvMLP-S with 1,000 classes: parameters as published; 9 BatchNorms hold mean, variance and a counter each.
 PARAMETERS = 9_022_920

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.health.phases import Phase, PhaseClock
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.training.callbacks import Console
 from convmlp_platform.training.meter import Meter
-from convmlp_platform.training.plots import plot_curves, scores_in
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.training.outputs.curves import plot_curves, scores_in
+from convmlp_platform.training.train_state import TrainState
 
 
 def test_the_meter_averages_and_starts_anew() -> None:
@@ -34,7 +34,7 @@ def test_the_meter_averages_and_starts_anew() -> None:
 
 def test_time_of_evaluations_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("convmlp_platform.health.phases.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("convmlp_platform.health.heartbeat.phases.time.monotonic", lambda: now[0])
     with joined_world(use_gpu=False) as world:
         clock = PhaseClock()
         meter = Meter(world, 8, clock)

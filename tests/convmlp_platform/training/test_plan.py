@@ -12,7 +12,7 @@ from timm.scheduler import CosineLRScheduler
 
 from convmlp_platform.config.load import load_job
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.training.plan import StepPlan
+from convmlp_platform.training.step_plan import StepPlan
 
 REPOSITORY = Path(__file__).parents[3]
 IMAGENET, COCO = 1_281_167, 118_287

@@ -11,7 +11,7 @@ import pytest
 from prepared import digits
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.split import ShardedSplit, open_manifest
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import DataError
 from convmlp_platform.training.run import run
 

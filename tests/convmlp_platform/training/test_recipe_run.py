@@ -11,13 +11,13 @@ from prepared import few_digits
 from test_run import job, trained, weights
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.proof import check_ledger
-from convmlp_platform.training.build_transforms import eval_transform_of, train_transform_of
-from convmlp_platform.training.bundle_spec import bundle_spec
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.training.build.build_transforms import eval_transform_of, train_transform_of
+from convmlp_platform.training.build.bundle_spec import bundle_spec
 from convmlp_platform.training.callbacks import Callback
-from convmlp_platform.training.preflight import preflight
+from convmlp_platform.training.preflight.preflight import preflight
 from convmlp_platform.training.run import run
-from data_prep.manifest import load_manifest
+from data_prep.dataset.manifest import load_manifest
 
 
 def counted_in_steps(root: Path, **over: Any) -> TrainJob:

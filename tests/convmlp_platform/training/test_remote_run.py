@@ -11,13 +11,13 @@ from prepared import few_digits
 from s3_server import BUCKET, s3_server
 from test_run import job, trained, weights
 
-from convmlp_platform.data.split import open_manifest
+from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.distributed import World
-from convmlp_platform.training.build import build_train_loader
-from convmlp_platform.training.preflight import preflight
-from convmlp_platform.training.run_folder import claim
-from data_prep.copy import copy_dataset
-from data_prep.remote_files import open_filesystem
+from convmlp_platform.runs.run_folder import claim
+from convmlp_platform.training.build.parts import build_train_loader
+from convmlp_platform.training.preflight.preflight import preflight
+from data_prep.copy_dataset import copy_dataset
+from data_prep.storage.remote_files import open_filesystem
 
 SENT = True
 URL = f"s3://{BUCKET}/digits"

@@ -19,17 +19,18 @@ from test_run import Losses, job
 from torch import Tensor, nn
 
 from convmlp import create_model
-from convmlp.pixels import Normalize
-from convmlp_platform.cli import main
-from convmlp_platform.config.resilience import GuardSection
+from convmlp.transforms.pixels import Normalize
+from convmlp_platform.cli.main import main
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.split import open_manifest
+from convmlp_platform.config.sections.resilience import GuardSection
+from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import CheckpointError, ConfigError, DataError, NumbersError
+from convmlp_platform.replay import start_state
+from convmlp_platform.replay.replay import Replay, replay
+from convmlp_platform.replay.replay_report import report_lines
 from convmlp_platform.tracking import tracker
-from convmlp_platform.training import build, build_task, replay_start
-from convmlp_platform.training.incidents import read_incidents
-from convmlp_platform.training.replay import Replay, replay
-from convmlp_platform.training.replay_report import report_lines
+from convmlp_platform.training.build import build_task, parts
+from convmlp_platform.training.guard.incidents import read_incidents
 from convmlp_platform.training.run import run
 
 STEPS, BATCH = 7, 16
@@ -127,7 +128,7 @@ def test_what_cannot_be_replayed_is_refused_with_the_reason(
         replay(folder, 5, overrides=["optimizer.lr=0.5"])
     with pytest.raises(DataError, match=r"--incident 3 is no bad step 5"):
         replay(folder, 5, incident=3)
-    monkeypatch.setattr(replay_start, "MOST_FROM_START", 1)
+    monkeypatch.setattr(start_state, "MOST_FROM_START", 1)
     with pytest.raises(
         CheckpointError, match=r"no checkpoint at or before step 2 .*there are: 3, 6, 7.*--from-start"
     ):
@@ -202,9 +203,9 @@ def poison(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, int, int]:
     """A brightness that one image alone of the run's exceeds; its sample id, and the step that uses it."""
     values = bright(tmp_path_factory.mktemp("poison"))
     manifest = open_manifest(values.data.path)
-    folder = build.RunFolder(Path(values.checkpoint.path), "")
-    world = build.World(0, 0, 1, torch.device("cpu"))
-    loader = build.build_train_loader(values, manifest, folder, world)
+    folder = parts.RunFolder(Path(values.checkpoint.path), "")
+    world = parts.World(0, 0, 1, torch.device("cpu"))
+    loader = parts.build_train_loader(values, manifest, folder, world)
     found = [
         (float(mean), int(sample), step)
         for step, micros in enumerate(loader.steps(0, STEPS))

@@ -15,14 +15,14 @@ from ranks import run_ranks
 from convmlp_platform.checkpoints.checkpointer import load
 from convmlp_platform.config.identity import identity_fields, identity_of
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.proof import check_ledger
-from convmlp_platform.data.split import open_manifest
+from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import ConfigError
-from convmlp_platform.training.advice import ImageSizes
+from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.runs.run_folder import claim, run_path
 from convmlp_platform.training.callbacks import Callback
-from convmlp_platform.training.preflight import preflight
+from convmlp_platform.training.preflight.advice import ImageSizes
+from convmlp_platform.training.preflight.preflight import preflight
 from convmlp_platform.training.run import RunResult, run
-from convmlp_platform.training.run_folder import claim, run_path
 
 SCORES = ("loss", "top1", "top5")
 
@@ -224,7 +224,7 @@ def test_the_check_says_what_does_not_suit_the_images(
         "data.image_size (=64) is more than the images have: half of them are no more than 8 px"
     )
     wide = ImageSizes(height=np.array([100, 100, 300], np.int32), width=np.array([101, 126, 200], np.int32))
-    monkeypatch.setattr("convmlp_platform.training.advice.image_sizes", lambda job, manifest: wide)
+    monkeypatch.setattr("convmlp_platform.training.preflight.advice.image_sizes", lambda job, manifest: wide)
     (crop,) = advised()
     assert crop.startswith("augment.crop (=pad) squashes 67% of the images")
     assert advised(augment={}) == []

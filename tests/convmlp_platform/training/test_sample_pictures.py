@@ -14,18 +14,18 @@ from PIL import Image
 from prepared import digits
 from torch import Tensor
 
-from convmlp_platform.data.split import ShardedSplit, open_manifest
-from convmlp_platform.data.truth import truth_of
-from convmlp_platform.pictures.predictions import Objects, is_wrong
-from convmlp_platform.training.run_folder import RunFolder
-from convmlp_platform.training.sample_pictures import (
+from convmlp_platform.data.dataset.sample_view import truth_of
+from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.pictures.predictions import DrawnObjects, is_wrong
+from convmlp_platform.runs.run_folder import RunFolder
+from convmlp_platform.training.outputs.sample_pictures import (
     FirstOutputs,
     SamplePictures,
     beside_truth,
     draw_first,
     plain,
 )
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.training.train_state import TrainState
 
 
 def split_of(folder: Path, name: str = "train") -> ShardedSplit:
@@ -66,7 +66,7 @@ def perfect(split: ShardedSplit, sample: int) -> Tensor | dict[str, Tensor]:
     truth = truth_of(split, sample)
     if isinstance(truth, int):
         return 20 * torch.nn.functional.one_hot(torch.tensor(truth), split.manifest.num_classes).float()
-    if isinstance(truth, Objects):
+    if isinstance(truth, DrawnObjects):
         assert truth.is_crowd is not None
         kept = np.flatnonzero(~truth.is_crowd & (truth.boxes[:, 2] > truth.boxes[:, 0]))
         found = truth.chosen(kept)
@@ -87,7 +87,7 @@ def test_the_first_outputs_are_kept_and_the_metrics_are_the_same() -> None:
         kept.reset()
         for start in range(0, 12, 4):
             kept.update(torch.eye(12)[start : start + 4], torch.zeros(4))
-    assert [int(np.argmax(one)) for one in kept.found if not isinstance(one, Objects)] == [0, 1, 2, 3, 4]
+    assert [int(np.argmax(one)) for one in kept.found if not isinstance(one, DrawnObjects)] == [0, 1, 2, 3, 4]
     assert kept.compute() == {"top1": 0.5}
     assert isinstance(kept.metrics, Counting)
     assert kept.metrics.images == 12
@@ -103,7 +103,7 @@ def test_of_many_objects_the_best_are_kept_with_masks_where_they_are_drawn() -> 
             "masks": torch.ones(100, 6, 7) > 0,
         }
     )
-    assert isinstance(found, Objects)
+    assert isinstance(found, DrawnObjects)
     assert found.scores is not None
     assert len(found.labels) == 40
     assert float(found.scores[0]) == 1.0
@@ -111,7 +111,7 @@ def test_of_many_objects_the_best_are_kept_with_masks_where_they_are_drawn() -> 
     few = plain(
         {"boxes": torch.rand(2, 4), "labels": torch.zeros(2).long(), "scores": torch.tensor([0.1, 0.9])}
     )
-    assert isinstance(few, Objects)
+    assert isinstance(few, DrawnObjects)
     assert few.scores is not None
     assert few.scores.tolist() == pytest.approx([0.9, 0.1])
 
@@ -170,7 +170,7 @@ def test_of_two_judgements_the_one_that_was_taken_is_drawn(
         drawn.extend(found)
         return path
 
-    monkeypatch.setattr("convmlp_platform.training.sample_pictures.draw_first", draw)
+    monkeypatch.setattr("convmlp_platform.training.outputs.sample_pictures.draw_first", draw)
     recorder: Any = Recorder()
     pictures = SamplePictures("a-run", split_of(digits(), "val"), RunFolder(tmp_path, "x"), recorder)
     metrics = pictures.watching(Counting())

@@ -14,17 +14,17 @@ import torch
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpointer
-from convmlp_platform.checkpoints.local_store import LocalDraft
-from convmlp_platform.data.ledger import LedgerHeader, LedgerWriter, claim_attempt, known_attempts
-from convmlp_platform.data.order import SampleOrder
+from convmlp_platform.checkpoints.stores.local_store import LocalDraft
+from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.engine.base import Engine
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import OwnState
 from convmlp_platform.errors import CheckpointError, SupersededError, cause_of
-from convmlp_platform.health.phases import PhaseClock
+from convmlp_platform.health.heartbeat.phases import PhaseClock
+from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt, known_attempts
 from convmlp_platform.training import saving
 from convmlp_platform.training.saving import Saver
-from convmlp_platform.training.state import TrainState
+from convmlp_platform.training.train_state import TrainState
 
 
 class Run:

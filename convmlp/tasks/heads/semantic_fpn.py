@@ -1,0 +1,79 @@
+"""Semantic FPN (Panoptic Feature Pyramid Networks, arXiv:1901.02446): dense prediction from a feature pyramid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from convmlp.tasks.heads.pyramid import Pyramid, create_body
+from convmlp.weights import Weights
+
+_STRIDES = (4, 8, 16, 32)
+
+
+class SemanticFPN(nn.Module):
+    """[B, 3, H, W] → logits [B, num_classes, H', W'] at a quarter of the size, rounded as the backbone rounds.
+
+    Each level passes a 3 x 3 convolution, BatchNorm and ReLU before every doubling of its size, the finest one once
+    without; the sum of all is classified pixel by pixel. As published for ConvMLP: 256 channels in the pyramid, 128 in
+    the head, dropout 0.1. BatchNorm sees the micro-batch (the authors synchronise it over GPUs).
+
+    Args:
+        backbone: a pyramid of strides 4, 8, 16, 32.
+        num_classes: channels of the output.
+        channels: of the head.
+        dropout: probability of dropping a channel before the classifier.
+    """
+
+    class_heads = ("classifier",)
+    """Modules whose size depends on the number of classes, for `convmlp.weights`."""
+
+    def __init__(
+        self, backbone: Pyramid, num_classes: int, *, channels: int = 128, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.backbone, self.num_classes = backbone, num_classes
+        width = backbone.out_channels
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    Conv2dNormActivation(width if step == 0 else channels, channels, bias=False)
+                    for step in range(max(1, level))
+                )
+            )
+            for level in range(len(_STRIDES))
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = list(self.backbone(images).values())
+        sizes = [level.shape[-2:] for level in maps]
+        total = self.levels[0](maps[0])
+        for place in range(1, len(maps)):
+            x = maps[place]
+            # To each finer level's size, which is not exactly twice the last one's where sizes are odd.
+            for block, finer in zip(self.levels[place].children(), reversed(sizes[:place]), strict=True):
+                x = F.interpolate(block(x), size=finer, mode="bilinear")
+            total = total + x
+        return self.classifier(self.dropout(total))
+
+
+def create_semantic_fpn(
+    name: str,
+    num_classes: int,
+    *,
+    weights: Weights | None = None,
+    pyramid_channels: int = 256,
+    **options: Any,
+) -> SemanticFPN:
+    """Semantic FPN over the network `name`; see `SemanticFPN` and `create_body` for the arguments.
+
+    Raises:
+        ValueError: the network has no maps of strides 4, 8, 16 and 32, or the weights don't fit.
+    """
+    body = create_body(name, _STRIDES, weights=weights, **options)
+    return SemanticFPN(Pyramid(body, pyramid_channels), num_classes)

@@ -1,0 +1,13 @@
+"""Files, JSON, locks, URLs and retries; the platform uses them too.
+
+Files in reading order:
+
+    files         Durable files
+    json_files    Reading the JSON files that we write ourselves, as files that a disk, a killed writer
+    locks         Locks between processes, on one machine or on several that share a folder
+    urls          Locations of files
+    remote_files  Files by URL (`s3://`, `gs://`, `https://`, ...) through fsspec
+    retry         Patience with remote storage, and errors of it that a user understands
+
+May import: data_prep.errors.
+"""

@@ -1,0 +1,124 @@
+"""Commands on job files: run, check, show, schema.
+
+The command sweep: one job in many settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.cli.common import fail
+from convmlp_platform.errors import ConfigError
+
+if TYPE_CHECKING:
+    from convmlp_platform.config.load import Job
+    from data_prep.dataset.manifest import DatasetManifest
+
+
+def add_sweep_command(commands: Any) -> None:
+    """Add it to the parser's commands."""
+    parser = commands.add_parser(
+        "sweep",
+        help="train a job in many settings and compare them (`kind: sweep`)",
+        description="Each trial is a whole run, below RUNS/SWEEP. Started again, it goes on: finished trials aren't "
+        "repeated, started ones go on from their checkpoints, failed ones are tried again.",
+    )
+    parser.add_argument("job", metavar="FILE", help="a sweep's file, such as jobs/sweep_cifar10.yaml")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a value, e.g. max_concurrent=1, or of the job: job.training.epochs=2",
+    )
+    parser.set_defaults(call=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.config.load import load_job
+    from convmlp_platform.config.sweep_job import SweepJob
+
+    job = load_job(arguments.job, arguments.set)
+    if not isinstance(job, SweepJob):
+        raise ConfigError(
+            f"{arguments.job}: kind: must be sweep (got {job.kind!r}): `convmlp run {arguments.job}` runs this one"
+        )
+    from convmlp_platform.sweep.launch_sweep import launch_sweep
+
+    return launch_sweep(job)
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the parser's commands."""
+    run = commands.add_parser("run", help="run a job file (the word may be left out)")
+    run.add_argument("--no-ray", action="store_true", help="work in this process, one of many under torchrun")
+    check = commands.add_parser("check", help="list all that is wrong with a job, without starting it")
+    show = commands.add_parser("show", help="print a job with all its values, defaults included")
+    for command, call in ((run, _run), (check, _check), (show, _show)):
+        command.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="set a value, e.g. optimizer.lr=1e-3",
+        )
+        command.set_defaults(call=call)
+    schema = commands.add_parser("schema", help="print the JSON schema of job files, for editors")
+    schema.add_argument(
+        "--kind", choices=("prepare", "train", "evaluate", "sweep"), help="of this kind of job only"
+    )
+    schema.set_defaults(call=_schema)
+
+
+def _load(arguments: argparse.Namespace) -> Job:
+    from convmlp_platform.config.load import load_job, resolve_paths
+
+    return resolve_paths(load_job(arguments.job, arguments.set, _open_manifest))
+
+
+def _open_manifest(path: str) -> DatasetManifest:
+    from convmlp_platform.data.dataset.split import open_manifest  # half a second, for jobs with `auto` only
+
+    return open_manifest(path)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    job = _load(arguments)
+    from convmlp_platform.jobs.run_job import launch
+
+    return launch(job, use_ray=not arguments.no_ray)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    job = _load(arguments)
+    from convmlp_platform.jobs.check_job import check
+
+    report = check(job)
+    print(f"{arguments.job}: {job.kind} {job.name}")
+    for line in report.summary:
+        print(f"  {line}")
+    if report.problems:
+        count = len(report.problems)
+        print(f"{count} problem{'s' * (count > 1)}, see below: the job would not start", flush=True)
+        return fail(
+            "\n".join(f"{arguments.job}: {problem}" for problem in report.problems), ConfigError.exit_code
+        )
+    print("no problems found")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.config.load import dump_yaml
+
+    print(dump_yaml(_load(arguments)), end="")
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.config.load import json_schema
+
+    print(json.dumps(json_schema(arguments.kind), indent=2))
+    return 0

@@ -1,0 +1,133 @@
+"""`convmlp replay`: one step of a run done again on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from convmlp_platform.cli.common import say
+from convmlp_platform.errors import ConfigError
+
+_DESCRIPTION = """\
+Do one step of a run again on this machine, and look into it: weights, batch and random numbers are rebuilt as they
+were, whatever number of workers the run had. Its weights are those that were kept with the step's incident, or come
+from the newest checkpoint before it and the steps since, which are done again. Each image is compared with the
+checksum that the run's ledger has of it. Nothing in the run's folder or in MLflow is changed.
+
+Printed are loss and gradient norm beside those on record, how exact the replay is and why, the loss of each
+micro-batch, and the samples to look at: if the step isn't finite those that make it so, found by re-running parts of
+the micro-batch, and the first layer that isn't; else those with the largest losses.
+"""
+
+_EPILOG = """\
+examples:
+  convmlp replay --run pretrain-digits --step 120
+  convmlp replay --run runs/pretrain-digits --step 120 --output pictures
+  convmlp replay --run /mnt/runs/imagenet --step 81234 --set data.path=/data/imagenet
+
+A run on one CPU worker in fp32 is replayed to the last bit. One of several workers has the same micro-batches, and
+sums them in another order; GPUs, bf16 and other releases of torch round differently: the replay says which it is.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Add it to the parser's commands."""
+    parser = commands.add_parser(
+        "replay",
+        help="do one step of a run again on this machine, to the last bit, and find the samples to blame",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--run",
+        required=True,
+        metavar="RUN",
+        help="a run's folder (CHECKPOINT.PATH/NAME), or the name of one in runs/ below CONVMLP_ROOT or the current "
+        "folder",
+    )
+    parser.add_argument(
+        "--step",
+        required=True,
+        type=_step,
+        metavar="N",
+        help="counted from 0, as in incidents and the ledger; metrics logged under step S are of steps up to S - 1",
+    )
+    parser.add_argument(
+        "--incident",
+        type=_step,
+        metavar="NUMBER",
+        help="look into this incident of the step (default: its newest, if it has one)",
+    )
+    parser.add_argument(
+        "--attempt",
+        type=_step,
+        metavar="NUMBER",
+        help="the step as this start of the run did it, also if it was rolled back since",
+    )
+    parser.add_argument(
+        "--from-start",
+        action="store_true",
+        help="do all steps from the run's first again, not those since a checkpoint",
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for the run's job, e.g. data.path=/data/imagenet; none that decides the result",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="also write a contact sheet of the samples to look at, and everything as JSON with all sample ids",
+    )
+    parser.set_defaults(call=_replay)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    run = _find(arguments.run)
+    from convmlp_platform.replay.replay import replay
+    from convmlp_platform.replay.replay_report import report_lines, write_report
+
+    done = replay(
+        run,
+        arguments.step,
+        device=arguments.device,
+        overrides=arguments.set,
+        incident=arguments.incident,
+        attempt=arguments.attempt,
+        from_start=arguments.from_start,
+        say=say,
+    )
+    print("\n".join(report_lines(done)))
+    if arguments.output is not None:
+        print("written   " + "\n          ".join(map(str, write_report(done, arguments.output))))
+    return 0
+
+
+def _find(name: str) -> Path:
+    """The run's folder.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from convmlp_platform.config.paths import root
+
+    given = Path(name).expanduser()
+    below = root() / "runs"
+    for folder in (given, below / name):
+        if (folder / "run.json").is_file():
+            return folder.absolute()
+    known = sorted(path.parent.name for path in below.glob("*/run.json"))
+    there = f"it holds {', '.join(known)}" if known else "it holds none"
+    raise ConfigError(f"--run {name}: no run's folder (with run.json) is there, nor in {below} ({there})")
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
+    return int(text)

@@ -1,0 +1,109 @@
+"""The command `convmlp`: a module for each group of commands, which import what they need when they are called.
+
+What a user can fix ends with one line a problem on stderr and exit code 2; all else is a bug, with traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from convmlp_platform.cli.commands import checkpoints, compare, data, goodput, jobs, models, pictures, replay
+from convmlp_platform.cli.common import fail
+from convmlp_platform.errors import DataError, PlatformError
+from data_prep.console import guarded
+
+_EXAMPLES = """\
+examples:
+  convmlp run jobs/prep_digits.yaml           prepare a dataset
+  convmlp data show digits                    look at it: a contact sheet and a class histogram
+  convmlp check jobs/pretrain_digits.yaml     what would be done, and everything that is wrong
+  convmlp jobs/pretrain_digits.yaml --set training.epochs=5 --set launch.num_workers=4
+  convmlp predict models:/convmlp-digits@champion image.png
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return guarded(lambda: _main(words))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(argv: list[str]) -> int:
+    parser, commands = _parser()
+    if argv and argv[0] not in commands and _is_job_file(argv[0]):
+        argv = ["run", *argv]
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if not hasattr(arguments, "call"):
+        parser.print_help()
+        return 0
+    try:
+        return int(arguments.call(arguments))
+    except PlatformError as error:
+        return fail(str(error), error.exit_code)
+    except ValueError as error:
+        from data_prep.errors import DataPrepError
+
+        if not isinstance(error, DataPrepError):
+            raise
+        return fail(str(error), DataError.exit_code)
+
+
+def _is_job_file(word: str) -> bool:
+    return not word.startswith("-") and (word.endswith((".yaml", ".yml")) or Path(word).is_file())
+
+
+def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
+    parser = argparse.ArgumentParser(
+        prog="convmlp",
+        description="Prepare image datasets and train ConvMLPs on them, on this machine or a Ray cluster.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    jobs.add_commands(commands)
+    models.add_model_list(commands)
+    models.add_commands(commands)
+    data.add_commands(commands)
+    pictures.add_commands(commands)
+    checkpoints.add_commands(commands)
+    replay.add_commands(commands)
+    goodput.add_commands(commands)
+    jobs.add_sweep_command(commands)
+    compare.add_commands(commands)
+    demo = commands.add_parser("demo", help="data, training and registry on this machine, in minutes")
+    demo.add_argument("--keep", action="store_true", help="leave the demo's Ray cluster up until Ctrl-C")
+    demo.set_defaults(call=_demo)
+    resend = commands.add_parser(
+        "replay-tracking", help="send what a run or preparation recorded to MLflow, where it is missing"
+    )
+    resend.add_argument(
+        "run_dir",
+        type=Path,
+        metavar="RUN_DIR",
+        help="a run's folder (CHECKPOINT.PATH/NAME) or a prepared dataset's",
+    )
+    resend.set_defaults(call=_resend)
+    return parser, set(commands.choices)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.jobs import demo
+
+    return demo.main(keep=arguments.keep)
+
+
+def _resend(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.tracking.mlflow.replayer import replay
+
+    print(f"MLflow has all that was recorded: run {replay(arguments.run_dir)}")
+    return 0

@@ -1,0 +1,172 @@
+"""An evaluation on one worker of a Ray cluster, or in this process.
+
+A finished evaluation into MLflow. Nothing here may cost the result: what goes wrong is said in a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.config.evaluate_job import EvaluateJob
+from convmlp_platform.config.load import flatten, parse_job
+from convmlp_platform.errors import ConfigError, ErrorRecord, LaunchError, PlatformError, recorded
+from convmlp_platform.evaluation.evaluation_preflight import preflight_evaluation
+from convmlp_platform.evaluation.report.table import console_lines
+from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult
+from convmlp_platform.launch import messages
+from convmlp_platform.launch.supervisor.lease import result_lease
+from convmlp_platform.tracking.finished.evaluation import EvaluationTracker, FinishedEvaluation
+from data_prep.console import adapt_streams
+from data_prep.storage.urls import shown
+
+if TYPE_CHECKING:
+    from convmlp_platform.launch.cluster.capacity import Node
+
+
+def record(job: EvaluateJob, result: EvaluationResult, say: Callable[[str], None]) -> str | None:
+    """Log the result in the job's folder; the run's id, None where MLflow doesn't have it yet.
+
+    Args:
+        say: gets a line for each thing the user should know.
+    """
+    folder = Path(job.output.path) / job.name
+    tracker = EvaluationTracker(job.tracking, _finished(job, result, folder))
+    try:
+        tracker.record()
+        run_id = tracker.send()
+    except PlatformError as error:
+        say(f"  tracking  {error}")
+        return None
+    say(f"  tracking  MLflow run {run_id} in experiment {job.tracking.experiment}")
+    return run_id
+
+
+def _finished(job: EvaluateJob, result: EvaluationResult, folder: Path) -> FinishedEvaluation:
+    model = result.model
+    tags = {
+        "task": result.task,
+        "model": model.given,
+        "model.pinned": model.pinned,
+        "model.name": model.name,
+        "model.parameters": str(model.parameters),
+        "model.image_size": str(model.image_size),
+        "device": result.hardware.device,
+        "hardware": result.hardware.name,
+        "split": result.dataset.split,
+        **model.lineage,
+    }
+    if model.macs is not None:
+        tags["model.macs"] = str(model.macs)
+    return FinishedEvaluation(
+        name=job.name,
+        identity=hashlib.sha256((folder / RESULT_NAME).read_bytes()).hexdigest()[:32],
+        folder=folder,
+        params=flatten(job),
+        tags=tags,
+        metrics=dict(_metrics(result)),
+        version_metrics={name: value for name, value in result.metrics.items() if name != "loss"},
+        pinned=model.pinned,
+        dataset=result.dataset.name,
+        split=result.dataset.split,
+        digest=result.dataset.digest,
+        source=shown(result.dataset.path),
+        seconds=result.seconds,
+        artifacts=tuple(result.artifacts),
+    )
+
+
+def _metrics(result: EvaluationResult) -> Iterator[tuple[str, float]]:
+    """Under the names that training runs use: `eval/top1`."""
+    for name, value in result.metrics.items():
+        yield f"eval/{name}", value
+    yield "images_per_second", result.dataset.images / result.seconds
+    if result.permutation is not None:
+        for permuted in result.permutation.rows:
+            for name, value in permuted.metrics.items():
+                yield f"permuted/{permuted.kind}/{name}", value
+    if result.throughput is not None:
+        for row in result.throughput.rows:
+            yield f"throughput/batch_{row.batch_size}", row.images_per_second
+
+
+def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
+    """Evaluate a job whose paths are resolved, print its table and log it; returns the exit code.
+
+    Raises:
+        PlatformError: all problems of the job before any worker starts; later what a user can fix.
+    """
+    problems = preflight_evaluation(job).problems
+    if problems:
+        raise ConfigError("\n".join(problems))
+    with result_lease(Path(job.output.path) / job.name):
+        result = _on_ray(job) if use_ray else _here(job)
+        for line in console_lines(result):
+            messages.say(line)
+        messages.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
+        record(job, result, messages.say)
+    return 0
+
+
+def capacity_problems(job: EvaluateJob, nodes: Sequence[Node]) -> list[str]:
+    """Returns the problems that keep the job from running on a cluster of these nodes; empty if there are none."""
+    fitting = [node for node in nodes if node.cpus >= job.launch.cpus]
+    problems = []
+    if not fitting:
+        most = max((node.cpus for node in nodes), default=0)
+        problems.append(
+            f"launch.cpus (={job.launch.cpus}): the largest node has {most}: --set launch.cpus={max(most, 1)}"
+        )
+    if job.launch.use_gpu is True and not any(node.gpus for node in nodes):
+        problems.append("launch.use_gpu: the cluster has no GPU: --set launch.use_gpu=false")
+    elif job.evaluate.precision == "fp16" and not any(node.gpus for node in nodes):
+        problems.append("evaluate.precision: fp16 needs a GPU, and the cluster has none: use bf16 or fp32")
+    return problems
+
+
+def _here(job: EvaluateJob) -> EvaluationResult:
+    from convmlp_platform.evaluation.evaluation_run import run_evaluation
+
+    return run_evaluation(job, messages.say)
+
+
+def _on_ray(job: EvaluateJob) -> EvaluationResult:
+    from convmlp_platform.launch.cluster.capacity import cluster_nodes
+    from convmlp_platform.launch.cluster.connect import connect
+    from convmlp_platform.launch.cluster.worker_environment import private_variables, shared_env_vars
+
+    with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus)):
+        import ray
+        from ray.exceptions import RayError
+
+        nodes = cluster_nodes()
+        if problems := capacity_problems(job, nodes):
+            raise LaunchError("\n".join(problems))
+        gpu = job.launch.use_gpu is not False and any(node.gpus for node in nodes)
+        remote = ray.remote(num_cpus=job.launch.cpus, num_gpus=int(gpu), max_retries=0)(_in_worker)
+        try:
+            outcome = ray.get(remote.remote(job.model_dump(mode="json"), private_variables()))
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise LaunchError(f"{job.name}: the worker ended without a result: {reason}") from error
+    if "problem" in outcome:
+        raise ErrorRecord.from_json(outcome["problem"]).error()
+    return EvaluationResult.model_validate(outcome["result"])
+
+
+def _in_worker(values: dict[str, Any], private: dict[str, str]) -> dict[str, Any]:
+    """In a Ray task: plain values in and out, so that no class of ours has to be the same on both sides.
+
+    `private` becomes part of the worker's environment: where MLflow is, and its password.
+    """
+    adapt_streams()
+    os.environ.update(private)
+    job = parse_job(values, "job")
+    assert isinstance(job, EvaluateJob)
+    try:
+        return {"result": _here(job).model_dump(mode="json")}
+    except PlatformError as error:
+        return {"problem": recorded(error).to_json()}

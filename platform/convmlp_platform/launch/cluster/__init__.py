@@ -1,0 +1,15 @@
+"""The Ray cluster: joining it, its room, its environment.
+
+Files in reading order:
+
+    connect             A connection to the Ray cluster a job names, or a local Ray for as long as the job
+    auth                The choice of Ray's authentication
+    capacity            Whether the cluster can hold what a job asks for, answered before any worker starts
+    cluster_view        A view of Ray's nodes at one moment
+    worker_environment  The part of the driver's environment that must be the same in every process of a job
+    working_dir         Code that comes with a job (`ray job submit --working-dir .`) wins over the package
+    local_cluster       A real Ray cluster of several nodes on this machine
+    ray_messages        Ray prints a paragraph for each worker or node that dies
+
+May import: config, data_prep.storage, errors, launch, launch.workers.
+"""

@@ -1,0 +1,17 @@
+"""The workers: an agent on each, which forks and watches a training process.
+
+Files in reading order:
+
+    worker_group      The agents of a run
+    placement         The placement of workers on nodes, and the rank of each worker
+    agent             The Ray actor beside each training process
+    fork_server       The process that training processes are forked from
+    warm_modules      The modules that the fork server (the nursery) imports, so that a start of training
+    training_process  One training process
+    process_files     Folders of ours on a node, readable by their owner alone
+    process_tree      Processes that end with the one that started them, however that ended
+    worker_report     The report of an agent to the supervisor about its training process
+
+May import: config, data, data_prep.console, data_prep.storage, distributed, errors, health, launch, launch.cluster,
+launch.supervisor, training.
+"""

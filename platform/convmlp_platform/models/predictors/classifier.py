@@ -1,0 +1,59 @@
+"""Class names with probabilities, by a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from convmlp_platform.models.bundle import BundleSpec
+from convmlp_platform.models.prediction import Labels
+from convmlp_platform.models.predictors.given_images import ImageLike, open_image
+from convmlp_platform.models.predictors.predictor import Predictor, expect_finite
+from convmlp_platform.models.task_spec import ClassificationSpec
+
+
+class Classifier(Predictor):
+    """The classification case.
+
+    Args:
+        model, spec: as in `Predictor`.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(self, model: nn.Module, spec: BundleSpec, *, batch_size: int = 64) -> None:
+        from convmlp.transforms.classification import eval_transform
+
+        super().__init__(model, spec)
+        self.batch_size = batch_size
+        transform = eval_transform(
+            spec.image_size,
+            mean=spec.mean,
+            std=spec.std,
+            crop_pct=spec.crop_pct,
+            interpolation=spec.interpolation,
+        )
+        self._prepare: Callable[[Image.Image], Tensor] = transform
+        if isinstance(spec.task, ClassificationSpec) and (permutation := spec.task.permutation):
+            from convmlp.transforms.pixel_order import PermutedEvalTransform, pixel_order
+
+            size = spec.image_size
+            order = pixel_order(
+                permutation.kind, size, size, patch_size=permutation.patch_size, seed=permutation.seed
+            )
+            self._prepare = PermutedEvalTransform(transform, order)
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[ImageLike]) -> list[Labels]:
+        """Softmax probabilities of each image. Raises as `Predictor.predict`."""
+        found: list[Labels] = []
+        for start in range(0, len(images), self.batch_size):
+            chosen = images[start : start + self.batch_size]
+            opened = [open_image(one, start + i, self.spec.exif_orientation) for i, one in enumerate(chosen)]
+            batch = torch.stack([self._prepare(image) for image in opened])
+            probabilities = self.model(batch.to(self.device)).float().softmax(dim=1).cpu()
+            expect_finite(probabilities, f"images {start} to {start + len(chosen) - 1}")
+            found += [Labels(self.spec.classes, row) for row in probabilities]
+        return found

@@ -1,0 +1,41 @@
+"""A class for each pixel, by a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from convmlp_platform.models.bundle import BundleSpec
+from convmlp_platform.models.prediction import LabelMap
+from convmlp_platform.models.predictors.given_images import ImageLike
+from convmlp_platform.models.predictors.predictor import Predictor, expect_finite_maps
+from convmlp_platform.models.predictors.whole_images import WholeImages
+from convmlp_platform.models.task_spec import SegmentationSpec
+
+
+class Segmenter(Predictor):
+    """Semantic FPN. One image a forward pass, as sizes differ."""
+
+    def __init__(self, model: nn.Module, spec: BundleSpec) -> None:
+        from convmlp.tasks.segmentation import SegmentationTask
+        from convmlp.transforms.segmentation import SegmentationEvalTransform
+
+        super().__init__(model, spec)
+        if not isinstance(spec.task, SegmentationSpec):
+            raise ValueError(f"a bundle of task {spec.task.name} is no segmenter's")
+        self._task = SegmentationTask(self.model, spec.num_classes).eval()  # type: ignore[arg-type]
+        transform = SegmentationEvalTransform(spec.image_size, spec.task.max_side)
+        self._images = WholeImages(transform, spec, self.device)
+        expect_finite_maps(self.model)
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[ImageLike]) -> list[LabelMap]:
+        """The label map of each image. Raises as `Predictor.predict`."""
+        return [self._of(image, position) for position, image in enumerate(images)]
+
+    def _of(self, image: ImageLike, position: int) -> LabelMap:
+        prepared, size = self._images.prepared(image, position)
+        (labels,) = self._task.label_maps([prepared], [size])
+        return LabelMap(self.spec.classes, labels.cpu().numpy())

@@ -1,0 +1,10 @@
+"""Run folders: who owns one, where its parts lie, and the model that a user names.
+
+Files in reading order:
+
+    run_folder   A run's folder
+    init_record  A run's own copy of the weights it starts from
+    find_model   The notation by which a user names a model, the same one for all jobs and commands
+
+May import: checkpoints, config, convmlp, data, data_prep.errors, data_prep.storage, errors, models, registry.
+"""

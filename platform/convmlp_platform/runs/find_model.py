@@ -1,0 +1,360 @@
+"""The notation by which a user names a model, the same one for all jobs and commands.
+
+    models:/NAME@ALIAS, models:/NAME/3    a version in the registry
+    runs/NAME                             a run: its best model, else its newest checkpoint
+    runs/NAME/checkpoints/step-000000120  a checkpoint, in a folder or at a URL
+    runs/NAME/best                        a model bundle (`model.safetensors` and `bundle.json`)
+    convmlp_s.pth, Mixer-B_16.npz         a file of released weights (also .safetensors)
+
+Nothing that is read here is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from convmlp.weight_files import Choice, FileWeights, read_weights
+from convmlp_platform.checkpoints import layout
+from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
+from convmlp_platform.checkpoints.inventory import FOLDER as CHECKPOINTS
+from convmlp_platform.config.load import parse_job
+from convmlp_platform.config.paths import REGISTRY_SCHEME, root
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.sections.execution import TrackingTarget
+from convmlp_platform.data.dataset.split import open_manifest
+from convmlp_platform.errors import CheckpointError, ConfigError, DataError, TrackingError
+from convmlp_platform.models.bundle import SPEC_NAME, WEIGHTS_NAME, BundleSpec, read_spec
+from convmlp_platform.runs import init_record
+from convmlp_platform.runs.init_record import InitRecord
+from convmlp_platform.runs.run_folder import checkpoints_of, stored_identity, stored_job
+from data_prep.errors import DataPrepError
+from data_prep.storage.files import sha256_file
+from data_prep.storage.urls import is_url, local_path, shown
+
+Kind = Literal["registry", "run", "checkpoint", "bundle", "file"]
+_FORMS = (
+    "give models:/NAME@ALIAS, models:/NAME/VERSION, a run's folder, one of its checkpoints, a model bundle, "
+    "or a .pth, .npz or .safetensors file"
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model that is there.
+
+    Args:
+        text: as it was asked for.
+        kind: what it is.
+        pinned: what exactly it is, whatever aliases do: `models:/NAME/3`, a checkpoint's path or URL, a file's or
+            bundle's path. `find_model` takes it again.
+        location: the bundle's folder, the checkpoint's folder or URL, or the file.
+        spec: of a bundle: what its model is and needs.
+        job: of a run and its checkpoints, where the run's folder is at hand: what trained it.
+        lineage: where it comes from, as tags: init.source, init.pinned, init.weights_sha256, and as far as it is
+            known init.version, init.model, init.run, init.identity, init.step, init.dataset, init.dataset_digest.
+        choice: which of two sets of weights, where there are two.
+        record: of a run's own copy of the weights it began with.
+    """
+
+    text: str
+    kind: Kind
+    pinned: str
+    location: Path | str
+    spec: BundleSpec | None = None
+    job: TrainJob | None = None
+    lineage: dict[str, str] = field(default_factory=dict)
+    choice: Choice = "auto"
+    record: InitRecord | None = None
+
+    def weights(self) -> FileWeights:
+        """Its weights: float32 (integers as they are), on the CPU, by the names that they have there, with the names of
+        their classes as far as they are known.
+
+        Raises:
+            ConfigError: they can't be read, are damaged, or the chosen ones aren't there.
+        """
+        read = _explained(self.text, lambda: _read(self.location, self.choice))
+        tensors = {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in read.tensors.items()
+        }
+        return replace(read, tensors=tensors, classes=read.classes or self._recorded_classes())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors of `weights`.
+
+        Raises:
+            ConfigError: as `weights`.
+        """
+        return self.weights().tensors
+
+    def _recorded_classes(self) -> tuple[str, ...] | None:
+        """The classes of its head by what lies beside the weights; None: unknown."""
+        if self.spec is not None:
+            return self.spec.classes
+        if self.record is not None:
+            return None if self.record.classes is None else tuple(self.record.classes)
+        if self.job is None:
+            return None
+        try:
+            return read_spec(checkpoint_run(str(self.location)) / "best").classes
+        except TrackingError:
+            pass
+        digest, place = self.lineage.get("init.dataset_digest"), local_path(self.job.data.path)
+        try:
+            return (
+                None if digest is None or place is None else tuple(open_manifest(str(place), digest).classes)
+            )
+        except DataError:
+            return None
+
+    def __str__(self) -> str:
+        """For people: `models:/convmlp-s/3 (run pretrain-x, dataset imagenet sha256:0123…)`."""
+        known = self.lineage
+        dataset = f"{known.get('init.dataset', '')} {known.get('init.dataset_digest', '')[:19]}".strip()
+        facts = [f"run {known['init.run']}"] if "init.run" in known else []
+        facts += [f"dataset {dataset}…"] if dataset else []
+        return self.pinned + (f" ({', '.join(facts)})" if facts else "")
+
+
+def find_model(
+    text: str, tracking: TrackingTarget | None = None, into: Path | None = None, choice: Choice = "auto"
+) -> FoundModel:
+    """The model that `text` means.
+
+    Args:
+        text: a relative path counts from the current folder, else from CONVMLP_ROOT.
+        tracking: whose registry is asked; default: that of MLFLOW_TRACKING_URI, else the one beside the runs.
+        into: an empty folder for what a registry on another machine sends (default: a temporary one that stays).
+        choice: which of two sets of weights, where there are two.
+
+    Raises:
+        ConfigError: there is no such model, or it is damaged, or there is nothing to choose; the message says what
+            there is.
+    """
+    found = _explained(text, lambda: _find(text, tracking, into))
+    if found.record is not None or choice == "auto":
+        return found
+    if found.spec is not None:
+        raise ConfigError(
+            f"{shown(text)}: a finished model is one set of weights, so there is no {choice!r} to choose; a run's "
+            "checkpoints (RUN/checkpoints/step-...) have both where it kept a moving average"
+        )
+    return replace(found, choice=choice)
+
+
+def class_difference(own: Sequence[str], classes: Sequence[str]) -> tuple[int, int] | None:
+    """The first number whose class has another name in the two lists, and how many do; None: they are the same.
+
+    Both have to be equally long.
+    """
+    wrong = [number for number, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1]]
+    return (wrong[0], len(wrong)) if wrong else None
+
+
+def _find(text: str, tracking: TrackingTarget | None, into: Path | None) -> FoundModel:
+    if text.startswith(REGISTRY_SCHEME):
+        return _registered(text, tracking, into)
+    if is_url(text) and local_path(text) is None:
+        return _remote(text)
+    path = _local(text)
+    if path.is_file():
+        return _file(text, path)
+    if (path / init_record.RECORD).is_file():
+        return _copied(text, path)
+    if (path / SPEC_NAME).is_file():
+        return _bundle(text, path)
+    if layout.step_of(path.name) is not None:
+        return _checkpoint(text, "checkpoint", str(path), _job_of(path.parent.parent))
+    if path.name == CHECKPOINTS:
+        return _newest(text, path, _job_of(path.parent))
+    if any((path / name).exists() for name in ("run.json", CHECKPOINTS, "best")):
+        return _run(text, path)
+    raise ConfigError(f"{path} is no model; {_FORMS}")
+
+
+def _registered(text: str, tracking: TrackingTarget | None, into: Path | None) -> FoundModel:
+    from convmlp_platform.registry.registry import DATASET_DIGEST_TAG, WEIGHTS_TAG, resolve
+
+    found = resolve(text, section=tracking, into=into)
+    spec, weights = read_spec(found.bundle), sha256_file(found.bundle / WEIGHTS_NAME)
+    if found.tags.get(WEIGHTS_TAG, weights) != weights:
+        raise ConfigError(
+            f"its weights ({found.bundle / WEIGHTS_NAME}) are not those that were registered: their SHA-256 is "
+            f"{weights}, not {found.tags[WEIGHTS_TAG]}"
+        )
+    pinned = f"{REGISTRY_SCHEME}{found.name}/{found.version}"
+    lineage = _lineage(text, pinned, weights, spec) | {"init.version": str(found.version)}
+    for tag, name in (
+        ("run", "init.run"),
+        ("identity", "init.identity"),
+        (DATASET_DIGEST_TAG, "init.dataset_digest"),
+    ):
+        if found.tags.get(tag):
+            lineage[name] = found.tags[tag]
+    return FoundModel(text, "registry", pinned, found.bundle, spec, None, lineage)
+
+
+def _bundle(text: str, folder: Path, kind: Kind = "bundle", job: TrainJob | None = None) -> FoundModel:
+    spec = read_spec(folder)
+    lineage = _lineage(text, str(folder), sha256_file(folder / WEIGHTS_NAME), spec)
+    return FoundModel(text, kind, str(folder), folder, spec, job, lineage)
+
+
+def _file(text: str, path: Path) -> FoundModel:
+    return FoundModel(text, "file", str(path), path, lineage=_lineage(text, str(path), sha256_file(path)))
+
+
+def _copied(text: str, folder: Path) -> FoundModel:
+    """The weights that a run started from, out of its own copy: told as what they were."""
+    record = init_record.read_record(folder.parent)
+    assert record is not None  # it was there a moment ago
+    file = init_record.check_copy(folder.parent, record)
+    return FoundModel(
+        text,
+        record.kind,  # type: ignore[arg-type]
+        record.pinned,
+        file,
+        lineage=record.lineage,
+        record=record,
+    )
+
+
+def _run(text: str, run: Path) -> FoundModel:
+    job = _job_of(run)
+    if (run / "best" / SPEC_NAME).is_file():
+        return _bundle(text, run / "best", "run", job)
+    local = run / CHECKPOINTS
+    return _newest(text, local if local.is_dir() or job is None else checkpoints_of(job), job)
+
+
+def _newest(text: str, place: Path | str, job: TrainJob | None) -> FoundModel:
+    location = Checkpointer(place).newest()
+    if location is None:
+        raise ConfigError(f"neither a best model nor a checkpoint yet in {shown(str(place))}")
+    return _checkpoint(text, "run", location, job)
+
+
+def _remote(text: str) -> FoundModel:
+    url = text.rstrip("/")
+    if layout.step_of(url.rpartition("/")[2]) is not None:
+        return _checkpoint(text, "checkpoint", url, None)
+    for place in (url, f"{url}/{CHECKPOINTS}"):
+        if Checkpointer(place).store.steps():
+            return _newest(text, place, None)
+    raise ConfigError(
+        f"no checkpoints here nor in its {CHECKPOINTS}/; of remote models only checkpoints are read"
+    )
+
+
+def _checkpoint(text: str, kind: Kind, location: str, job: TrainJob | None) -> FoundModel:
+    place, _, name = location.rpartition("/")
+    checkpointer, step = Checkpointer(place), layout.step_of(name) or 0
+    steps = checkpointer.store.steps()
+    if step not in steps:
+        there = ", ".join(layout.step_name(each) for each in steps) or "none"
+        raise ConfigError(f"no such checkpoint in {shown(place)}; there are: {there}")
+    files = checkpointer.files(step)
+    groups = layout.tensor_files(files)
+    hashes = [files[file].sha256 for file in groups.get("ema", groups.get("model", []))]
+    weights = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    lineage = _lineage(text, shown(location), weights) | {"init.step": str(step)}
+    if job is not None:
+        lineage |= {"init.run": job.name, "init.model": job.model.name} | _dataset_of(location)
+    return FoundModel(text, kind, shown(location), location, None, job, lineage)
+
+
+def checkpoint_run(location: str) -> Path:
+    """The folder of the run that a checkpoint in `RUN/checkpoints` is of."""
+    return Path(location).parents[1]
+
+
+def _dataset_of(location: str) -> dict[str, str]:
+    """The digest of the dataset that a checkpoint's run was started with, as its tag."""
+    fields = None if is_url(location) else stored_identity(checkpoint_run(location))
+    return (
+        {}
+        if fields is None or "data.digest" not in fields
+        else {"init.dataset_digest": fields["data.digest"]}
+    )
+
+
+def _lineage(text: str, pinned: str, weights: str, spec: BundleSpec | None = None) -> dict[str, str]:
+    lineage = {"init.source": shown(text), "init.pinned": pinned, "init.weights_sha256": weights}
+    if spec is None:
+        return lineage
+    told = {name: str(spec.provenance[name]) for name in _PROVENANCE if spec.provenance.get(name) is not None}
+    return lineage | {"init.model": spec.model} | {f"init.{name}": value for name, value in told.items()}
+
+
+_PROVENANCE = ("run", "identity", "step", "dataset", "dataset_digest", "weights")
+
+
+def _read(location: Path | str, choice: Choice) -> FileWeights:
+    if isinstance(location, Path) and location.is_file():
+        return read_weights(location, choice)
+    if isinstance(location, Path):
+        return FileWeights(load_file(location / WEIGHTS_NAME))
+    place, _, name = location.rpartition("/")
+    Checkpointer(place).verify(layout.step_of(name) or 0)
+    checkpoint = load(location)
+    groups, known = checkpoint.tensors, checkpoint.facts.get("classes")
+    classes = None if known is None else tuple(known)
+    if choice == "ema" and "ema" not in groups:
+        raise ConfigError("the checkpoint holds no moving average (its run has no training.ema_decay)")
+    taken, left = ("ema", "model") if "ema" in groups and choice != "raw" else ("model", "ema")
+    return FileWeights(groups[taken], taken, left if left in groups else None, taken == "ema", classes)
+
+
+def _job_of(run: Path) -> TrainJob | None:
+    """Reads the job that trained the run in this folder; None if no valid one is there.
+
+    The job's paths are as they were then.
+    """
+    try:
+        job = parse_job(stored_job(run), str(run))
+    except ConfigError:
+        return None
+    return job if isinstance(job, TrainJob) else None
+
+
+def _local(text: str) -> Path:
+    path = (local_path(text) or Path(text)).expanduser()
+    if not path.is_absolute():
+        path = path.absolute() if path.exists() else root() / path
+    if path.exists():
+        return path
+    raise ConfigError(f"there is no such file or folder{_neighbours(path)}; {_FORMS}")
+
+
+def _neighbours(path: Path) -> str:
+    """Returns names that the user may have meant: the contents of the nearest parent folder that exists."""
+    parent = next(folder for folder in path.parents if folder.is_dir())
+    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    if not names or parent == Path(parent.anchor):
+        return ""
+    more = ", ..." if len(names) > 10 else ""
+    return f"; in {parent} there are: {', '.join(names[:10])}{more}"
+
+
+def _explained(text: str, work: Callable[[], T]) -> T:
+    """All that may go wrong with a source as one kind of error that names it."""
+    try:
+        return work()
+    except (ConfigError, CheckpointError, TrackingError, DataPrepError) as error:
+        told = str(error).removeprefix(f"{text}: ")
+        raise ConfigError(f"{shown(text)}: {told}") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (
+            (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        )
+        raise ConfigError(f"{shown(text)}: can't be read: {reason}") from error

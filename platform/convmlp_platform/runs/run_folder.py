@@ -1,0 +1,236 @@
+"""A run's folder: who it belongs to, and where its parts lie.
+
+RUNS/NAME/run.json        the run's identity and the settings it comes from
+          job.json        the whole job as it was last started, without secrets
+          checkpoints/    see checkpoints.layout
+          evaluations.jsonl  what each evaluation gave, see training.evaluation.evaluations
+          init/           the weights it began with, see runs.init_record
+          best/           the best model so far, ready to be loaded or registered
+          ledger/         which samples each rank used, see ledger.ledger
+          quarantine.jsonl  samples found damaged, see data.dataset.damage
+          events.jsonl    starts, ends and their causes, see health.events
+          incidents/      what went wrong, with all it takes to look into it, see training.guard.incidents
+          goodput/        where every second of every rank went, see goodput.account
+          rollbacks.json  how often the run went back, and from which step, see training.guard.guard
+          plots/  tracking/  ray/
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convmlp_platform.config.identity import (
+    IDENTITY_NAME,
+    INIT_FROM,
+    differences,
+    identity_fields,
+    identity_of,
+    read_identity,
+    write_identity,
+)
+from convmlp_platform.config.paths import resolve
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.errors import CheckpointError, ConfigError
+from convmlp_platform.runs.init_record import read_record
+from data_prep.storage.files import write_atomically
+from data_prep.storage.json_files import DamagedJson, read_json
+from data_prep.storage.urls import is_url, scrubbed, shown
+
+_JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, claimed by its identity."""
+
+    path: Path
+    identity: str
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger"
+
+    @property
+    def quarantine(self) -> Path:
+        """JSON lines, one for each sample found damaged."""
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """JSON lines, one for each thing that happened to the run."""
+        return self.path / "events.jsonl"
+
+    @property
+    def incidents(self) -> Path:
+        return self.path / "incidents"
+
+    @property
+    def goodput(self) -> Path:
+        return self.path / "goodput"
+
+    @property
+    def rollbacks(self) -> Path:
+        """The file with the counts of rollbacks, for use after a restart.
+
+        A checkpoint can't hold them, because it is older.
+        """
+        return self.path / "rollbacks.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """JSON lines of what was evaluated, which no checkpoint knows: see training.evaluation.evaluations."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def registered(self) -> Path:
+        """Written once the best model is in the registry."""
+        return self.path / "registered.json"
+
+
+def run_path(job: TrainJob) -> Path:
+    """Returns the folder of the run of `job`.
+
+    Raises:
+        ConfigError: `checkpoint.path` is a URL.
+    """
+    if is_url(job.checkpoint.path):
+        raise ConfigError(f"checkpoint.path (={job.checkpoint.path}) must be a folder that all workers mount")
+    return Path(resolve(job.checkpoint.path, "checkpoint.path")) / job.name
+
+
+def checkpoints_of(job: TrainJob) -> str | Path:
+    """The folder or URL of the run's checkpoints."""
+    if job.checkpoint.store is None:
+        return run_path(job) / "checkpoints"
+    return f"{resolve(job.checkpoint.store, 'checkpoint.store').rstrip('/')}/{job.name}/checkpoints"
+
+
+def check_owner(job: TrainJob, dataset_digest: str, weights: str | None = None) -> None:
+    """Refuse a job whose name another recipe has taken.
+
+    Args:
+        weights: the hash of those it starts from, as `identity_fields` takes it.
+
+    Raises:
+        ConfigError: naming every setting that differs.
+    """
+    taken = stored_identity(run_path(job))
+    if taken is None:
+        return
+    changed = differences(taken, identity_fields(job, dataset_digest, weights), last_job(run_path(job)))
+    if changed:
+        if weights is not None and taken.get(INIT_FROM) != weights:
+            changed = [
+                _changed_source(job, weights),
+                *(line for line in changed if not line.startswith(INIT_FROM)),
+            ]
+        raise ConfigError(
+            f"name: run {job.name!r} in {run_path(job)} was started with another recipe:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\ngive this one a name of its own (--set name=...), or remove that folder to start anew"
+        )
+
+
+def _changed_source(job: TrainJob, weights: str) -> str:
+    """Of weights, hashes differ: the names say more."""
+    record = read_record(run_path(job))
+    was = "fresh weights" if record is None else f"{record.pinned} ({record.weights[:19]}…)"
+    return f"{INIT_FROM}: {was} → {shown(str(job.model.init_from))} ({weights[:19]}…)"
+
+
+def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> RunFolder:
+    """Take the run's folder, new or to go on with: its identity is the one that it was begun with.
+
+    Raises:
+        ConfigError: another recipe has the name.
+        CheckpointError: the folder can't be written.
+    """
+    check_owner(job, dataset_digest, weights)
+    path = run_path(job)
+    fields = stored_identity(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if fields is None:
+            fields = identity_fields(job, dataset_digest, weights)
+            write_identity(path, fields)
+        write_atomically(
+            path / _JOB, json.dumps(_without_secrets(job.model_dump(mode="json")), indent=2).encode()
+        )
+    except OSError as error:
+        raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from error
+    return RunFolder(path, identity_of(fields))
+
+
+def stored_job(run: Path) -> dict[str, Any]:
+    """The values of the job as the run in this folder was last started; its URLs have lost passwords and queries.
+
+    Raises:
+        ConfigError: there is none that can be read.
+    """
+    try:
+        return read_json(run / _JOB, dict[str, Any])
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{run} holds no {_JOB}: it is no run's folder (CHECKPOINT.PATH/NAME), or its run was last started by "
+            "a release before there was one: start it once more"
+        ) from None
+    except (OSError, DamagedJson) as error:
+        raise ConfigError(
+            f"{run / _JOB} can't be read: {error}; starting the run again writes it anew"
+        ) from error
+
+
+def last_job(run: Path) -> dict[str, Any]:
+    """`stored_job`, empty where there is none that can be read."""
+    try:
+        return stored_job(run)
+    except ConfigError:
+        return {}
+
+
+def stored_identity_fields(run: Path) -> dict[str, Any]:
+    """Reads the settings that decide the result of the run in this folder, by dotted name.
+
+    Raises:
+        ConfigError: it is no run's folder.
+        CheckpointError: `run.json` can't be read.
+    """
+    fields = stored_identity(run)
+    if fields is None:
+        raise ConfigError(f"{run} holds no run.json: it is no run's folder (CHECKPOINT.PATH/NAME)")
+    return fields
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return scrubbed(value) if isinstance(value, str) else value
+
+
+def stored_identity(run: Path) -> dict[str, Any] | None:
+    """The `identity_fields` that the run in this folder was begun with, None where none was.
+
+    Raises:
+        CheckpointError: `run.json` can't be read.
+    """
+    try:
+        return read_identity(run)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, DamagedJson) as error:
+        raise CheckpointError(
+            f"{run / IDENTITY_NAME} can't be read: {error}; remove the run's folder to start anew"
+        ) from error

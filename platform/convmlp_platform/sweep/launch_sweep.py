@@ -1,0 +1,159 @@
+"""The command `convmlp sweep FILE`: it checks every trial's job, trains the trials that aren't done, and compares all.
+
+A sweep keeps no state of its own besides the end of each trial. Started again, it makes the same trials from the same
+file and leaves out those that have ended. The others go on from their checkpoints as any run does.
+
+The outputs of a sweep besides its trials' runs: a table, a picture, and a run of its own in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from convmlp_platform.config.load import flat_values
+from convmlp_platform.config.sections.execution import TrackingSection
+from convmlp_platform.config.sweep_job import SweepJob
+from convmlp_platform.errors import LaunchError
+from convmlp_platform.evaluation.compare.compare_table import markdown_table, text_table
+from convmlp_platform.evaluation.compare.find_compared import COUNTED, SWEEP_NAME
+from convmlp_platform.launch import messages
+from convmlp_platform.launch.supervisor.signals import Interrupted
+from convmlp_platform.sweep.sweep_plan import SweepPlan, plan_of, room_problems, trials_at_a_time
+from convmlp_platform.sweep.trial_table import SweepRow, picture, rows_of, table
+from convmlp_platform.tracking.tracker import Tracker
+from data_prep.storage.files import write_atomically
+
+TABLE, RESULT, PICTURE = "table.md", "result.json", "trade_off.png"
+_PARENT_TAG = "mlflow.parentRunId"
+# Trials don't wait longer than this for the parent's id; without it they are found by their tag `sweep`.
+_WAIT_S, _GOODBYE_S, _SHORT_GOODBYE_S = 30.0, 60.0, 3.0
+
+
+class SweepParent:
+    """The sweep's own run: opened before the first trial starts, so that MLflow shows the trials below it."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self.plan = plan
+        job = plan.trials[0].trial.job
+        own = {name: value for name, value in job.tracking.tags.items() if name not in ("sweep", "trial")}
+        section = TrackingSection(
+            uri=job.tracking.uri, experiment=job.tracking.experiment, tags=own | {"kind": "sweep"}
+        )
+        self.tracker = Tracker.open(section, run_dir=plan.folder, run_name=plan.sweep.name)
+        self.tracker.log_params(flat_values(plan.sweep.model_dump(mode="json", exclude_none=True)))
+
+    @property
+    def child_tags(self) -> dict[str, str]:
+        """For the trials' runs."""
+        parent = self.tracker.wait_for_run_id(_WAIT_S)
+        return {} if parent is None else {_PARENT_TAG: parent}
+
+    def close(self, status: Literal["FAILED", "KILLED"]) -> None:
+        """The sweep has ended before its end."""
+        self.tracker.finish(status, timeout=_SHORT_GOODBYE_S)
+
+    def finish(self) -> int:
+        """Write the table, the result and the picture, and print the table; the exit code."""
+        rows = rows_of(self.plan)
+        files = self._write(rows)
+        metric = self.plan.metric
+        self.tracker.log_metrics(
+            {f"{row.name}/{metric}": row.score for row in rows if row.score is not None}, step=0
+        )
+        for file in files:
+            self.tracker.log_artifact(file)
+        failed = [row for row in rows if row.status == "failed"]
+        self.tracker.set_tags(
+            {"trials": str(len(rows)), "trials.failed": str(len(failed)), "best": rows[0].name}
+        )
+        self.tracker.finish("FINISHED", timeout=_GOODBYE_S)
+        counted = [COUNTED] if any(row.line and row.line.counted for row in rows) else []
+        where = f"  table       {self.plan.folder / TABLE}"
+        for line in ["", *text_table(table(rows, self.plan)), *counted, "", where]:
+            messages.say(line)
+        for row in failed:
+            print(f"error: trial {row.name}: {row.reason}", file=sys.stderr)
+        return 1 if failed else 0
+
+    def _write(self, rows: list[SweepRow]) -> list[Path]:
+        folder, sweep = self.plan.folder, self.plan.sweep
+        result: dict[str, Any] = {
+            "schema_version": 1,
+            "sweep": sweep.name,
+            "metric": self.plan.metric,
+            "mode": sweep.mode,
+            "trials": [row.to_dict() for row in rows],
+        }
+        write_atomically(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+        heading = [
+            f"# {sweep.name}",
+            "",
+            f"Sorted by {self.plan.metric} of each trial's best evaluation.",
+            "",
+        ]
+        notes = [f"- {row.name} failed: {row.reason.partition(chr(10))[0]}" for row in rows if row.reason]
+        if any(row.line and row.line.counted for row in rows):
+            notes.append(f"\\{COUNTED}")
+        lines = [*heading, *markdown_table(table(rows, self.plan)), *([""] if notes else []), *notes]
+        write_atomically(folder / TABLE, ("\n".join(lines) + "\n").encode())
+        drawn = picture(rows, self.plan, folder / PICTURE)
+        return [folder / TABLE, folder / RESULT, *([drawn] if drawn else [])]
+
+
+def launch_sweep(sweep: SweepJob) -> int:
+    """Run the sweep to its end and print its table; returns the exit code: 0, 1 where a trial has failed, 128 + the
+    signal that ended it.
+
+    Raises:
+        PlatformError: for all that a user can fix, before any trial starts.
+    """
+    from convmlp_platform.launch.supervisor.lease import lease, refuse_if_held
+
+    plan = plan_of(sweep)
+    refuse_if_held(plan.folder)
+    with lease(plan.folder) as lost:
+        about = {"sweep": sweep.name, "metric": plan.metric, "trials": [one.name for one in plan.trials]}
+        write_atomically(plan.folder / SWEEP_NAME, json.dumps(about, indent=2).encode())
+        parent = SweepParent(plan)
+        try:
+            if plan.todo:
+                _train(plan, parent, lost.is_set)
+        except Interrupted as stop:
+            parent.close("KILLED")
+            messages.say(f"stopped by {stop}; the same command goes on with the sweep")
+            return 128 + stop.signal_number
+        except BaseException:
+            parent.close("FAILED")
+            raise
+        return parent.finish()
+
+
+def _train(plan: SweepPlan, parent: SweepParent, lost: Callable[[], bool]) -> None:
+    from convmlp_platform.launch.cluster import capacity
+    from convmlp_platform.launch.cluster.connect import connect
+    from convmlp_platform.launch.cluster.worker_environment import shared_env_vars
+
+    jobs = [planned.trial.job for planned in plan.todo]
+    threads = max(job.launch.cpus_per_worker for job in jobs)
+    with connect(jobs[0].launch.address, shared_env_vars(threads=threads)) as cluster:
+        if problems := room_problems(plan, cluster):
+            raise LaunchError("\n".join(problems))
+        nodes = capacity.cluster_nodes()
+        at_once = trials_at_a_time([one.trial for one in plan.todo], nodes, plan.sweep.max_concurrent)
+        before = len(plan.trials) - len(plan.todo)
+        messages.say(
+            f"{plan.sweep.name}: {messages.count(len(plan.trials), 'trial')}"
+            f"{f', {before} of them done before' if before else ''}, {at_once} at a time on "
+            + (
+                "a local Ray"
+                if cluster is None
+                else f"the Ray cluster of {messages.count(len(nodes), 'node')}"
+            )
+        )
+        from convmlp_platform.sweep.tune import run_trials
+
+        run_trials(plan, nodes, at_once, parent.child_tags, lost)

@@ -1,0 +1,60 @@
+"""The record of a sweep's trials between two starts: RUNS/SWEEP/TRIAL/trial.json, written when a trial has ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from convmlp_platform.config.sweep_job import SchedulerSection
+from data_prep.storage.files import write_atomically
+from data_prep.storage.json_files import Count, DamagedJson, read_json
+
+NAME = "trial.json"
+Status = Literal["finished", "stopped", "failed"]
+
+
+class Ended(BaseModel):
+    """How a trial ended.
+
+    Args:
+        status: finished: trained to its end; stopped: by the sweep's scheduler, for others do better; failed.
+        steps: done by then.
+        reason: of a failure; its lines are those of the error.
+        scheduler: that was in force.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Status
+    steps: Count
+    reason: str = ""
+    scheduler: SchedulerSection
+
+    def still_holds(self, stop_step: int, scheduler: SchedulerSection) -> bool:
+        """Whether there is nothing more to do for a trial that is to end after `stop_step`: one that was finished by
+        a shorter sweep goes on, and so does one that another scheduler has stopped; a failed one is tried again."""
+        if self.status == "finished":
+            return self.steps >= stop_step
+        return self.status == "stopped" and self.scheduler == scheduler
+
+
+def read_end(run: Path) -> Ended | None:
+    """How the trial whose run is in this folder has ended; None where it hasn't, or nothing readable says so."""
+    try:
+        return read_json(run / NAME, Ended)
+    except (OSError, DamagedJson):
+        return None
+
+
+def write_end(run: Path, end: Ended) -> None:
+    """Remember it."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / NAME, json.dumps(end.model_dump(), indent=2).encode())
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as text for a table."""
+    return value if isinstance(value, str) else json.dumps(value)

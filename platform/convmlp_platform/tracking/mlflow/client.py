@@ -1,0 +1,101 @@
+"""Opening MLflow: the client, the SQLite file, the experiment. MLflow is imported here and only when needed.
+
+The import takes 2-7 s on two shared cores and a new SQLite file 2 s more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.mlflow.server import mlflow_errors, settle_mlflow
+from convmlp_platform.tracking.mlflow.tracking_uri import artifact_location, sqlite_path
+from data_prep.storage import locks
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_CREATED_WITHIN_S = 120.0
+_CHATTY = ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc")
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of tracking and registry at `uri`, which is created where it is a SQLite file not yet there.
+
+    Raises:
+        TrackingError: the SQLite file can't be made or opened, or the database doesn't answer.
+    """
+    settle_mlflow()
+    from mlflow import MlflowClient
+
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with mlflow_errors(uri, "it can't be opened"), _only_one_creates(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if sqlite_path(uri) is not None:
+            client.get_experiment("0")
+    return client
+
+
+@contextmanager
+def _only_one_creates(uri: str) -> Iterator[None]:
+    """Two processes that make the tables of one SQLite file at once both fail ("table already exists")."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        with locks.holding(lock, patience=_CREATED_WITHIN_S):
+            yield
+    except locks.Held as held:
+        raise TrackingError(f"{path} is being opened by {held}, for {_CREATED_WITHIN_S:g} s by now") from None
+
+
+def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """The id of experiment `name`, created where it is missing (its artifacts beside a SQLite file).
+
+    Raises:
+        TrackingError: it was deleted.
+        MlflowException: the server's.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_location(uri)))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"tracking.experiment (={name!r}) was deleted from MLflow; "
+            f"`mlflow experiments restore -x {found.experiment_id}` or name another"
+        )
+    return str(found.experiment_id)
+
+
+@contextmanager
+def fluent_at(uri: str) -> Iterator[None]:
+    """MLflow's fluent calls go to `uri`. It puts that into the environment, where it must not stay."""
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

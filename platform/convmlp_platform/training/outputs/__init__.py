@@ -1,0 +1,15 @@
+"""What a run leaves for people: best model, metrics, pictures.
+
+Files in reading order:
+
+    outputs           The outputs of a run for people
+    record            Opening a run's record in MLflow, and putting its best model into the registry
+    goodput_callback  Keeping the record of every second of this rank, for `goodput.account` to account
+    sample_pictures   The first held-out images with what the model says of them, kept out of an evaluation
+    curves            The run's curves as one picture
+    exactness         Whether a computation done again on another machine gives the same bits, and if not
+
+May import: checkpoints, config, convmlp, data, data_prep.dataset, data_prep.storage, distributed, engine, errors,
+goodput, health, ledger, models, pictures, registry, runs, tracking, training, training.build, training.evaluation,
+training.guard.
+"""

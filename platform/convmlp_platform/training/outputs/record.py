@@ -1,0 +1,112 @@
+"""Opening a run's record in MLflow, and putting its best model into the registry."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from dataclasses import dataclass
+
+from convmlp_platform.config.load import flatten
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.data.reading.loader import EvalLoader
+from convmlp_platform.engine.engine import Engine
+from convmlp_platform.errors import TrackingError
+from convmlp_platform.registry.registry import register_bundle
+from convmlp_platform.runs.run_folder import RunFolder, checkpoints_of
+from convmlp_platform.tracking.environment_tags import environment_tags
+from convmlp_platform.tracking.tracker import Tracker
+from convmlp_platform.training.build.initial_weights import lineage_tags
+from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
+from convmlp_platform.training.outputs.exactness import computing_tags
+from convmlp_platform.training.train_state import TrainState
+from data_prep.dataset.manifest import DatasetManifest
+from data_prep.storage.files import write_atomically
+from data_prep.storage.json_files import DamagedJson, read_json
+from data_prep.storage.urls import shown
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """The part of registered.json that is read again."""
+
+    uri: str
+
+
+def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, engine: Engine) -> Tracker:
+    """The run's tracker, with parameters, environment and dataset on record. Never waits for a server."""
+    tracker = Tracker.open(job.tracking, run_dir=folder.path, run_name=job.name)
+    tracker.log_params(flatten(job))
+    tracker.log_dataset(manifest.name, manifest.digest, source=shown(job.data.path), context="training")
+    tracker.set_tags(
+        {
+            "identity": folder.identity,
+            "dataset.digest": manifest.digest,
+            "dataset.classes": str(manifest.num_classes),
+            "world_size": str(engine.world.size),
+            "device": engine.world.device.type,
+            **computing_tags(),
+            **lineage_tags(folder.path),
+            "model.parameters": str(sum(p.numel() for p in engine.model.parameters())),
+        }
+    )
+    return tracker
+
+
+def register_best(
+    job: TrainJob,
+    folder: RunFolder,
+    state: TrainState,
+    tracker: Tracker | None,
+    loader: EvalLoader,
+) -> str | None:
+    """Put the best model into the registry, once a run; returns its `models:/...` URI.
+
+    A registry that can't be reached costs the run nothing: the model stays in the run's folder, and starting the
+    job again registers it.
+    """
+    section = job.tracking.register_as
+    if section is None or tracker is None:
+        return None
+    try:
+        if folder.registered.exists():
+            return read_json(folder.registered, _Registered).uri
+    except (OSError, DamagedJson) as error:
+        logger.warning(
+            "the best model was registered before, but as what can't be read: %s; remove the file to register it "
+            "again",
+            error,
+        )
+        return None
+    try:
+        version = register_bundle(
+            job.tracking,
+            run_id=tracker.run_id,
+            bundle=folder.best,
+            example_image=_example(loader),
+            metrics=scores_of(state.best),
+            tags={
+                **environment_tags(),
+                **lineage_tags(folder.path),
+                "run": job.name,
+                "weights": taken_weights(state.best, averages=job.training.ema_decay is not None),
+                "identity": folder.identity,
+                "checkpoints": shown(str(checkpoints_of(job))),
+            },
+        )
+    except TrackingError as error:
+        logger.warning("the best model is not registered: %s; it is in %s", error, folder.best)
+        return None
+    record = {"name": version.name, "version": version.version, "alias": version.alias, "uri": version.uri}
+    write_atomically(folder.registered, json.dumps(record, indent=2).encode())
+    return version.uri
+
+
+def _example(loader: EvalLoader) -> bytes:
+    """A held-out image as PNG: the model's input example."""
+    image, _ = loader.split.image(0)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,115 @@
+"""The cost of a model before it is built: its parameters, and the memory that a worker needs to train it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+import convmlp
+from convmlp.tasks.task_cost import dense_part
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.training.build.build_transforms import max_side_of
+
+FLOAT = 4
+# State tensors of a parameter's shape that each optimizer keeps (timm's create_optimizer_v2).
+OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 1}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one worker's device.
+
+    `states` (weights, buffers, gradients, optimizer, moving average) follows from the strategy; `activations`
+    is what autograd keeps for one micro-batch: an estimate, as kernels also need work space, and Mask R-CNN's heads
+    keep more for every region.
+    """
+
+    num_parameters: int
+    states: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, bytes."""
+        return self.states + self.activations
+
+
+def estimate_memory(job: TrainJob, num_classes: int, model: nn.Module | None = None) -> MemoryEstimate:
+    """Returns the memory that training `job` needs on each worker.
+
+    Args:
+        job: the training job.
+        num_classes: of the dataset.
+        model: the result of `build_on_meta`, if the caller has it already.
+
+    Raises:
+        ValueError: the model's name or options are wrong.
+    """
+    model = model or build_on_meta(job, num_classes)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    buffers = sum(buffer.numel() for buffer in model.buffers())
+    activations = _saved_bytes_per_image(dense_part(model), _image_size(job)) * job.training.micro_batch_size
+    # Convolutions and linear layers, whose inputs are most of it, keep 16-bit copies under autocast.
+    share = 1.0 if job.engine.precision == "fp32" else 0.5
+    return MemoryEstimate(parameters, _state_bytes(job, parameters, buffers), int(activations * share))
+
+
+def build_on_meta(job: TrainJob, num_classes: int) -> nn.Module:
+    """The job's model without memory for its weights (made on the CPU first: few models can be made on meta).
+
+    Raises:
+        ValueError: the model's name or options are wrong.
+    """
+    options: dict[str, Any] = dict(job.model.options)
+    if job.model.drop_path_rate is not None:
+        options["drop_path_rate"] = job.model.drop_path_rate
+    if job.task.name == "classification":
+        size = job.data.image_size
+        return convmlp.create_model(job.model.name, num_classes, image_size=size, **options).to("meta")
+    from convmlp_platform.training.build.build_task import with_pyramid
+
+    return with_pyramid(job, num_classes, options).to("meta")
+
+
+def _state_bytes(job: TrainJob, parameters: int, buffers: int) -> int:
+    """ddp holds everything on every worker; ZeRO shards the optimizer (1), gradients (2), weights (3); FSDP
+    all three. The moving average is kept in the same pieces as the weights."""
+    engine, workers = job.engine, job.launch.num_workers
+    stage = {"ddp": 0, "fsdp": 3, "deepspeed": engine.zero_stage}[engine.strategy]
+    divisor = {
+        part: workers if stage >= first else 1
+        for part, first in (("optimizer", 1), ("gradients", 2), ("weights", 3))
+    }
+    weights = parameters / divisor["weights"]
+    average = (weights + buffers) if job.training.ema_decay else 0
+    optimizer = OPTIMIZER_SLOTS[job.optimizer.name] * parameters / divisor["optimizer"]
+    return int(FLOAT * (weights + buffers + parameters / divisor["gradients"] + optimizer + average))
+
+
+def _image_size(job: TrainJob) -> tuple[int, int]:
+    """Height and width of a training image; of a detector's, which keep their shape, a wide one's as COCO has them."""
+    side = max(job.data.image_size, *job.task.short_sides, 0)
+    return (side, min(max_side_of(job), side * 8 // 5)) if job.task.dataset == "detection" else (side, side)
+
+
+def _saved_bytes_per_image(model: nn.Module, image_size: tuple[int, int]) -> int:
+    """fp32 bytes that autograd keeps for one image, weights aside: each storage that forward saves, once."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage  # held, so that no later storage can get its address
+        return tensor
+
+    batch = 2  # BatchNorm at 1x1 refuses a single image in training mode
+    model.train()
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(torch.empty(batch, 3, *image_size, device="meta"))
+    del output
+    return sum(int(storage.nbytes()) for storage in saved.values()) // batch

@@ -1,0 +1,246 @@
+"""All that can be known to be wrong with a training before it costs anything. Nothing is left behind on storage.
+`preflight_preparation` has a preparation's. `jobs.check_job` adds what concerns drivers and clusters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.errors import PlatformError
+from convmlp_platform.runs.init_record import read_record
+from convmlp_platform.runs.run_folder import RunFolder, check_owner, checkpoints_of, run_path, stored_identity
+from convmlp_platform.training.build.build_task import task_mismatch
+from convmlp_platform.training.build.initial_weights import check_kept, counted_weights, start_line
+from convmlp_platform.training.preflight.advice import advice, recipe_line
+from convmlp_platform.training.preflight.image_size import sides_refused, single_value, size_refused
+from convmlp_platform.training.preflight.preparation_preflight import (
+    PreflightReport,
+    check_writable,
+    make_checks,
+)
+from convmlp_platform.training.step_plan import StepPlan
+from data_prep.dataset.manifest import DatasetManifest
+from data_prep.storage.urls import is_url, local_path
+
+
+def preflight(job: TrainJob, *, deep: bool = False) -> PreflightReport:
+    """Check a job whose paths are resolved against the machine it is started on; every check is made.
+
+    Args:
+        job: the job.
+        deep: also make the checks that cost as much as the job's own start, which makes them itself: read the newest
+            checkpoint.
+    """
+    report = PreflightReport()
+    make_checks(_train_checks(job, report, deep), report)
+    return report
+
+
+def _train_checks(job: TrainJob, report: PreflightReport, deep: bool) -> Iterator[Callable[[], None]]:
+    from convmlp_platform.data.dataset.split import open_manifest
+
+    manifest: DatasetManifest | None = None
+    model: nn.Module | None = None
+
+    def dataset() -> None:
+        nonlocal manifest
+        manifest = open_manifest(job.data.path, job.data.digest)
+        _check_dataset(job, manifest, report)
+
+    def network() -> None:
+        nonlocal model
+        model = _check_model(job, manifest, report)
+
+    def sense() -> None:
+        if manifest is not None:
+            report.summary += advice(job, manifest, model)
+
+    yield dataset
+    yield network
+    yield sense
+    yield lambda: _check_start(job, manifest, model, report)
+    yield lambda: _check_augment(job, report)
+    yield lambda: check_writable(job.checkpoint.path, "checkpoint.path", report, job.name)
+    if manifest is not None and not is_url(job.checkpoint.path):
+        yield lambda: check_owner(job, manifest.digest, counted_weights(job))
+    if not is_url(job.checkpoint.path):
+        yield lambda: _check_begun(job, deep)
+    yield lambda: _check_tracking(job, report)
+
+
+def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
+    if (mismatch := task_mismatch(job, manifest)) is not None:
+        report.problems.append(mismatch)
+    elif (problem := sides_refused(job, manifest)) is not None:
+        report.problems.append(problem)
+    for name, split in (("data.train_split", job.data.train_split), ("data.eval_split", job.data.eval_split)):
+        if split not in manifest.splits:
+            splits = ", ".join(sorted(manifest.splits))
+            report.problems.append(
+                f"{name}: the dataset at {job.data.path} has no split {split!r}; it has {splits}"
+            )
+            continue
+        try:
+            _check_shards(job, manifest, split, report)
+        except PlatformError as error:
+            if str(error) not in report.problems:
+                report.problems.append(str(error))
+    if job.data.train_split in manifest.splits:
+        _check_size(job, manifest, report)
+
+
+def _check_shards(job: TrainJob, manifest: DatasetManifest, split: str, report: PreflightReport) -> None:
+    from convmlp_platform.data.dataset.split import ShardedSplit
+    from convmlp_platform.data.storage.open_storage import shards_of
+    from convmlp_platform.data.storage.remote_dataset import check_remote_shards
+
+    if local_path(job.data.path) is None:
+        report.problems += check_remote_shards(job.data.path, shards_of(manifest, split, job.data.format))
+    else:
+        ShardedSplit(str(local_path(job.data.path)), manifest, split, job.data.format).check_files()
+
+
+def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
+    data, batch = job.data, job.training.global_batch_size
+    count = manifest.splits[data.train_split].num_samples
+    plan = StepPlan(job, count)
+    if count < job.num_streams:
+        report.problems.append(
+            f"data.num_streams (={job.num_streams}) is more than the {count:,} images of split "
+            f"{data.train_split!r}: set data.num_streams lower"
+        )
+    if not plan.total_steps:
+        report.problems.append(
+            f"{job.training.length}: {count:,} images don't fill one step of "
+            f"training.global_batch_size (={batch})"
+        )
+    else:
+        _check_schedule(plan, report)
+    held_out = manifest.splits.get(data.eval_split)
+    also = f" + {held_out.num_samples:,} {data.eval_split}" if held_out else ""
+    cut = ", cut by training.max_steps" if plan.stop_step < plan.total_steps else ""
+    report.summary += [
+        f"data     {manifest.name}: {count:,} {data.train_split}{also} images, "
+        f"{manifest.num_classes:,} classes, {data.format}, {manifest.digest[:19]}…",
+        f"steps    {plan.stop_step:,} of {batch:,} images each; an epoch is {plan.steps_per_epoch:,.1f} "
+        f"steps, the schedule {plan.total_epochs:g} epochs{cut}",
+        recipe_line(job),
+    ]
+
+
+def _check_schedule(plan: StepPlan, report: PreflightReport) -> None:
+    schedule = plan.job.schedule
+    try:
+        plan.lr(0)
+    except ValueError:
+        given = {
+            "warmup_epochs": schedule.warmup_epochs,
+            "warmup_steps": schedule.warmup_steps,
+            "cooldown_epochs": schedule.cooldown_epochs,
+        }
+        parts = [f"schedule.{name} (={value:g})" for name, value in given.items() if value]
+        report.problems.append(
+            f"{' and '.join(parts)} {'take' if parts[1:] else 'takes'} more than the run's {plan.total_steps:,} whole "
+            f"steps: lower {'them' if parts[1:] else 'it'}, or raise {plan.job.training.length}"
+        )
+
+
+def _check_model(
+    job: TrainJob, manifest: DatasetManifest | None, report: PreflightReport
+) -> nn.Module | None:
+    """The model on "meta"; None where it can't be made, which is told."""
+    from convmlp_platform.training.build.parts import build_optimizer
+    from convmlp_platform.training.preflight.memory import build_on_meta, estimate_memory
+
+    given = job.model.num_classes
+    if manifest is not None and given not in (None, manifest.num_classes):
+        report.problems.append(
+            f"model.num_classes (={given}): the dataset at {job.data.path} has {manifest.num_classes} "
+            "classes; leave model.num_classes out to use the dataset's"
+        )
+    known = given or (manifest.num_classes if manifest else None)
+    try:
+        model = build_on_meta(job, known or 1000)
+        memory = estimate_memory(job, known or 1000, model)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        told = f"model.name (={job.model.name}): {' '.join(str(error).split())}"
+        report.problems.append(size_refused(job, known or 1000) or told)
+        return None
+    if (problem := single_value(job, known or 1000)) is not None:
+        report.problems.append(problem)
+    try:
+        build_optimizer(job, model)
+    except ValueError as error:
+        report.problems.append(f"optimizer: {error}")
+    workers = job.launch.num_workers
+    each = "the worker" if workers == 1 else f"each of {workers} workers"
+    beside = ", without those of regions" if job.task.name == "mask_rcnn" else ""
+    report.summary += [
+        f"model    {job.model.name}: {memory.num_parameters:,} parameters"
+        + ("" if known else " if there are 1,000 classes (the dataset would tell)"),
+        f"memory   about {_size(memory.total)} on {each}: "
+        f"{_size(memory.states)} for weights, gradients and optimizer (exact), "
+        f"{_size(memory.activations)} for activations (estimated{beside})",
+    ]
+    return model
+
+
+def _check_start(
+    job: TrainJob, manifest: DatasetManifest | None, model: nn.Module | None, report: PreflightReport
+) -> None:
+    """Whether the weights to start from are there and fit; a run that has begun doesn't need them any more."""
+    # Of many ranks under torchrun, one asks the registry.
+    if job.model.init_from is None or is_url(job.checkpoint.path) or os.environ.get("RANK", "0") != "0":
+        return
+    if stored_identity(run_path(job)) is not None:
+        record = read_record(run_path(job))
+        if record is not None:
+            report.summary.append(
+                f"start    weights of {record.pinned}, kept in the run's folder when it began"
+            )
+        return
+    if model is None:
+        return  # told above
+    report.summary.append(f"start    {start_line(job, model, manifest)}")
+
+
+def _check_begun(job: TrainJob, deep: bool) -> None:
+    """Whether a run that has begun can go on from what it has written."""
+    from convmlp_platform.checkpoints.checkpointer import Checkpointer
+    from convmlp_platform.training.guard.guard import Rollbacks
+
+    begun = run_path(job).is_dir()
+    if begun:
+        Rollbacks.read(RunFolder(run_path(job), "").rollbacks)
+    if not deep or not (begun or job.checkpoint.store):
+        return
+    Checkpointer(checkpoints_of(job)).newest()
+    check_kept(job)
+
+
+def _check_augment(job: TrainJob, report: PreflightReport) -> None:
+    from convmlp.transforms.classification import train_transform
+
+    augment, half = job.augment, (0.5, 0.5, 0.5)
+    options = augment.model_dump(include={"crop", "pad", "rand_augment", "interpolation"})
+    try:
+        train_transform(job.data.image_size, mean=half, std=half, **options)
+    except (ValueError, AssertionError, KeyError) as error:
+        report.problems.append(f"augment: {error}")
+
+
+def _check_tracking(job: TrainJob, report: PreflightReport) -> None:
+    from convmlp_platform.tracking.mlflow.tracking_uri import check_tracking
+
+    report.problems += check_tracking(job.tracking)
+    report.summary.append(
+        f"run      {job.checkpoint.path}/{job.name}; MLflow experiment {job.tracking.experiment}"
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
