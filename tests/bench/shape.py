@@ -53,10 +53,7 @@ def look(frame, event, argument):
 sys.argv = ["convmlp", *arguments]
 from convmlp_platform.__main__ import __file__ as entry
 seen.add(entry)
-try:
-    from convmlp_platform.cli.main.main import main
-except ImportError:
-    from convmlp_platform.cli.main import main
+from convmlp_platform.cli.main import main
 sys.setprofile(look)
 sys.exit(main())
 """

@@ -1,4 +1,4 @@
-"""What the nursery's forks become in tests: no torch, and the end that the settings ask for."""
+"""What the fork server's forks become in tests: no torch, and the end that the settings ask for."""
 
 from __future__ import annotations
 

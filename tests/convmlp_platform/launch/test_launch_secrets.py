@@ -201,7 +201,7 @@ def test_a_run_on_a_ray_of_its_own_keeps_secrets_and_doors_shut(tmp_path: Path) 
         assert "2 CPU workers on a local Ray" in output
 
         seen = "\n".join(watch.commands)
-        for part in ("gcs_server", "raylet", "launch.nursery", "tracking.replayer"):
+        for part in ("gcs_server", "raylet", "workers.fork_server", "mlflow.replayer"):
             assert part in seen
         assert watch.replayer_password == "planted-password"
         assert watch.listening, "there was something to see"

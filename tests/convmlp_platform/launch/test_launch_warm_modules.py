@@ -1,4 +1,4 @@
-"""A start of training imports next to nothing: the nursery has it all."""
+"""A start of training imports next to nothing: the fork server has it all."""
 
 from __future__ import annotations
 

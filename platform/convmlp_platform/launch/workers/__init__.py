@@ -6,7 +6,7 @@ Files in reading order:
     placement         The placement of workers on nodes, and the rank of each worker
     agent             The Ray actor beside each training process
     fork_server       The process that training processes are forked from
-    warm_modules      The modules that the fork server (the nursery) imports, so that a start of training
+    warm_modules      The modules that the fork server imports, so that a start of training
     training_process  One training process
     process_files     Folders of ours on a node, readable by their owner alone
     process_tree      Processes that end with the one that started them, however that ended

@@ -1,6 +1,6 @@
 """The Ray actor beside each training process: starts it, watches it from outside, and outlives it.
 
-It imports no torch, and does next to nothing itself: the nursery (a child) holds what training needs, imported, and
+It imports no torch, and does next to nothing itself: the fork server (a child) holds what training needs, imported, and
 forks a training process for each attempt.
 
 The network interface that gloo is bound to, so that ranks reach each other from other machines.
@@ -68,7 +68,7 @@ _CLOSE_S = 5.0
 
 @dataclass
 class _Output:
-    """A pipe that the nursery and all its forks write to."""
+    """A pipe that the fork server and all its forks write to."""
 
     number: int
     read: int
@@ -104,7 +104,7 @@ class Agent:
             outputs.append(_Output(number, read))
             ends.append(write)
         command = [sys.executable, "-m", "convmlp_platform.launch.workers.fork_server"]
-        self._nursery = subprocess.Popen(
+        self._fork_server = subprocess.Popen(
             [*command, str(theirs.fileno()), str(self.folder), *self.modules],
             # NVML says whether there are GPUs without starting CUDA, which doesn't survive a fork.
             env=os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONUNBUFFERED": "1"},
@@ -145,7 +145,7 @@ class Agent:
 
     def start(self, settings: dict[str, Any]) -> int | None:
         """Start the training process of an attempt (`settings` of `process.main`, but `folder` and `forked`); its
-        id, None where the nursery is gone."""
+        id, None where the fork server is gone."""
         with self._news:
             self._start, self._pid, self._exit = settings["start"], None, None
             self._words.clear()
@@ -182,10 +182,10 @@ class Agent:
             )
 
     def close(self) -> None:
-        """End the nursery, and all that it has started; nothing of it stays on the node."""
+        """End the fork server, and all that it has started; nothing of it stays on the node."""
         self._send(end=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._nursery.wait(_CLOSE_S)
+            self._fork_server.wait(_CLOSE_S)
 
     def stacks(self, timeout: float) -> str:
         """Returns the stacks of the training process: see health.hangs.stacks.collect_stacks."""
@@ -194,11 +194,11 @@ class Agent:
         return "there is no process\n" if pid is None else collect_stacks(pid, files.stacks, timeout)
 
     def _send(self, **message: Any) -> None:
-        with self._news, contextlib.suppress(OSError):  # a nursery that is gone tells in its own way
+        with self._news, contextlib.suppress(OSError):  # a fork server that is gone tells in its own way
             self._channel.send_bytes(json.dumps(message).encode())
 
     def _listen(self, channel: Connection, outputs: list[_Output]) -> None:
-        """A thread: take in what the nursery reports and what the processes print."""
+        """A thread: take in what the fork server reports and what the processes print."""
         selector = selectors.DefaultSelector()
         selector.register(channel, selectors.EVENT_READ)
         for output in outputs:
@@ -254,8 +254,8 @@ class Agent:
         self._exit = Exit(code, at, facts, killed, tuple(self._words))
 
     def _give_up(self) -> None:
-        """The nursery is gone, and with it what it forked; its readers may be left."""
-        code = self._nursery.wait()
+        """The fork server is gone, and with it what it forked; its readers may be left."""
+        code = self._fork_server.wait()
         with self._news:
             if self._pid is not None and self._exit is None:
                 kill_family(self._pid)

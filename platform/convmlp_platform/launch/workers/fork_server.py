@@ -116,11 +116,11 @@ def main(descriptor: int, folder: Path, modules: list[str]) -> None:
         gc.collect()
         gc.freeze()
         channel.send_bytes(json.dumps({"warm": True}).encode())
-        nursery = ForkServer(channel, entry.main)
+        server = ForkServer(channel, entry.main)
         try:
-            nursery.serve()
+            server.serve()
         finally:
-            nursery.end()
+            server.end()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""One training process: what the nursery's fork becomes. It knows its rank and its files, and nothing of Ray."""
+"""One training process: what the fork server's fork becomes. It knows its rank and its files, and nothing of Ray."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def main(settings: Mapping[str, Any]) -> NoReturn:
         write_atomically(files.outcome, json.dumps(outcome).encode())
         sys.stdout.flush()
         sys.stderr.flush()
-        # Not by sys.exit: an error leaves no time for a group whose other ranks are stuck, and the nursery's exit
+        # Not by sys.exit: an error leaves no time for a group whose other ranks are stuck, and the fork server's exit
         # handlers are not ours to run.
         os._exit(outcome["kind"] == "error")
 

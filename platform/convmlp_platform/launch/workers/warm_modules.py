@@ -1,4 +1,4 @@
-"""The modules that the fork server (the nursery) imports, so that a start of training need not.
+"""The modules that the fork server imports, so that a start of training need not.
 
 They are all modules that a run imports, also those that it imports later.
 """

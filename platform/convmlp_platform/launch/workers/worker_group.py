@@ -41,7 +41,7 @@ class WorkerGroup:
     """Nothing here waits: `refresh` takes note of what has happened and starts what can be started.
 
     Args:
-        modules: what an agent's nursery imports.
+        modules: what an agent's fork server imports.
     """
 
     def __init__(self, job: TrainJob, use_gpu: bool, modules: list[str]) -> None:

@@ -30,7 +30,7 @@ class Report:
         state: the process's state letter in /proc.
         marks: seconds from the fork to `begun`, `joined`, `loaded`, `stepped`, as far as it has come.
         lines: (1 for standard output, 2 for standard error; a line).
-        broken: the reason why the agent can start no more processes: the last output of its nursery (fork server).
+        broken: the reason why the agent can start no more processes: the last output of its fork server.
             None: it can.
     """
 
