@@ -25,8 +25,7 @@ settings.load_profile("fast")
 # an MLflow store with its client (6 s), FFCV and what it compiles (10 s), an S3 server (4 s).
 TOGETHER = {
     "S3": (
-        "test_remote_run",  # first: it forks a reader beside S3's threads, which once crashed late in a worker's life
-        "test_prep_copy", "test_remote_storage", "test_remote_read_ahead", "test_checkpoint_storage",
+        "test_remote_run", "test_prep_copy", "test_remote_storage", "test_remote_read_ahead", "test_checkpoint_storage",
     ),
     "ranks": (
         "test_engines_agree", "test_bad_numbers", "test_commit_first", "test_run", "test_fault_matrix",

@@ -60,6 +60,11 @@ class Steps:
     for_ffcv: bool
     exif_orientation: ExifOrientation = "ignore"
 
+    @property
+    def turns(self) -> bool:
+        """Images are turned upright."""
+        return self.exif_orientation == "apply"
+
 
 @dataclass(frozen=True)
 class StoredImage:
@@ -105,11 +110,18 @@ def store_image(content: bytes | NDArray[np.uint8], steps: Steps, *, histogram: 
             image = Image.fromarray(content)
             return _store_decoded(image, _encode(image, "PNG"), "png", pixel_hash(content), steps, histogram)
         if header := jpeg_header(content):
-            return _store_jpeg(content, header, steps, histogram)
-        image, suffix = open_image(content)
-        if suffix == "png" and steps.validate != "headers":
-            check_png(content)
-        return _store_decoded(image, content, suffix, content_hash(content), steps, histogram)
+            found = orientation_of_jpeg(content)
+            stored = _store_jpeg(content, header, steps, found if steps.turns else UPRIGHT, histogram)
+        else:
+            image, suffix = open_image(content)
+            if suffix == "png" and steps.validate != "headers":
+                check_png(content)
+            found, source_hash = orientation_of_image(image), content_hash(content)
+            if steps.turns and found != UPRIGHT:
+                stored = _store_upright(np.asarray(to_rgb(image)), found, source_hash, steps, histogram)
+            else:
+                stored = _store_decoded(image, content, suffix, source_hash, steps, histogram)
+        return stored if found == UPRIGHT else replace(stored, oriented=True)
     except RejectedSample as error:
         raise RejectedImage(str(error)) from None
     except Exception as error:  # Pillow's decoders raise nearly any type on damaged files
@@ -123,16 +135,19 @@ def suits_ffcv(header: JpegHeader) -> bool:
     return not chroma or (luma in _LUMA_SAMPLING and chroma == [(1, 1), (1, 1)])
 
 
-def _store_jpeg(content: bytes, header: JpegHeader, steps: Steps, histogram: bool) -> StoredImage:
+def _store_jpeg(
+    content: bytes, header: JpegHeader, steps: Steps, orientation: int, histogram: bool
+) -> StoredImage:
+    """`orientation` is the one to turn by."""
     height, width = header.height, header.width
-    found = orientation_of_jpeg(content)
-    orientation = found if steps.exif_orientation == "apply" else UPRIGHT
     if steps.resize and min(height, width) > steps.resize.short_side:
-        return _store_shrunk(content, header, steps.resize, orientation, histogram, oriented=found != UPRIGHT)
-    if orientation != UPRIGHT and not suits_ffcv(header):
-        image = Image.fromarray(decode_jpeg(content, header))
-        return _store_upright(image, orientation, content_hash(content), steps, histogram)
-    raw = steps.for_ffcv and not suits_ffcv(header)
+        return _store_shrunk(content, header, steps.resize, orientation, histogram)
+    suits = suits_ffcv(header)
+    if orientation != UPRIGHT and not suits:
+        return _store_upright(
+            decode_jpeg(content, header), orientation, content_hash(content), steps, histogram
+        )
+    raw = steps.for_ffcv and not suits
     pixels = None
     if raw or histogram:
         pixels = decode_jpeg(content, header)
@@ -152,43 +167,28 @@ def _store_jpeg(content: bytes, header: JpegHeader, steps: Steps, histogram: boo
         counts,
         source_size=turned_size(height, width, orientation),
         orientation=orientation,
-        oriented=found != UPRIGHT,
     )
 
 
 def _store_shrunk(
-    content: bytes,
-    header: JpegHeader,
-    resize: ResizeConfig,
-    orientation: int,
-    histogram: bool,
-    *,
-    oriented: bool,
+    content: bytes, header: JpegHeader, resize: ResizeConfig, orientation: int, histogram: bool
 ) -> StoredImage:
     width, height = _shrunk_size(header.width, header.height, resize)
     enough = (round(height * _SHARPNESS_MARGIN), round(width * _SHARPNESS_MARGIN))
     image = Image.fromarray(turned_pixels(decode_jpeg(content, header, at_least=enough), orientation))
     source_size = turned_size(header.height, header.width, orientation)
     height, width = turned_size(height, width, orientation)
-    return _store_resized(
-        image, (width, height), resize, content_hash(content), source_size, histogram, oriented=oriented
-    )
+    return _store_resized(image, (width, height), resize, content_hash(content), source_size, histogram)
 
 
 def _store_decoded(
     image: Image.Image, file: bytes, suffix: str, source_hash: bytes, steps: Steps, histogram: bool
 ) -> StoredImage:
     """Returns the stored form of an image that Pillow has opened, or of pixels."""
-    found = orientation_of_image(image)
-    if found != UPRIGHT and steps.exif_orientation == "apply":
-        return _store_upright(to_rgb(image), found, source_hash, steps, histogram)
-    oriented = found != UPRIGHT
     if steps.resize and min(image.size) > steps.resize.short_side:
         size = _shrunk_size(*image.size, steps.resize)
         source_size = (image.height, image.width)
-        return _store_resized(
-            to_rgb(image), size, steps.resize, source_hash, source_size, histogram, oriented=oriented
-        )
+        return _store_resized(to_rgb(image), size, steps.resize, source_hash, source_size, histogram)
     if steps.validate != "headers":
         image.load()
     if image.mode.startswith("I"):
@@ -198,16 +198,15 @@ def _store_decoded(
     counts = _histogram(to_rgb(image)) if histogram else None
     encoding = RAW_RGB if steps.for_ffcv else ENCODED
     size = (image.height, image.width)
-    return StoredImage(file, suffix, *size, source_hash, payload, encoding, counts, size, oriented=oriented)
+    return StoredImage(file, suffix, *size, source_hash, payload, encoding, counts, size)
 
 
 def _store_upright(
-    image: Image.Image, orientation: int, source_hash: bytes, steps: Steps, histogram: bool
+    pixels: NDArray[np.uint8], orientation: int, source_hash: bytes, steps: Steps, histogram: bool
 ) -> StoredImage:
     """RGB pixels of a file that can't stay as it is, turned; stored as pixels that come without a file are."""
-    upright = Image.fromarray(turned_pixels(np.asarray(image), orientation))
-    stored = _store_decoded(upright, _encode(upright, "PNG"), "png", source_hash, steps, histogram)
-    return replace(stored, oriented=True)
+    upright = Image.fromarray(turned_pixels(pixels, orientation))
+    return _store_decoded(upright, _encode(upright, "PNG"), "png", source_hash, steps, histogram)
 
 
 def _store_resized(
@@ -217,16 +216,12 @@ def _store_resized(
     source_hash: bytes,
     source_size: tuple[int, int],
     histogram: bool,
-    *,
-    oriented: bool,
 ) -> StoredImage:
     """`size` is width and height."""
     pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
     file = simplejpeg.encode_jpeg(pixels, resize.quality, "RGB", "420")
     counts = _histogram(Image.fromarray(simplejpeg.decode_jpeg(file, "RGB"))) if histogram else None
-    return StoredImage(
-        file, "jpg", size[1], size[0], source_hash, file, ENCODED, counts, source_size, oriented=oriented
-    )
+    return StoredImage(file, "jpg", size[1], size[0], source_hash, file, ENCODED, counts, source_size)
 
 
 def _shrunk_size(width: int, height: int, resize: ResizeConfig) -> tuple[int, int]:

@@ -11,16 +11,19 @@ from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.storage.open_storage import shards_of
 from convmlp_platform.data.storage.remote_dataset import check_remote_shards
-from convmlp_platform.errors import ConfigError, PlatformError
+from convmlp_platform.errors import ConfigError
 from convmlp_platform.evaluation.build_subject import Prepared, check_weights, found_model, prepared
 from convmlp_platform.evaluation.extras.real_labels import NUM_CLASSES, place_of, read_real_labels
 from convmlp_platform.evaluation.result_folder import is_result
 from convmlp_platform.evaluation.subject import Subject
 from convmlp_platform.training.preflight.image_size import sides_refused, size_refused
 from convmlp_platform.training.preflight.memory import build_on_meta
-from convmlp_platform.training.preflight.preparation_preflight import PreflightReport, check_writable
+from convmlp_platform.training.preflight.preparation_preflight import (
+    PreflightReport,
+    check_writable,
+    make_checks,
+)
 from data_prep.dataset.manifest import DatasetManifest
-from data_prep.errors import DataPrepError
 from data_prep.storage.urls import local_path
 
 
@@ -28,11 +31,7 @@ def preflight_evaluation(job: EvaluateJob) -> PreflightReport:
     """Check a job whose paths are resolved; every check is made."""
     report = PreflightReport()
     with tempfile.TemporaryDirectory(prefix="convmlp-model-") as downloads:
-        for check in _checks(job, report, Path(downloads)):
-            try:
-                check()
-            except (PlatformError, DataPrepError) as error:
-                report.problems.extend(str(error).splitlines())
+        make_checks(_checks(job, report, Path(downloads)), report)
     return report
 
 
