@@ -26,6 +26,7 @@ from convmlp_platform.data.dataset.split import ShardedSplit, decode, open_manif
 from convmlp_platform.data.reading.loader import EvalLoader
 from convmlp_platform.evaluation.evaluation_preflight import preflight_evaluation
 from convmlp_platform.models.bundle import write_bundle
+from convmlp_platform.models.predictors.given_images import open_image as predicted
 from convmlp_platform.models.predictors.predictor import Predictor
 from convmlp_platform.training.build import parts
 from convmlp_platform.training.build.build_transforms import eval_transform_of
@@ -34,6 +35,7 @@ from data_prep.check.verify import verify
 from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import DatasetManifest, write_manifest
 from data_prep.errors import DataPrepError
+from data_prep.images.check_image import Steps, store_image
 from data_prep.images.image_file import RejectedImage, open_image
 from data_prep.images.orientation import orientation_of_image, orientation_of_jpeg
 from data_prep.prepare import prepare
@@ -350,3 +352,17 @@ def test_orientation_is_found_as_decoders_find_segments(between: bytes, place: s
     except RejectedImage:
         return
     assert orientation_of_jpeg(odd) == expected
+
+
+@pytest.mark.parametrize("validate", ["decode", "headers"])
+def test_orientation_behind_the_pixels_of_a_png_counts_as_in_prediction(
+    validate: Literal["decode", "headers"],
+) -> None:
+    content = photo(6, "lossless.png")
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4])
+    moved = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    stored = store_image(
+        moved, Steps(None, validate, for_ffcv=True, exif_orientation="apply"), histogram=False
+    )
+    assert stored.oriented and (stored.width, stored.height) == predicted(moved).size == (32, 44)
