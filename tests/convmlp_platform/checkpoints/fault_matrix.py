@@ -22,6 +22,7 @@ import torch
 from bucket import Bucket
 from file_operations import Operation, watching
 
+from convmlp_platform.checkpoints import collective_saver
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer, SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.data.order.sample_order import SampleOrder
@@ -31,7 +32,6 @@ from convmlp_platform.engine.types import OwnState
 from convmlp_platform.errors import CheckpointError
 from convmlp_platform.health.heartbeat.phases import PhaseClock
 from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt
-from convmlp_platform.training import saving
 from convmlp_platform.training.saving import Saver
 from convmlp_platform.training.train_state import TrainState
 from data_prep.storage import retry
@@ -146,15 +146,15 @@ class Storage:
 @contextmanager
 def impatient() -> Iterator[None]:
     """Storage is asked again at once, and by whoever saves."""
-    patience, writer = retry.Patience, saving.AsyncCheckpointer
+    patience, writer = retry.Patience, collective_saver.AsyncCheckpointer
     retry.Patience = functools.partial(patience, total=0.0)  # type: ignore[assignment,misc]
-    saving.AsyncCheckpointer = functools.partial(  # type: ignore[assignment,misc]
+    collective_saver.AsyncCheckpointer = functools.partial(  # type: ignore[assignment,misc]
         AsyncCheckpointer, first_pause=0.002, longest_pause=0.02
     )
     try:
         yield
     finally:
-        retry.Patience, saving.AsyncCheckpointer = patience, writer  # type: ignore[misc]
+        retry.Patience, collective_saver.AsyncCheckpointer = patience, writer  # type: ignore[misc]
 
 
 class Run:
@@ -202,7 +202,7 @@ class Run:
 
     def finish(self) -> None:
         """Wait for the save under way, as at the end."""
-        self.saver._watch(lambda saves: saves.done)
+        self.saver.saves._watch(lambda saves: saves.done)
         self.saver.poll()
 
     def look(self) -> None:

@@ -137,7 +137,7 @@ def test_a_refusal_that_passes_at_the_end_is_outlasted(
     with monkeypatch.context() as refusing:
         refuse(refusing, errno.ENOSPC)
         run.saver.save(TrainState(6), wait=True)
-        while run.saver._writer is None or run.saver._writer.state != "refused":
+        while run.saver.saves._writer is None or run.saver.saves._writer.state != "refused":
             pass
     run.saver.close()
     assert run.steps() == [6]
@@ -189,7 +189,7 @@ def test_what_ends_all_saving_is_raised_at_the_next_step(
 
     monkeypatch.setattr(run.saver.checkpointer, "write", broken)
     run.saver.save(TrainState(3))
-    while run.saver._writer is None or run.saver._writer.state != "failed":
+    while run.saver.saves._writer is None or run.saver.saves._writer.state != "failed":
         pass
     with pytest.raises(TypeError, match="a bug"):
         run.saver.poll()
