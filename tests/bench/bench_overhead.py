@@ -35,6 +35,7 @@ from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter
 from convmlp_platform.health.heartbeat.phases import PhaseClock
 from convmlp_platform.ledger.ledger import LedgerWriter
 from convmlp_platform.training import run, step
+from convmlp_platform.training.build import build_run
 from convmlp_platform.training.guard.agreement import Agreement
 from convmlp_platform.training.outputs.goodput_callback import GoodputLog
 
@@ -126,7 +127,7 @@ def train(data: str, folder: str, settings: tuple[str, ...]) -> tuple[list[Any],
     meter = Meter()
     instrument(meter)
     # MLflow's own process, which starts meanwhile, isn't what is measured here.
-    run.open_tracker = lambda *args: None  # type: ignore[attr-defined, assignment]
+    build_run.open_tracker = lambda *args: None  # type: ignore[attr-defined, assignment]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     own = (
         f"data.path={data}",

@@ -261,10 +261,11 @@ def undisturbed_without_ray(folder: Path, data: Path, **settings: object) -> Che
 def _train(folder: str, sets: list[str]) -> None:
     from convmlp_platform.config.load import load_job
     from convmlp_platform.training import run
+    from convmlp_platform.training.build import build_run
 
     os.environ["OMP_NUM_THREADS"] = (
         "1"  # as the platform sets it; else Accelerate takes more, and sums differ
     )
-    run.open_tracker = lambda *_: None  # type: ignore[attr-defined, assignment]
+    build_run.open_tracker = lambda *_: None  # type: ignore[attr-defined, assignment]
     with Path(folder, "output").open("a") as output, redirect_stdout(output):
         run.run(load_job(JOB, sets))

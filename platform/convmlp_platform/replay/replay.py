@@ -233,7 +233,7 @@ class _Steps:
         return read_again(self.loader, step, consumed), True
 
     def _window(self) -> tuple[float, float] | None:
-        """Means as `training.meter` takes them: of steps whose update was not refused."""
+        """Means as `training.step` takes them: of steps whose update was not refused."""
         logged, record = self.record.logged, self.record
         steps = range(logged.first, logged.last + 1) if logged else range(0)
         taken = [step for step in steps if not record.skipped(step)]

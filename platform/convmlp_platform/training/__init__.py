@@ -4,12 +4,10 @@ Files in reading order:
 
     run           A training run, from a checked job to a registered model
     trainer       The loop
-    step          One step of training, under the guard
-    step_plan     How long a run is and what happens at which step
-    train_state   The state of a run
+    step          One step of training, under the guard; the means of steps for the log
+    step_plan     Where a run stands, how long it is, and what happens at which step
     callbacks     The callbacks that watch a run
-    saving        A run's state in and out of checkpoints, and the saves of one attempt at training
-    meter         Training metrics between two log lines
+    saving        A run's state in and out of checkpoints
     stop_request  Being told to stop
     build/        Builds a run's parts from its job: each class that a setting names is chosen here
     evaluation/   Evaluates during training, and records that it did

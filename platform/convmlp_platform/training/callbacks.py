@@ -9,7 +9,7 @@ from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 
 
 class Callback:

@@ -1,4 +1,5 @@
-"""A run's state in and out of checkpoints. When a save is begun, put off or given up is checkpoints.collective_saver's.
+"""A run's state in and out of checkpoints. checkpoints.collective_saver decides when a save is begun, put off or given
+up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from convmlp_platform.engine.types import EngineState, OwnState
 from convmlp_platform.errors import SupersededError
 from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.ledger.ledger import LedgerWriter, known_attempts
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 
 StateFacts = dict[str, Any]
 

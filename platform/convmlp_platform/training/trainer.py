@@ -24,13 +24,11 @@ from convmlp_platform.training.evaluation.evaluations import Evaluations
 from convmlp_platform.training.guard.agreement import first_reason
 from convmlp_platform.training.guard.bad_steps import BadStep, BadSteps
 from convmlp_platform.training.guard.guard import Action, Guard, Rollbacks
-from convmlp_platform.training.meter import Meter
 from convmlp_platform.training.outputs.outputs import BestModel
 from convmlp_platform.training.saving import Saver, StateFacts, check_newest
-from convmlp_platform.training.step import GuardedSteps, StepResult
-from convmlp_platform.training.step_plan import StepPlan
+from convmlp_platform.training.step import GuardedSteps, Meter, StepResult
+from convmlp_platform.training.step_plan import StepPlan, TrainState
 from convmlp_platform.training.stop_request import StopRequest
-from convmlp_platform.training.train_state import TrainState
 
 
 class _End(Enum):

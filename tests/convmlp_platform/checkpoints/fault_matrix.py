@@ -33,7 +33,7 @@ from convmlp_platform.errors import CheckpointError
 from convmlp_platform.health.heartbeat.phases import PhaseClock
 from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt
 from convmlp_platform.training.saving import Saver
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 from data_prep.storage import retry
 
 FAULTY = 2

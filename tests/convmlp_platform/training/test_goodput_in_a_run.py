@@ -26,7 +26,7 @@ from convmlp_platform.training.guard.guard import Action
 from convmlp_platform.training.outputs import goodput_callback
 from convmlp_platform.training.outputs.goodput_callback import GoodputLog
 from convmlp_platform.training.run import run
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 
 DRAWN = True
 

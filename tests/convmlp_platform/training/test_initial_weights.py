@@ -26,6 +26,7 @@ from convmlp_platform.runs.init_record import read_record
 from convmlp_platform.runs.run_folder import check_owner
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import tag_history
+from convmlp_platform.training.build.build_run import begin
 from convmlp_platform.training.build.build_task import build_model
 from convmlp_platform.training.build.initial_weights import (
     counted_weights,
@@ -35,7 +36,7 @@ from convmlp_platform.training.build.initial_weights import (
 )
 from convmlp_platform.training.preflight.memory import build_on_meta
 from convmlp_platform.training.preflight.preflight import preflight
-from convmlp_platform.training.run import begin, run
+from convmlp_platform.training.run import run
 
 
 @cache

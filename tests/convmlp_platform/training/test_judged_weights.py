@@ -28,7 +28,7 @@ from convmlp_platform.training.evaluation.evaluate import (
     taken_weights,
 )
 from convmlp_platform.training.run import run
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 
 NAN = float("nan")
 

@@ -11,9 +11,9 @@ from PIL import Image
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.training.callbacks import Console
-from convmlp_platform.training.meter import Meter
 from convmlp_platform.training.outputs.curves import plot_curves, scores_in
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step import Meter
+from convmlp_platform.training.step_plan import TrainState
 
 
 def test_the_meter_averages_and_starts_anew() -> None:

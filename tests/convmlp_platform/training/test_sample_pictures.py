@@ -25,7 +25,7 @@ from convmlp_platform.training.outputs.sample_pictures import (
     draw_first,
     plain,
 )
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 
 
 def split_of(folder: Path, name: str = "train") -> ShardedSplit:

@@ -24,7 +24,7 @@ from convmlp_platform.health.heartbeat.phases import PhaseClock
 from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt, known_attempts
 from convmlp_platform.training import saving
 from convmlp_platform.training.saving import Saver
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 
 
 class Run:

@@ -30,8 +30,8 @@ from convmlp_platform.health.events import append_line
 from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.training.evaluation.evaluate import judge, merit
 from convmlp_platform.training.outputs.outputs import BestModel
+from convmlp_platform.training.step_plan import TrainState
 from convmlp_platform.training.stop_request import StopRequest
-from convmlp_platform.training.train_state import TrainState
 from data_prep.storage.json_files import Count, parse_json_lines
 
 logger = logging.getLogger(__name__)

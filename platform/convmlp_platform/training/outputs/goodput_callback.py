@@ -24,7 +24,7 @@ from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 from data_prep.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from convmlp_platform.training.evaluation.evaluate import Weights, taken_weights
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.incidents import WEIGHTS, read_incidents
 from convmlp_platform.training.outputs.curves import plot_curves
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 from data_prep.dataset.manifest import DatasetManifest
 
 

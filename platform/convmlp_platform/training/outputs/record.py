@@ -19,7 +19,7 @@ from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.build.initial_weights import lineage_tags
 from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
 from convmlp_platform.training.outputs.exactness import computing_tags
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import DamagedJson, read_json

@@ -32,7 +32,7 @@ from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
-from convmlp_platform.training.train_state import TrainState
+from convmlp_platform.training.step_plan import TrainState
 
 logger = logging.getLogger(__name__)
 
