@@ -137,9 +137,14 @@ def _is_drawable(item: dict[str, Any], height: int, width: int) -> bool:
 
 
 def completed(item: dict[str, Any]) -> dict[str, Any]:
-    """A published annotation, with what some tools leave out: it is no crowd, and its area is its polygons', its run
-    lengths', or its box's."""
-    found = {"iscrowd": 0, **item}
+    """A published annotation, with what some tools leave out, or fill with null: it is no crowd, and its area is its
+    polygons', its run lengths', or its box's. A negative area is none."""
+    given = {
+        name: value for name, value in item.items() if value is not None or name not in ("iscrowd", "area")
+    }
+    found = {"iscrowd": 0} | given
+    if isinstance(area := found.get("area"), int | float) and area < 0:
+        del found["area"]
     if "area" not in found and (area := _area(found)) is not None:
         found["area"] = area
     return found

@@ -5,6 +5,8 @@ Notes on a dataset that a person would want before training on it: each is a lin
 
 from __future__ import annotations
 
+import unicodedata
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +57,7 @@ def dataset_notes(
         indexes: of every split, the indexes of its shards in one format.
     """
     samples = _collected(indexes)
-    notes = list(_twins(samples, task))
+    notes = [*_twins(samples, task), *_name_notes(classes)]
     if task == "classification":
         notes += _class_notes(samples, classes)
     return notes
@@ -134,6 +136,19 @@ def _class_notes(samples: _Samples, classes: Sequence[str]) -> Iterator[str]:
     few = np.flatnonzero((counts[reference] > 0) & (counts[reference] < _FEW))
     if len(few):
         yield f"{len(few):,} classes have fewer than {_FEW} images in {reference}: {_named(few, classes)}"
+
+
+def _name_notes(classes: Sequence[str]) -> Iterator[str]:
+    alike = defaultdict(list)
+    for name in classes:
+        alike["".join(unicodedata.normalize("NFC", name).casefold().split())].append(name)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if groups:
+        named = "; ".join(" = ".join(map(repr, names[:_SHOWN])) for names in groups[:_SHOWN])
+        yield (
+            f"{sum(map(len, groups)):,} classes differ in capitals, blanks or nothing from another: {named}"
+            f"{'; ...' * (len(groups) > _SHOWN)}"
+        )
 
 
 def _named(labels: NDArray[np.intp], classes: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from data_prep.dataset.digest import order_key
@@ -68,7 +68,7 @@ class ImageFolder:
 
     def listing(self) -> Listing:
         """All image files, without opening them."""
-        self._no_images = Counter[str]()
+        self._no_images, self._unread = Counter[str](), list[str]()
         if self._val_fraction is None:
             folders, splits = self._list_splits()
         else:
@@ -86,6 +86,10 @@ class ImageFolder:
             most = sorted(self._no_images.items(), key=lambda one: (-one[1], one[0]))[:_SHOWN]
             kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in most)
             yield f"{self._no_images.total():,} files in class folders are no images and were passed over: {kinds}"
+        if self._unread:
+            shown = ", ".join(self._unread[:_SHOWN]) + ", ..." * (len(self._unread) > _SHOWN)
+            lie = "images or folders lie in no class folder of a split and were passed over"
+            yield f"{len(self._unread):,} {lie}: {shown}"
 
     def read(self, ref: SampleRef) -> bytes:
         """The file's bytes, untouched."""
@@ -105,23 +109,24 @@ class ImageFolder:
                     "source.splits, or set source.val_fraction for a folder of classes without splits"
                 )
             self._check_inside(folder)
-            per_split[split] = (folder, self._class_folders(folder))
-        reference = "train" if "train" in per_split else next(iter(per_split))
-        classes = per_split[reference][1]
+            per_split[split] = (folder, self._class_files(folder))
+        self._count_unread()
+        reference = per_split["train" if "train" in per_split else next(iter(per_split))][1]
         for folder, found in per_split.values():
-            if unknown := sorted(set(found) - set(classes)):
+            unknown = sorted(found.keys() - reference.keys())
+            if twins := unicode_twins(unknown, reference):
                 raise DataPrepError(
-                    f"{folder} has {len(unknown)} class folders that split {reference!r} lacks: "
-                    f"{', '.join(unknown[:3])}{unicode_twins(unknown, classes)}"
+                    f"{folder} has class folders that another split lacks: {', '.join(unknown[:_SHOWN])}{twins}"
                 )
-        refs = {
-            split: self._list_classes(folder, found, classes) for split, (folder, found) in per_split.items()
+        classes = _classes(per_split.values())
+        return classes, {
+            split: self._refs(folder, found, classes) for split, (folder, found) in per_split.items()
         }
-        return classes, refs
 
     def _list_and_split(self, fraction: float) -> tuple[list[str], dict[str, list[SampleRef]]]:
-        classes = self._class_folders(self.root)
-        refs = self._list_classes(self.root, classes, classes)
+        found = self._class_files(self.root)
+        classes = _classes([(self.root, found)])
+        refs = self._refs(self.root, found, classes)
         if not fraction:
             return classes, {"train": refs}
         threshold = int(fraction * 2**64)
@@ -133,24 +138,39 @@ class ImageFolder:
             "val": [ref for ref in refs if ref in held_out],
         }
 
-    def _class_folders(self, folder: Path) -> list[str]:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-        if not names:
+    def _class_files(self, folder: Path) -> dict[str, list[str]]:
+        """Class folder → its images, as paths from `folder` on."""
+        found = {}
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found[entry.name] = list(self._images(folder / entry.name, entry.name, frozenset()))
+            elif _suffix(entry.name) in _TAKEN:
+                self._unread.append(f"{self._inside(folder)}{entry.name}")
+        if not found:
             raise DataPrepError(f"{folder} has no class folders: expected {folder}/<class>/<image file>")
-        return names
+        return found
 
-    def _list_classes(self, folder: Path, found: list[str], classes: list[str]) -> list[SampleRef]:
+    def _count_unread(self) -> None:
+        """Look at what stands beside the split folders."""
+        splits = {Path(name).parts[0] for name in self._splits.values()}
+        for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name in splits:
+                continue
+            if entry.is_dir():
+                self._unread.append(f"{entry.name}/")
+            elif _suffix(entry.name) in _TAKEN:
+                self._unread.append(entry.name)
+
+    def _inside(self, folder: Path) -> str:
+        return "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
+
+    def _refs(self, folder: Path, found: dict[str, list[str]], classes: list[str]) -> list[SampleRef]:
         label = {name: i for i, name in enumerate(classes)}
-        by_class = {name: list(self._images(folder / name, name, frozenset())) for name in found}
-        empty = [name for name, files in by_class.items() if not files]
-        if found is classes and 0 < len(empty) < len(classes):  # of the split that decides the classes
-            raise DataPrepError(
-                f"{folder} has {len(empty)} class folders without images: {', '.join(empty[:_SHOWN])}; remove them: "
-                "each would be a class, and shift the labels of the others"
-            )
-        files = [(file, label[name]) for name, listed in by_class.items() for file in listed]
+        files = [(file, label[name]) for name, listed in found.items() for file in listed]
         keys = file_keys([file for file, _ in files])
-        inside = "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
+        inside = self._inside(folder)
         return sorted(
             SampleRef(key, number, f"{inside}{file}") for key, (file, number) in zip(keys, files, strict=True)
         )
@@ -166,7 +186,7 @@ class ImageFolder:
                 continue
             if entry.is_dir():
                 yield from self._images(folder / name, f"{inside}/{name}", above | {real})
-            elif (suffix := os.path.splitext(name)[1].lower()) not in _TAKEN:  # noqa: PTH122
+            elif (suffix := _suffix(name)) not in _TAKEN:
                 self._no_images[suffix] += 1
             else:
                 if entry.is_symlink():
@@ -179,6 +199,27 @@ class ImageFolder:
 
     def _check_inside(self, path: Path) -> Path:
         return expect_inside(path, self._real_root)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def _classes(splits: Iterable[tuple[Path, dict[str, list[str]]]]) -> list[str]:
+    """Names of the class folders, sorted, of all splits: each holds images in one of them.
+
+    Raises:
+        DataPrepError: one holds none, while others do.
+    """
+    listed = list(splits)
+    used = {name for _, found in listed for name, files in found.items() if files}
+    for folder, found in listed:
+        if (empty := [name for name in found if name not in used]) and used:
+            raise DataPrepError(
+                f"{folder} has {len(empty)} class folders without images: {', '.join(empty[:_SHOWN])}; remove them: "
+                "each would be a class, and shift the labels of the others"
+            )
+    return sorted(used) or sorted({name for _, found in listed for name in found})
 
 
 def _readable(folders: list[str], mapping: Path) -> list[str]:

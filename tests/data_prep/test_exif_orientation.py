@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from prep_helpers import rejected_lines, smooth_image
 from published_minis import write_files
+from torch.nn.functional import cross_entropy
 
 from convmlp.transforms.pixels import Normalize
 from convmlp_platform.config.evaluate_job import EvaluateJob
@@ -25,6 +26,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.dataset.split import ShardedSplit, decode, open_manifest
 from convmlp_platform.data.reading.loader import EvalLoader
 from convmlp_platform.evaluation.evaluation_preflight import preflight_evaluation
+from convmlp_platform.evaluation.evaluation_run import run_evaluation
 from convmlp_platform.models.bundle import write_bundle
 from convmlp_platform.models.predictors.given_images import open_image as predicted
 from convmlp_platform.models.predictors.predictor import Predictor
@@ -201,7 +203,7 @@ def test_shrunk_images_are_stored_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("view", ["apply", "ignore"])
 def test_every_way_to_a_prediction_gives_the_same(view: View, tmp_path: Path) -> None:
-    """Training's evaluation, `convmlp predict`'s predictor and the served model, for all orientations."""
+    """Training's evaluation, `convmlp predict`'s predictor, the served model and `kind: evaluate`, all orientations."""
     from convmlp_platform.registry.pyfunc_model import BundleModel
 
     folder, files = prepared(view), sources()[1]
@@ -224,9 +226,12 @@ def test_every_way_to_a_prediction_gives_the_same(view: View, tmp_path: Path) ->
     write_bundle(bundle, task.model.state_dict(), spec)
     loader = EvalLoader(opened(folder, "webdataset"), eval_transform_of(job, manifest), 5, 0, 1, 0)
     expected: list[torch.Tensor] = []
+    losses: list[torch.Tensor] = []
     with torch.inference_mode():
         for batch in loader:
-            expected += task.model(normalize(batch.images)).softmax(1)
+            logits = task.model(normalize(batch.images))
+            expected += logits.softmax(1)
+            losses += cross_entropy(logits, batch.targets, reduction="none")
     names = [
         next(name for name in files if loader.split.key(i).endswith(name.rsplit(".", 1)[0]))
         for i in range(40)
@@ -244,19 +249,27 @@ def test_every_way_to_a_prediction_gives_the_same(view: View, tmp_path: Path) ->
             best[0],
             pytest.approx(best[1]),
         )
+    own_loss = float(torch.stack(losses).mean())
     others: tuple[View, ...] = ("apply", "ignore")
     for other in others:
         check: dict[str, Any] = {
-            "name": "x",
+            "kind": "evaluate",
+            "name": other,
             "model": {"from": str(bundle)},
+            "data": {"path": str(prepared(other)), "split": "train", "num_workers": 0},
+            "evaluate": {"precision": "fp32"},
             "output": {"path": str(tmp_path / "out")},
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+            "launch": {"use_gpu": False},
         }
-        check |= {"kind": "evaluate", "data": {"path": str(prepared(other)), "split": "train"}}
-        check |= {"tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
-        report = preflight_evaluation(EvaluateJob.model_validate(check))
+        evaluation = EvaluateJob.model_validate(check)
+        report = preflight_evaluation(evaluation)
         assert not report.problems
         told = [line for line in report.summary if "35 of this dataset are" in line]
         assert len(told) == (other != view)
+        result = run_evaluation(evaluation, lambda _line: None)
+        assert result.dataset.images == 40
+        assert (result.metrics["loss"] == pytest.approx(own_loss, rel=1e-5)) == (other == view)
 
 
 OBJECT = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 20], "area": 200, "iscrowd": 0}

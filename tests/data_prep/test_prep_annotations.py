@@ -187,6 +187,9 @@ def test_a_polygon_that_is_none_costs_the_mask_and_not_the_box(polygons: list[li
         ({"area"}, {"segmentation": None}, {"area": 6.0}),
         ({"area"}, {"segmentation": [[0, 0, 4, 0, 4, 4]]}, {"area": 8.0}),
         ({"area"}, {"segmentation": {"size": [6, 8], "counts": [40, 8]}}, {"area": 8.0}),
+        (set(), {"iscrowd": None}, {"iscrowd": 0}),
+        (set(), {"area": None}, {"area": 6.0}),
+        (set(), {"area": -5}, {"area": 6.0}),
     ],
 )
 def test_what_tools_leave_out_has_its_natural_value(

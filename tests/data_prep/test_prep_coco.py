@@ -202,6 +202,7 @@ def _drop(name: str, key: str) -> Callable[[dict[str, Any]], None]:
         (_append("categories"), "two categories have the id 13"),
         (_set("categories", name="comb"), "have different categories: .*comb"),
         (_set("categories", name=3), "category 90 has no name"),
+        (_set("categories", name=" "), "category 90 has no name"),
         (lambda document: document.update(images=[], annotations=[]), "has 0 images and 3 categories"),
         (
             lambda document: document.update(images={}),

@@ -69,6 +69,52 @@ def test_a_folder_without_images_is_no_class(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("in_train", [False, True])
+def test_a_class_that_only_validation_has_is_noted(tmp_path: Path, in_train: bool) -> None:
+    source = make_folder(tmp_path / "source", val=2)
+    write_files(source, {"val/class_1a/x.jpg": image_bytes(smooth_image(7))})
+    if in_train:
+        (source / "train" / "class_1a").mkdir()
+    manifest = prepare_folder(source, tmp_path / "out")
+    assert manifest.classes == ["class_0", "class_1", "class_1a", "class_2"]
+    assert "1 classes occur in val only: class_1a" in manifest.preprocessing["notes"]
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["train/9.jpg"], "train/9.jpg"),
+        (["9.png", "val/9.TIF"], "val/9.TIF, 9.png"),
+        (["test/class_0/9.jpg"], "test/"),
+        ([f"train/{n}.jpg" for n in range(7)], ", ".join(f"train/{n}.jpg" for n in range(5)) + ", ..."),
+    ],
+)
+def test_images_outside_class_folders_are_counted(tmp_path: Path, names: list[str], shown: str) -> None:
+    source = make_folder(tmp_path / "source", val=2)
+    write_files(source, dict.fromkeys(names, image_bytes(smooth_image(7))))
+    notes = prepare_folder(source, tmp_path / "out").preprocessing["notes"]
+    assert notes[0] == (
+        f"{len(names)} images or folders lie in no class folder of a split and were passed over: {shown}"
+    )
+
+
+def test_images_beside_the_classes_of_a_folder_without_splits_are_counted(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source") / "train"
+    write_files(source, {"9.jpg": image_bytes(smooth_image(7)), "classes.txt": b"no image"})
+    notes = prepare_folder(source, tmp_path / "out", val_fraction=0.5).preprocessing["notes"]
+    assert notes[0] == "1 images or folders lie in no class folder of a split and were passed over: 9.jpg"
+
+
+@pytest.mark.parametrize("twin", ["Class_0", " class_0", "CLASS_0 ", "class _0"])
+def test_classes_that_look_alike_are_noted(tmp_path: Path, twin: str) -> None:
+    source = make_folder(tmp_path / "source", val=2)
+    write_files(source, {f"train/{twin}/x.jpg": image_bytes(smooth_image(7))})
+    notes = prepare_folder(source, tmp_path / "out").preprocessing["notes"]
+    (note,) = [note for note in notes if "capitals" in note]
+    alike = " = ".join(map(repr, sorted(["class_0", twin])))
+    assert note == f"2 classes differ in capitals, blanks or nothing from another: {alike}"
+
+
 def test_a_class_of_training_may_have_no_images_in_validation(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source", val=2)
     (source / "val" / "class_2").mkdir()

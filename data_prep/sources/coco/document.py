@@ -124,7 +124,7 @@ def _add_category(document: CocoDocument, number: int, content: bytes) -> None:
     if number in document.categories:
         raise DataPrepError(f"{document.path}: two categories have the id {number}")
     name = _text(content, "name")
-    if not name:
+    if not name or not name.strip():
         raise DataPrepError(f"{document.path}: category {number} has no name")
     document.categories[number] = name
 

@@ -142,7 +142,10 @@ def test_killed_before_the_bundle_is_written_the_next_start_writes_the_same_weig
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [{"strategy": "fsdp"}, {"strategy": "deepspeed", "zero_stage": 3}, {}])
+@pytest.mark.parametrize(
+    "engine",
+    [{}, {"strategy": "fsdp"}, *({"strategy": "deepspeed", "zero_stage": stage} for stage in (1, 2, 3))],
+)
 @pytest.mark.parametrize("worse", [False, True])
 def test_so_under_every_strategy(tmp_path: Path, engine: dict[str, Any], worse: bool) -> None:
     values = job(tmp_path, engine=engine, training__max_steps=4)
