@@ -185,7 +185,7 @@ class WebDatasetShards:
 
     def _scan(self, shard: str, numbers: dict[str, int]) -> Iterator[_Sample]:
         groups: dict[str, dict[str, TarMember]] = {}
-        torn: set[str] = set()
+        torn: dict[str, dict[str, TarMember]] = {}
         with (self._root / shard).open("rb") as file:
             for member in tar_members(file.fileno(), str(self._root / shard)):
                 key, field = _key_and_field(member.name)
@@ -193,7 +193,8 @@ class WebDatasetShards:
                     continue
                 group = groups.setdefault(key, {})
                 if field in group:
-                    torn.add(key)
+                    again = torn.setdefault(key, {})
+                    again[f"{field}.{len(again) + 2}"] = member
                 group.setdefault(field, member)
             for key, group in groups.items():
                 plain = [group[field] for field in sorted(_IMAGE_FIELDS & group.keys())]
@@ -210,6 +211,15 @@ class WebDatasetShards:
                 image = plain[0] if plain else next(iter(group.values()))
                 problem = problem or _image_problem(plain)
                 label = -1
+                # Every image that is lost is counted, though one key is all that they have.
+                lost = {name: group[name] for name in sorted(_IMAGE_FIELDS & group.keys())[1:]}
+                lost |= {
+                    name: one
+                    for name, one in torn.get(key, {}).items()
+                    if name.split(".")[0] in _IMAGE_FIELDS
+                }
+                for name, member in lost.items():
+                    yield _Sample(shard, f"{key}.{name}", -1, range_location(shard, member.offset, problem))
                 if not problem:
                     label, problem = self._label(file.fileno(), group.get(self._label_member), numbers)
                 yield _Sample(shard, key, label, range_location(shard, image.offset, problem or image.size))
@@ -229,7 +239,7 @@ class WebDatasetShards:
         """The label as text; empty if there is none."""
         try:
             if not self._config.label_field.startswith("json:"):
-                return content.decode().strip()
+                return content.decode("utf-8-sig").strip()
             value = json.loads(content).get(self._config.label_field.removeprefix("json:"))
         except (ValueError, AttributeError, RecursionError):
             return ""

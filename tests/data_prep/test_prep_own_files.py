@@ -129,6 +129,12 @@ def tar_job(root: Path, members: dict[str, bytes], **settings: Any) -> DatasetMa
     return prepare(job, progress=lambda line: None)
 
 
+@pytest.mark.parametrize("label", ["\ufeff1", "1\r\n", "\ufeff1\r", " 1 \n"])
+def test_labels_from_any_editor_are_the_same(tmp_path: Path, label: str) -> None:
+    members = {"a.jpg": image_bytes(smooth_image(1)), "a.cls": label.encode()}
+    assert tar_job(tmp_path / "in", members).splits["train"].num_samples == 1
+
+
 def test_names_with_dots_are_counted_one_by_one(tmp_path: Path) -> None:
     jpeg, members = image_bytes(smooth_image(1)), dict[str, bytes]()
     for number in range(6):

@@ -82,6 +82,8 @@ def test_half_samples_are_rejected_with_a_reason(tmp_path: Path) -> None:
             ("link.jpg", tarfile.SYMTYPE),
             ("../out.jpg", tarfile.REGTYPE),
             ("good.cls", b"0"),
+            ("word.jpg", b"0"),
+            ("word.jpg", b"0"),
         ):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "good.jpg"
@@ -102,8 +104,11 @@ def test_half_samples_are_rejected_with_a_reason(tmp_path: Path) -> None:
         "minus": "neither a whole number",
         "readme": "no image",
         "two": "several images",
+        "two%2Epng": "several images",
         "unnamed%2Ex%2Ejpg": "a dot before the suffix",
-        "word": "neither a whole number",
+        "word": "two members of the same name",
+        "word%2Ejpg%2E2": "two members of the same name",
+        "word%2Ejpg%2E3": "two members of the same name",
     }
     outside = reasons.pop("%2E%2E/out")
     assert "leads out" in outside
