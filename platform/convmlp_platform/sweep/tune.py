@@ -16,8 +16,7 @@ from convmlp_platform.launch import messages
 from convmlp_platform.launch.cluster.capacity import Node, uses_gpu
 from convmlp_platform.launch.cluster.ray_messages import quiet_deaths
 from convmlp_platform.launch.cluster.worker_environment import private_variables
-from convmlp_platform.launch.supervisor.causes import signal_name
-from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals
+from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
 from convmlp_platform.sweep.run_trial import EPOCHS, STATUS, Board, SweepTrial
 from convmlp_platform.sweep.sweep_plan import PlannedTrial, SweepPlan
 from convmlp_platform.sweep.trial_record import Ended, plain, write_end

@@ -18,9 +18,10 @@ from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.storage.block_cache import CacheOptions
 from convmlp_platform.data.storage.open_storage import open_storage
 from convmlp_platform.errors import PlatformError, RemoteError, StorageUnreachable
-from convmlp_platform.launch.supervisor.causes import Ending, verdict
-from convmlp_platform.launch.supervisor.judgement import Budgets
+from convmlp_platform.launch.supervisor.restarts import Budgets
+from convmlp_platform.launch.supervisor.verdict import verdict
 from convmlp_platform.launch.workers.training_process import failed
+from convmlp_platform.launch.workers.worker_report import Ending
 from data_prep.storage.retry import Patience
 
 

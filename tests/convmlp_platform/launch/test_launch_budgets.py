@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from convmlp_platform.config.sections.resilience import RestartsSection
-from convmlp_platform.launch.supervisor.causes import CHARGED, FINAL, End
-from convmlp_platform.launch.supervisor.judgement import Budgets
+from convmlp_platform.launch.supervisor.restarts import CHARGED, Budgets
+from convmlp_platform.launch.supervisor.verdict import FINAL, End
 from data_prep.storage.retry import Patience
 
 causes = st.sampled_from(sorted(CHARGED - {"code"}))
@@ -85,3 +85,11 @@ def test_an_outage_of_many_minutes_is_within_the_budget() -> None:
     budgets = Budgets(RestartsSection())
     patience_s, outage_s = Patience().total, 1200.0
     assert all(budgets.decide("storage", at * patience_s).restart for at in range(int(outage_s / patience_s)))
+
+
+def test_restarts_after_an_outage_wait_longer_each_time_and_others_do_not_wait() -> None:
+    budgets = Budgets(RestartsSection(storage=-1))
+    causes: list[End] = ["storage", "storage", "storage", "hardware", "storage", *(["storage"] * 8)]
+    pauses = [budgets.decide(cause, at).pause_s for at, cause in enumerate(causes)]
+    assert pauses[:7] == [1, 2, 4, 0, 1, 2, 4]
+    assert pauses[-1] == 30

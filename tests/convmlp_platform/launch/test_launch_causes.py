@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from convmlp_platform.config.sections.resilience import RestartsSection
 from convmlp_platform.errors import CheckpointError, ConfigError, DataError, NumbersError, StorageUnreachable
-from convmlp_platform.launch.supervisor.causes import Ending, patience, verdict
-from convmlp_platform.launch.supervisor.judgement import Budgets, Decision, final_error
+from convmlp_platform.launch.supervisor.restarts import Budgets
+from convmlp_platform.launch.supervisor.verdict import patience, verdict
 from convmlp_platform.launch.workers.training_process import failed
-from convmlp_platform.launch.workers.worker_report import Exit, Report, ending_of
+from convmlp_platform.launch.workers.worker_report import Ending, Exit, Report, ending_of
 
 
 def error(rank: int, text: str, **facts: Any) -> Ending:
@@ -139,14 +139,14 @@ def ended(exception: Exception) -> Ending:
 )
 def test_the_last_error_of_a_run_is_the_workers(exception: DataError) -> None:
     found = verdict([ended(exception)])
-    error = final_error(found, Decision(False, ""))
+    error = found.error("")
     assert type(error) is type(exception)
     assert (str(error), error.cause, error.details) == (str(exception), exception.cause, exception.details)
 
 
 def test_an_outage_that_outlasts_the_budget_ends_the_run_as_one_of_the_storage() -> None:
     found = verdict([ended(StorageUnreachable("s3://b/x: gave up after 20 tries in 120 s"))])
-    error = final_error(found, Decision(False, "launch.restarts.storage (=10 in 24 h) is used up"))
+    error = found.error("launch.restarts.storage (=10 in 24 h) is used up")
     assert error.cause == "storage"
     assert "gave up after 20 tries in 120 s; launch.restarts.storage" in str(error)
     assert "Traceback" not in str(error)

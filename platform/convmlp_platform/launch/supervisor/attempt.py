@@ -15,26 +15,17 @@ from convmlp_platform.errors import Cause
 from convmlp_platform.health.hangs.hang_watch import Hang, HangWatch, RankView
 from convmlp_platform.launch.cluster.cluster_view import answering, taken_away
 from convmlp_platform.launch.cluster.worker_environment import private_variables
-from convmlp_platform.launch.supervisor.causes import End, Ending, patience
+from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order, judge, patience
 from convmlp_platform.launch.workers.placement import Home, Seat, environment, seats
 from convmlp_platform.launch.workers.process_files import FINAL_STOP
 from convmlp_platform.launch.workers.worker_group import Member
-from convmlp_platform.launch.workers.worker_report import ending_of, relay
+from convmlp_platform.launch.workers.worker_report import Ending, ending_of, relay
 
 LOOK_S = 0.5
 """How often an agent tells how its rank is; what can't wait it tells at once."""
 UNREACHABLE_S = 20.0
 """An agent that hasn't answered for so long is lost."""
 _STACKS_S, _KILL_S = 3.0, 10.0
-
-
-@dataclass(frozen=True)
-class Order:
-    """To end an attempt by saving: why, and when saving may take no longer (by time.monotonic)."""
-
-    cause: End
-    message: str
-    deadline: float
 
 
 @dataclass
@@ -107,6 +98,10 @@ class Attempt:
         steps = {rank.ending.step for rank in self.ranks if rank.ending and rank.ending.kind == "stopped"}
         whole = all(rank.ending and rank.ending.kind == "stopped" for rank in self.ranks)
         return max(steps) if whole else None
+
+    def verdict(self) -> FailureVerdict:
+        """Returns the reason why it ended, once it has."""
+        return judge(self.endings, step=self.step, hang=self.hang, order=self.order, late=self.late)
 
     def watch(self, asked: Callable[[Attempt], Order | None]) -> None:
         """Return when no process of this attempt is left.

@@ -18,12 +18,11 @@ from convmlp_platform.health.events import RunEvents, read_events
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.cluster.cluster_view import answering
 from convmlp_platform.launch.cluster.ray_messages import quiet_deaths
-from convmlp_platform.launch.supervisor.attempt import Attempt, Order, begin_attempt
-from convmlp_platform.launch.supervisor.causes import FAILURES, FailureVerdict, signal_name
-from convmlp_platform.launch.supervisor.judgement import Budgets, final_error, judge
+from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
 from convmlp_platform.launch.supervisor.lease import lease
-from convmlp_platform.launch.supervisor.recovery import Recovery
-from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals
+from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recovery
+from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
+from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
 from convmlp_platform.launch.workers.warm_modules import modules_for
 from convmlp_platform.launch.workers.worker_group import Member, WorkerGroup
 from convmlp_platform.runs.run_folder import RunFolder, run_path
@@ -37,8 +36,6 @@ _TICK_S, _PING_S = 0.1, 5.0
 # A node that will be taken away is left when others are ready in its place: after `_REPLACE_S` at the latest, and at
 # once where it has no more than `_HURRY_S` left.
 _REPLACE_S, _HURRY_S = 30.0, 45.0
-# Restarts after storage that failed wait for it, 1, 2, 4, ... seconds.
-_LONGEST_PAUSE_S = 30.0
 
 
 def train(
@@ -82,7 +79,7 @@ class Supervisor:
         self.events, self.budgets = RunEvents(folder.events), Budgets(job.launch.restarts)
         self.group = WorkerGroup(job, use_gpu, modules_for(job))
         self.recovery = Recovery()
-        self._pauses, self._noticed, self._settle = 0, 0.0, _SETTLE_S
+        self._noticed, self._settle = 0.0, _SETTLE_S
 
     def run(self) -> dict[str, Any]:
         """See `train`."""
@@ -200,7 +197,7 @@ class Supervisor:
 
     def _after(self, attempt: Attempt) -> dict[str, Any] | None:
         """Judge an attempt that has ended: the summary of a run that is finished, None where it goes on."""
-        found = judge(attempt)
+        found = attempt.verdict()
         incident = self._record_hang(attempt)
         self._tell_end(attempt, found, incident)
         # The room of a lost node won't come back soon.
@@ -216,10 +213,11 @@ class Supervisor:
             found.cause, time.monotonic(), headline=found.headline, stepped=attempt.stepped
         )
         if not decision.restart:
-            raise final_error(found, decision)
+            raise found.error(decision.note)
         where = f" ({incident})" if incident else ""
         messages.say(messages.restarting(found.message + where, decision.note))
         self._recover(attempt, found)
+        self._pause(decision.pause_s)
         return None
 
     def _tell_end(self, attempt: Attempt, found: FailureVerdict, incident: str | None = None) -> None:
@@ -244,9 +242,6 @@ class Supervisor:
         if found.culprit and found.culprit.at:  # by the wall clocks of two machines
             detect = max(0.0, time.time() - (now - since) - found.culprit.at)
         self.recovery = Recovery(found.cause, detect, since, now)
-        self._pauses = self._pauses + 1 if found.cause == "storage" else 0
-        if self._pauses:
-            self._pause(min(2.0 ** (self._pauses - 1), _LONGEST_PAUSE_S))
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

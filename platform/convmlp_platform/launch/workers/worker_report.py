@@ -1,13 +1,13 @@
-"""The report of an agent to the supervisor about its training process."""
+"""The report of an agent to the supervisor about its training process, and how that process ended."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from convmlp_platform.errors import Cause
 from convmlp_platform.health.heartbeat.heartbeat import Heartbeat
-from convmlp_platform.launch.supervisor.causes import Ending
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,50 @@ class Report:
     exit: Exit | None
     lines: tuple[tuple[int, str], ...]
     broken: str | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one rank's process ended.
+
+    Args:
+        kind: `finished`; `stopped` (it was told to, and saved); `error` (it raised); `died` (of a signal, or it left
+            no word); `lost` (its agent doesn't answer any more).
+        at: unix seconds, by the clock of its node (of the driver where it was lost); 0 where it isn't known.
+        phase, step: at its last beat.
+        signal: that killed it. code: its exit code.
+        cause, headline, message, platform, traceback, details: of an error, see `training_process.failed`.
+        peer: whether the error is a collective that another rank broke.
+        lost: what is known of how it was lost; `cause` is preemption where its node was shut down in an orderly way.
+    """
+
+    rank: int
+    host: str
+    kind: Literal["finished", "stopped", "error", "died", "lost"]
+    at: float = 0.0
+    phase: str = "start"
+    step: int = 0
+    signal: int | None = None
+    code: int | None = None
+    out_of_memory: bool = False
+    reason: str = ""
+    cause: Cause = "code"
+    headline: str = ""
+    message: str = ""
+    platform: str | None = None
+    traceback: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    peer: bool = False
+    lost: str = ""
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether this is what the death of another rank looks like."""
+        return self.kind == "error" and self.peer
+
+    @property
+    def is_failure(self) -> bool:
+        return self.kind not in ("finished", "stopped")
 
 
 def ending_of(rank: int, host: str, report: Report) -> Ending:

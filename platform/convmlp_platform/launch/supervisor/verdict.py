@@ -1,4 +1,4 @@
-"""The verdict on an attempt, from how its processes ended: the cause, the culprit, and one line for people.
+"""The verdict on an attempt that has ended: the cause, the culprit, and one line for people. It is decided here alone.
 
 Of a group of ranks that fails, most fail because another did: their collectives break. Such a consequence is never the
 culprit while anything else is known. Which errors are consequences, and what each stands for, is said where they are
@@ -9,63 +9,28 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from convmlp_platform.errors import Cause
+from convmlp_platform.errors import Cause, ErrorRecord, LaunchError, PlatformError
+from convmlp_platform.health.hangs.hang_watch import Hang
+from convmlp_platform.launch.supervisor.signals import signal_name
+from convmlp_platform.launch.workers.worker_report import Ending
 
 End = Cause | Literal["finished", "stopped", "grow"]
 """The reason why an attempt ended: the cause of a failure, or an end that is not a failure."""
 FINAL: frozenset[End] = frozenset({"finished", "stopped", "job", "data", "numbers"})
 """After these nothing is started again."""
-CHARGED: frozenset[End] = frozenset({"preemption", "hardware", "hang", "storage", "code"})
-"""Causes with a budget (`launch.restarts`)."""
-FAILURES = CHARGED - {"preemption"}
 _CERTAIN: frozenset[End] = frozenset({"job", "data", "numbers", "hardware"})
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How one rank's process ended.
+class Order:
+    """To end an attempt by saving: why, and when saving may take no longer (by time.monotonic)."""
 
-    Args:
-        kind: `finished`; `stopped` (it was told to, and saved); `error` (it raised); `died` (of a signal, or it left
-            no word); `lost` (its agent doesn't answer any more).
-        at: unix seconds, by the clock of its node (of the driver where it was lost); 0 where it isn't known.
-        phase, step: at its last beat.
-        signal: that killed it. code: its exit code.
-        cause, headline, message, platform, traceback, details: of an error, see `process.failed`.
-        peer: whether the error is a collective that another rank broke.
-        lost: what is known of how it was lost; `cause` is preemption where its node was shut down in an orderly way.
-    """
-
-    rank: int
-    host: str
-    kind: Literal["finished", "stopped", "error", "died", "lost"]
-    at: float = 0.0
-    phase: str = "start"
-    step: int = 0
-    signal: int | None = None
-    code: int | None = None
-    out_of_memory: bool = False
-    reason: str = ""
-    cause: Cause = "code"
-    headline: str = ""
-    message: str = ""
-    platform: str | None = None
-    traceback: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-    peer: bool = False
-    lost: str = ""
-
-    @property
-    def is_consequence(self) -> bool:
-        """Whether this is what the death of another rank looks like."""
-        return self.kind == "error" and self.peer
-
-    @property
-    def is_failure(self) -> bool:
-        return self.kind not in ("finished", "stopped")
+    cause: End
+    message: str
+    deadline: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +44,57 @@ class FailureVerdict:
     message: str
     headline: str = ""
     culprit: Ending | None = None
+
+    def error(self, note: str) -> PlatformError:
+        """Returns the error that the driver raises if nothing is started again.
+
+        It is the error of a worker as it was, or a `LaunchError` with this verdict.
+
+        Args:
+            note: the reason why nothing is started again.
+        """
+        culprit = self.culprit
+        if self.cause in FINAL and culprit is not None:
+            record = ErrorRecord("", culprit.cause, culprit.message, culprit.details, culprit.platform)
+            error = record.error()
+            return (
+                error
+                if isinstance(error, PlatformError)
+                else LaunchError(culprit.message, cause=culprit.cause)
+            )
+        said = f"{self.message}; {note}"
+        if culprit is None:
+            return LaunchError(said)
+        if culprit.platform is None and culprit.traceback:  # the platform's own errors explain themselves
+            said += f"\n{culprit.traceback.rstrip()}"
+        return LaunchError(said, cause=cause_of_ending(culprit))
+
+
+def judge(
+    endings: Sequence[Ending], *, step: int, hang: Hang | None, order: Order | None, late: bool
+) -> FailureVerdict:
+    """Returns the reason why an attempt ended: a hang, an order, or the reason in its processes' ends.
+
+    Args:
+        endings: those that the supervisor didn't bring about by killing.
+        step: the furthest that a rank was seen at.
+        hang: for which the attempt was ended.
+        order: that it was given.
+        late: whether the order's deadline passed and the processes were killed.
+    """
+    if hang is not None:
+        culprit = Ending(hang.rank, hang.host, "died", phase=hang.phase.name.lower(), step=hang.step)
+        return FailureVerdict("hang", hang.message(), "hang", culprit)
+    if order is not None and late:
+        return FailureVerdict(order.cause, f"{order.message} at step {step}, which was not saved in time")
+    found = verdict(endings)
+    if order is None or found.cause == "finished":
+        return found
+    if order.cause == "stopped":
+        return FailureVerdict(order.cause, f"{order.message} at step {step}")
+    if found.cause in FINAL or found.culprit is None or found.culprit.is_failure:
+        return found
+    return FailureVerdict(order.cause, f"{order.message}: all workers have saved step {found.culprit.step}")
 
 
 def verdict(endings: Sequence[Ending]) -> FailureVerdict:
@@ -106,14 +122,6 @@ def patience(endings: Sequence[Ending]) -> float:
     least = min((_weight(ending) for ending in endings if ending.is_failure), default=_CONSEQUENCE_WEIGHT)
     # A process that was killed needs no explanation; a node's death is known after a second or two.
     return 0.0 if least == 0 else 5.0 if least == _CONSEQUENCE_WEIGHT else 0.3
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL, or `signal 40`."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 _CONSEQUENCE_WEIGHT = 4
