@@ -51,7 +51,7 @@ SETTLE_S = 2.0
 _LOOK_S = 0.1
 _KILLED_WITHIN_S = 5.0
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """A file system says so that it knows no `flock`."""
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 
@@ -400,6 +400,26 @@ def _killed_orphan(holder: Holder, path: Path) -> bool:
     return holder.is_dead
 
 
+def take_flock(descriptor: int, *, wait: bool = True) -> bool:
+    """Take `flock` on an open file or folder, until the last copy of its descriptor is closed; False where its file
+    system has none.
+
+    Args:
+        wait: until it is free.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it can't be had.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def flocked(descriptor: int, path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold `flock` on an open file within the block; where its file system has none, the lock at `path`.
@@ -413,12 +433,7 @@ def flocked(descriptor: int, path: Path, *, wait: bool = True) -> Iterator[None]
         Held, BlockingIOError: another process holds it.
         OSError: it can't be had.
     """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno not in NO_FLOCK:
-            raise
-    else:
+    if take_flock(descriptor, wait=wait):
         try:
             yield
         finally:

@@ -34,7 +34,7 @@ from convmlp_platform.goodput.report_text import report_lines
 from convmlp_platform.health.events import append_line
 from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter, read_heartbeat
 from convmlp_platform.health.heartbeat.phases import Phase
-from convmlp_platform.launch.supervisor.lease import lease, refuse_if_held
+from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.ledger.ledger_reader import read_attempts
 from convmlp_platform.ledger.proof import check_ledger
 from convmlp_platform.models.bundle import BundleSpec, load_bundle, write_bundle
@@ -267,13 +267,13 @@ def _make_driver(folder: Path) -> None:
     """The lease that a driver which is gone by now left behind."""
     child = os.fork()
     if child == 0:
-        with lease(folder):
+        with run_lease(folder).hold():
             os._exit(0)
     os.waitpid(child, 0)
 
 
 def _read_driver(folder: Path) -> Facts:
-    refuse_if_held(folder)
+    run_lease(folder).refuse_if_held()
     return frozenset()
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, create_model, model_validator
 
+from convmlp_platform.config import paths
 from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.config.sections.model_options import MAX_IMAGE_SIZE, ModelOptions
 from convmlp_platform.config.sections.section import Mean, Name, PositiveInt, Section, Std
@@ -141,6 +142,22 @@ class EvaluateJob(Section):
     output: EvaluateOutputSection = EvaluateOutputSection()
     tracking: TrackingTarget = TrackingTarget()
     launch: EvaluateLaunchSection = EvaluateLaunchSection()
+
+    def resolved(self) -> EvaluateJob:
+        """The job with every local path absolute, from CONVMLP_ROOT or the current folder (`config.paths`).
+
+        Raises:
+            ConfigError: a relative path would be lost with Ray's copy of the code.
+        """
+        model = self.model.model_copy(update={"from": paths.resolve_model(self.model.source, "model.from")})
+        data = self.data.model_copy(update={"path": paths.resolve(self.data.path, "data.path")})
+        output = self.output.model_copy(update={"path": paths.resolve(self.output.path, "output.path")})
+        evaluate, labels = self.evaluate, self.evaluate.real_labels
+        if labels is not None:
+            labels = paths.resolve(labels, "evaluate.real_labels")
+            evaluate = evaluate.model_copy(update={"real_labels": labels})
+        sections = {"model": model, "data": data, "output": output, "evaluate": evaluate}
+        return self.model_copy(update=sections)
 
     @model_validator(mode="after")
     def _combinations(self) -> EvaluateJob:

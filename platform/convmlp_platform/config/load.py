@@ -13,26 +13,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from convmlp_platform.config import automatic, paths
-from convmlp_platform.config.evaluate_job import EvaluateJob
+from convmlp_platform.config import automatic
 from convmlp_platform.config.explain import yaml_text
 from convmlp_platform.config.explain.problems import Explainer
 from convmlp_platform.config.explain.suggest import nearest
 from convmlp_platform.config.overrides import apply_overrides
-from convmlp_platform.config.schema import JOB_ADAPTER, PrepareJob, TrainJob
-from convmlp_platform.config.sweep_job import SweepJob
+from convmlp_platform.config.schema import JOB_ADAPTER, JOB_KINDS, Job, TrainJob
 from convmlp_platform.errors import ConfigError
-from data_prep.source_config import DigitsSource
 
-Job = TrainJob | PrepareJob | SweepJob | EvaluateJob
 Scalar = str | int | float | bool | None
-
-JOB_KINDS: dict[str, type[TrainJob] | type[PrepareJob] | type[SweepJob] | type[EvaluateJob]] = {
-    "prepare": PrepareJob,
-    "train": TrainJob,
-    "evaluate": EvaluateJob,
-    "sweep": SweepJob,
-}
 
 
 def load_job(
@@ -140,55 +129,6 @@ def _nearest_files(path: Path) -> str:
 def _listed_files(folder: Path) -> str:
     files = [str(file) for file in sorted(folder.glob("*.y*ml"))][:10] if folder.is_dir() else []
     return f"; job files there: {', '.join(files)}" if files else ""
-
-
-def resolve_paths(job: Job) -> Job:
-    """The job with every local path absolute, from CONVMLP_ROOT or the current folder (`config.paths`).
-
-    Raises:
-        ConfigError: a relative path would be lost with Ray's copy of the code, or data preparation is
-            pointed at a URL.
-    """
-    if isinstance(job, SweepJob):
-        return job  # its trials' paths are theirs
-    if isinstance(job, EvaluateJob):
-        return _resolved_evaluation(job)
-    if isinstance(job, TrainJob):
-        model, data, checkpoint = job.model, job.data, job.checkpoint
-        if model.init_from is not None:
-            start = paths.resolve_model(model.init_from, "model.init_from")
-            model = model.model_copy(update={"init_from": start})
-        data = data.model_copy(update={"path": paths.resolve(data.path, "data.path")})
-        places = {"path": paths.resolve(checkpoint.path, "checkpoint.path")}
-        if checkpoint.store is not None:
-            places["store"] = paths.resolve(checkpoint.store, "checkpoint.store")
-        checkpoint = checkpoint.model_copy(update=places)
-        return job.model_copy(update={"model": model, "data": data, "checkpoint": checkpoint})
-    output = job.output.model_copy(update={"path": _local(job.output.path, "output.path")})
-    if isinstance(job.source, DigitsSource):
-        return job.model_copy(update={"output": output})
-    source = job.source.model_copy(update={"path": _local(job.source.path, "source.path")})
-    return job.model_copy(update={"source": source, "output": output})
-
-
-def _resolved_evaluation(job: EvaluateJob) -> EvaluateJob:
-    model = job.model.model_copy(update={"from": paths.resolve_model(job.model.source, "model.from")})
-    data = job.data.model_copy(update={"path": paths.resolve(job.data.path, "data.path")})
-    output = job.output.model_copy(update={"path": paths.resolve(job.output.path, "output.path")})
-    evaluate, labels = job.evaluate, job.evaluate.real_labels
-    if labels is not None:
-        evaluate = evaluate.model_copy(update={"real_labels": paths.resolve(labels, "evaluate.real_labels")})
-    sections = {"model": model, "data": data, "output": output, "evaluate": evaluate}
-    return job.model_copy(update=sections)
-
-
-def _local(path: Path, field: str) -> Path:
-    scheme, colon, rest = str(path).partition(":/")
-    if colon and scheme.isalnum() and rest:
-        raise ConfigError(
-            f"{field}: data preparation works on mounted folders, not on {scheme}:// storage: mount it"
-        )
-    return Path(paths.resolve(str(path), field))
 
 
 def flatten(section: BaseModel) -> dict[str, Scalar]:

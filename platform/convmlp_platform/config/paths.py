@@ -44,6 +44,20 @@ def resolve(path: str, field: str) -> str:
     return str(base / expanded)
 
 
+def resolve_folder(path: Path, field: str) -> Path:
+    """`path` of a data preparation, absolute.
+
+    Raises:
+        ConfigError: as `resolve`; or it is a URL.
+    """
+    scheme, colon, rest = str(path).partition(":/")
+    if colon and scheme.isalnum() and rest:
+        raise ConfigError(
+            f"{field}: data preparation works on mounted folders, not on {scheme}:// storage: mount it"
+        )
+    return Path(resolve(str(path), field))
+
+
 def resolve_model(text: str, field: str) -> str:
     """A model's name for `find_model`: paths as `resolve` has them, names of registered models as they are."""
     return text if text.startswith(REGISTRY_SCHEME) else resolve(text, field)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from convmlp_platform.config import paths
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.sections.execution import (
     CheckpointSection,
@@ -30,6 +31,7 @@ from convmlp_platform.config.sections.section import Name, Section
 from convmlp_platform.config.sections.task_section import TaskSection
 from convmlp_platform.config.sweep_job import SweepJob
 from data_prep.config import PrepareConfig
+from data_prep.source_config import DigitsSource
 
 
 class PrepareLaunchSection(Section):
@@ -52,6 +54,20 @@ class PrepareJob(PrepareConfig):
     def preparation(self) -> PrepareConfig:
         """The part of the job that data_prep needs."""
         return PrepareConfig(**{field: getattr(self, field) for field in PrepareConfig.model_fields})
+
+    def resolved(self) -> PrepareJob:
+        """The job with every local path absolute, from CONVMLP_ROOT or the current folder (`config.paths`).
+
+        Raises:
+            ConfigError: a relative path would be lost with Ray's copy of the code, or it is a URL.
+        """
+        path = paths.resolve_folder(self.output.path, "output.path")
+        output = self.output.model_copy(update={"path": path})
+        if isinstance(self.source, DigitsSource):
+            return self.model_copy(update={"output": output})
+        path = paths.resolve_folder(self.source.path, "source.path")
+        source = self.source.model_copy(update={"path": path})
+        return self.model_copy(update={"source": source, "output": output})
 
 
 class TrainJob(Section):
@@ -79,6 +95,23 @@ class TrainJob(Section):
     def num_streams(self) -> int:
         """Canonical streams of the sample order (P in docs/decisions/0003)."""
         return self.data.num_streams or self.training.num_micro_batches
+
+    def resolved(self) -> TrainJob:
+        """The job with every local path absolute, from CONVMLP_ROOT or the current folder (`config.paths`).
+
+        Raises:
+            ConfigError: a relative path would be lost with Ray's copy of the code.
+        """
+        model, data, checkpoint = self.model, self.data, self.checkpoint
+        if model.init_from is not None:
+            start = paths.resolve_model(model.init_from, "model.init_from")
+            model = model.model_copy(update={"init_from": start})
+        data = data.model_copy(update={"path": paths.resolve(data.path, "data.path")})
+        places = {"path": paths.resolve(checkpoint.path, "checkpoint.path")}
+        if checkpoint.store is not None:
+            places["store"] = paths.resolve(checkpoint.store, "checkpoint.store")
+        checkpoint = checkpoint.model_copy(update=places)
+        return self.model_copy(update={"model": model, "data": data, "checkpoint": checkpoint})
 
     @model_validator(mode="after")
     def _combinations(self) -> TrainJob:
@@ -134,5 +167,12 @@ def _combination_problems(job: TrainJob) -> list[str]:
     return problems
 
 
-JobSpec = Annotated[PrepareJob | TrainJob | SweepJob | EvaluateJob, Field(discriminator="kind")]
-JOB_ADAPTER: TypeAdapter[PrepareJob | TrainJob | SweepJob | EvaluateJob] = TypeAdapter(JobSpec)
+Job = PrepareJob | TrainJob | SweepJob | EvaluateJob
+JOB_KINDS: dict[str, type[PrepareJob] | type[TrainJob] | type[EvaluateJob] | type[SweepJob]] = {
+    "prepare": PrepareJob,
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+    "sweep": SweepJob,
+}
+"""`kind` → the class of its jobs. What is done with them: `jobs.kinds`."""
+JOB_ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])

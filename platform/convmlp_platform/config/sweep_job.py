@@ -72,6 +72,10 @@ class SweepJob(Section):
     )
     launch: LaunchSection | None = Field(None, description="takes the place of the job's launch section")
 
+    def resolved(self) -> SweepJob:
+        """The job as it is: its trials' paths are theirs."""
+        return self
+
     @model_validator(mode="after")
     def _makes_sense(self) -> SweepJob:
         problems = [line for name, values in self.space.items() for line in _space_problems(name, values)]

@@ -2,11 +2,12 @@
 
 Files in reading order:
 
-    run_job         From a checked job to work on a cluster
-    check_job       All that a job of any kind would be refused for before its first step
-    preparation     The steps after a finished data preparation
-    evaluation_job  An evaluation on one worker of a Ray cluster, or in this process
-    demo            `convmlp demo`, `make demo`
+    run_job          From a job to work on a cluster; and all that it would be refused for
+    kinds            The kinds of jobs: for each, all that `convmlp check` and `convmlp run` ask of a job of that kind
+    training_job     A training job: on a Ray cluster under its supervisor, or in this process
+    preparation_job  A data preparation, on a Ray cluster or in this process; then its pictures and its run in MLflow
+    evaluation_job   An evaluation, on one worker of a Ray cluster or in this process; then its run in MLflow
+    demo             `convmlp demo`, `make demo`
 
 May import: config, data_prep.annotations, data_prep.console, data_prep.dataset, data_prep.errors, data_prep.output,
 data_prep.prepare, data_prep.shards, data_prep.storage, distributed, errors, evaluation, launch, runs, show, sweep,

@@ -1,6 +1,6 @@
-"""An evaluation on one worker of a Ray cluster, or in this process.
+"""An evaluation, on one worker of a Ray cluster or in this process; then its run in MLflow.
 
-A finished evaluation into MLflow. Nothing here may cost the result: what goes wrong is said in a line.
+MLflow may not cost the result: what goes wrong there is said in a line.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import flatten, parse_job
-from convmlp_platform.errors import ConfigError, ErrorRecord, LaunchError, PlatformError, recorded
-from convmlp_platform.evaluation.evaluation_preflight import preflight_evaluation
+from convmlp_platform.errors import ErrorRecord, LaunchError, PlatformError, recorded
 from convmlp_platform.evaluation.report.table import console_lines
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult
 from convmlp_platform.launch import messages
@@ -25,6 +24,21 @@ from data_prep.storage.urls import shown
 
 if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
+
+
+def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
+    """Evaluate a job that has passed its preflight, print its table and log it; returns the exit code.
+
+    Raises:
+        PlatformError: what a user can fix.
+    """
+    with result_lease(Path(job.output.path) / job.name).hold():
+        result = _on_ray(job) if use_ray else _here(job)
+        for line in console_lines(result):
+            messages.say(line)
+        messages.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
+        record(job, result, messages.say)
+    return 0
 
 
 def record(job: EvaluateJob, result: EvaluationResult, say: Callable[[str], None]) -> str | None:
@@ -91,24 +105,6 @@ def _metrics(result: EvaluationResult) -> Iterator[tuple[str, float]]:
     if result.throughput is not None:
         for row in result.throughput.rows:
             yield f"throughput/batch_{row.batch_size}", row.images_per_second
-
-
-def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
-    """Evaluate a job whose paths are resolved, print its table and log it; returns the exit code.
-
-    Raises:
-        PlatformError: all problems of the job before any worker starts; later what a user can fix.
-    """
-    problems = preflight_evaluation(job).problems
-    if problems:
-        raise ConfigError("\n".join(problems))
-    with result_lease(Path(job.output.path) / job.name):
-        result = _on_ray(job) if use_ray else _here(job)
-        for line in console_lines(result):
-            messages.say(line)
-        messages.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
-        record(job, result, messages.say)
-    return 0
 
 
 def capacity_problems(job: EvaluateJob, nodes: Sequence[Node]) -> list[str]:

@@ -16,13 +16,12 @@ from typing import Any, Literal
 
 from convmlp_platform.config.load import flat_values
 from convmlp_platform.config.sections.execution import TrackingSection
-from convmlp_platform.config.sweep_job import SweepJob
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.evaluation.compare.compare_table import markdown_table, text_table
 from convmlp_platform.evaluation.compare.find_compared import COUNTED, SWEEP_NAME
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.supervisor.signals import Interrupted
-from convmlp_platform.sweep.sweep_plan import SweepPlan, plan_of, room_problems, trials_at_a_time
+from convmlp_platform.sweep.sweep_plan import SweepPlan, room_problems, trials_at_a_time
 from convmlp_platform.sweep.trial_table import SweepRow, picture, rows_of, table
 from convmlp_platform.tracking.tracker import Tracker
 from data_prep.storage.files import write_atomically
@@ -104,19 +103,17 @@ class SweepParent:
         return [folder / TABLE, folder / RESULT, *([drawn] if drawn else [])]
 
 
-def launch_sweep(sweep: SweepJob) -> int:
-    """Run the sweep to its end and print its table; returns the exit code: 0, 1 where a trial has failed, 128 + the
-    signal that ended it.
+def launch_sweep(plan: SweepPlan) -> int:
+    """Run a planned sweep to its end and print its table; returns the exit code: 0, 1 where a trial has failed,
+    128 + the signal that ended it.
 
     Raises:
         PlatformError: for all that a user can fix, before any trial starts.
     """
-    from convmlp_platform.launch.supervisor.lease import lease, refuse_if_held
+    from convmlp_platform.launch.supervisor.lease import run_lease
 
-    plan = plan_of(sweep)
-    refuse_if_held(plan.folder)
-    with lease(plan.folder) as lost:
-        about = {"sweep": sweep.name, "metric": plan.metric, "trials": [one.name for one in plan.trials]}
+    with run_lease(plan.folder).hold() as lost:
+        about = {"sweep": plan.sweep.name, "metric": plan.metric, "trials": [one.name for one in plan.trials]}
         write_atomically(plan.folder / SWEEP_NAME, json.dumps(about, indent=2).encode())
         parent = SweepParent(plan)
         try:

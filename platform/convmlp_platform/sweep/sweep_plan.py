@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.config.load import resolve_paths
 from convmlp_platform.config.overrides import put
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.task_section import BEST_METRICS
@@ -212,7 +211,7 @@ def plan_of(sweep: SweepJob, *, deep: bool = False) -> SweepPlan:
     """
     from convmlp_platform.training.preflight.preflight import preflight
 
-    trials = [_resolved(trial) for trial in trials_of(sweep)]
+    trials = [replace(trial, job=trial.job.resolved()) for trial in trials_of(sweep)]
     found = [(trial.name, line) for trial in trials for line in preflight(trial.job, deep=deep).problems]
     if found:
         raise ConfigError("\n".join(told_once(found, len(trials))))
@@ -234,18 +233,17 @@ def plan_of(sweep: SweepJob, *, deep: bool = False) -> SweepPlan:
     return SweepPlan(sweep, run_path(trials[0].job).parent, metric_of(sweep, trials), planned)
 
 
-def _resolved(trial: Trial) -> Trial:
-    job = resolve_paths(trial.job)
-    assert isinstance(job, TrainJob)
-    return replace(trial, job=job)
+def preflight_sweep(sweep: SweepJob, *, deep: bool) -> tuple[PreflightReport, SweepPlan | None]:
+    """The problems of all trials, and what the sweep would do; and its plan, where there are no problems.
 
-
-def preflight_sweep(sweep: SweepJob) -> tuple[PreflightReport, SweepPlan | None]:
-    """The problems of all trials, and what the sweep would do; and its plan, where there are no problems."""
+    Args:
+        sweep: the sweep.
+        deep: as in `training.preflight.preflight`.
+    """
     from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
 
     try:
-        plan = plan_of(sweep, deep=True)
+        plan = plan_of(sweep, deep=deep)
     except PlatformError as error:
         return PreflightReport(problems=str(error).splitlines()), None
     steps = sum(one.stop_step for one in plan.todo)

@@ -15,6 +15,7 @@ import yaml
 
 from convmlp_platform.cli import main as cli
 from convmlp_platform.cli.main import main
+from convmlp_platform.config.schema import JOB_KINDS
 from convmlp_platform.errors import LaunchError
 from data_prep.config import OutputConfig, PrepareConfig
 from data_prep.errors import DataPrepError
@@ -113,6 +114,12 @@ def test_show_prints_a_job_that_loads_again(capsys: pytest.CaptureFixture[str], 
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "--kind", "prepare"]) == 0
     assert json.loads(capsys.readouterr().out)["properties"]["kind"]["const"] == "prepare"
+
+
+@pytest.mark.parametrize("kind", JOB_KINDS)
+def test_every_kind_of_job_has_a_schema(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "--kind", kind]) == 0
+    assert json.loads(capsys.readouterr().out)["properties"]["kind"]["const"] == kind
 
 
 def test_models_lists_ours_and_timms(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from convmlp_platform.config.load import (
     json_schema,
     load_job,
     parse_job,
-    resolve_paths,
 )
 from convmlp_platform.config.schema import PrepareJob, TrainJob
 from convmlp_platform.errors import ConfigError
@@ -266,20 +265,20 @@ def test_aliases_of_yaml_become_separate_values() -> None:
 
 def test_paths_become_absolute_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVMLP_ROOT", "/shared")
-    job = resolve_paths(train("model.init_from=w.pth", "checkpoint.path=/abs"))
+    job = train("model.init_from=w.pth", "checkpoint.path=/abs").resolved()
     assert isinstance(job, TrainJob)
     assert (job.data.path, job.model.init_from, job.checkpoint.path) == ("/shared/d", "/shared/w.pth", "/abs")
-    prepare = resolve_paths(load(PREPARE))
+    prepare = load(PREPARE).resolved()
     assert isinstance(prepare, PrepareJob)
     assert str(prepare.output.path) == "/shared/out"
     assert prepare.source.model_dump()["path"] == Path("/shared/raw")
     with pytest.raises(ConfigError, match=r"^output\.path: .* not on s3:// storage"):
-        resolve_paths(load(PREPARE, "output.path=s3://bucket/x"))
+        load(PREPARE, "output.path=s3://bucket/x").resolved()
     monkeypatch.setenv("CONVMLP_ROOT", str(tmp_path / "working_dir_files" / "_ray_pkg_1"))
     with pytest.raises(
         ConfigError, match=r"^data\.path: relative path 'd' would lie in Ray's temporary copy"
     ):
-        resolve_paths(train())
+        train().resolved()
 
 
 def test_flatten_gives_scalars_by_dotted_name() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from prepared import described
 
-from convmlp_platform.config.load import Job, load_job
-from convmlp_platform.config.schema import PrepareJob, TrainJob
+from convmlp_platform.config.load import load_job
+from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
 
 ROOT = Path(__file__).parents[3]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from convmlp.tasks.task_cost import count_task_macs
 from convmlp.tasks.task_model import create_dense_model
 from convmlp_platform.config.evaluate_job import EvaluateJob
-from convmlp_platform.config.load import dump_yaml, load_job, resolve_paths
+from convmlp_platform.config.load import dump_yaml, load_job
 from convmlp_platform.errors import DataError
 from convmlp_platform.evaluation.extras.real_labels import place_of, read_real_labels, real_accuracy
 from convmlp_platform.evaluation.extras.throughput import times
@@ -220,7 +220,7 @@ def test_the_models_source_is_named_from_everywhere(tmp_path: Path, monkeypatch:
     assert "from: m.pth" in file.read_text()
     loaded = load_job(file, ["model.from=models:/m@champion"])
     assert isinstance(loaded, EvaluateJob) and loaded.model.source == "models:/m@champion"
-    resolved = resolve_paths(load_job(file))
+    resolved = load_job(file).resolved()
     assert isinstance(resolved, EvaluateJob)
     places = (resolved.model.source, resolved.data.path, resolved.output.path, resolved.evaluate.real_labels)
     assert places == tuple(str(tmp_path / name) for name in ("m.pth", "d", "evaluations", "real.json"))

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from unsent import without_replayer
 import convmlp
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
 from convmlp_platform.cli.main import main
-from convmlp_platform.config.load import load_job, resolve_paths
-from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.load import load_job
+from convmlp_platform.config.schema import JOB_KINDS, TrainJob
 from convmlp_platform.data.dataset.split import open_manifest
+from convmlp_platform.jobs.kinds import KINDS, JobKind, kind_of
 from convmlp_platform.launch.cluster import capacity, connect
 from convmlp_platform.launch.supervisor import lease
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
@@ -122,7 +125,7 @@ def a_file_called(name: str) -> Before:
 def begun_job(root: Path) -> TrainJob:
     file = root / "begun.yaml"
     file.write_text(json.dumps(filled(TRAIN, root)))
-    found = resolve_paths(load_job(file))
+    found = load_job(file).resolved()
     assert isinstance(found, TrainJob)
     return found
 
@@ -382,9 +385,9 @@ def test_what_another_driver_has_is_refused_by_both(
     job = tmp_path / "job.yaml"
     job.write_text(json.dumps(filled(values, tmp_path)))
     held = {
-        "evaluate": lease.result_lease(tmp_path / "evaluations/it"),
+        "evaluate": lease.result_lease(tmp_path / "evaluations/it").hold(),
         "prepare": exclusive_folder(tmp_path / "out"),
-    }.get(values["kind"], lease.lease(tmp_path / "runs/it"))
+    }.get(values["kind"], lease.run_lease(tmp_path / "runs/it").hold())
     with held:
         told = [line.removeprefix(f"{job}: ") for line in refused(["check", str(job)], capsys)]
         assert refused(["run", str(job)], capsys) == told
@@ -409,3 +412,23 @@ def test_this_machine_is_counted_as_ray_counts_it() -> None:
     """`own_nodes` asks a private function of Ray; an upgrade that changes it is found here."""
     with connect.connect("local"):
         assert capacity.cluster_nodes() == capacity.own_nodes()
+
+
+def test_every_kind_of_job_has_its_checks_and_its_run() -> None:
+    assert KINDS.keys() == JOB_KINDS.keys()
+    for name, kind in KINDS.items():
+        job = JOB_KINDS[name].model_construct(kind=name)
+        assert isinstance(kind_of(job), JobKind) and type(kind_of(job)) is kind
+
+
+@pytest.mark.parametrize("values", [TRAIN, SWEEP, EVALUATE, PREPARE], ids=lambda values: values["kind"])
+def test_an_error_in_a_job_file_costs_no_import_of_torch_or_ray(values: Values, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(changed(values, {"nonsense": 1})))
+    code = (
+        "import sys; from convmlp_platform.cli.main import main; import convmlp_platform.jobs.run_job; "
+        f"codes = [main([command, {str(job)!r}]) for command in ('check', 'run')]; "
+        "print(codes, sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[2, 2] []", done.stderr

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from prepared import digits
 
-from convmlp_platform.launch.supervisor.lease import NAME, lease
+from convmlp_platform.launch.supervisor.lease import NAME, run_lease
 
 DRIVERS = """
 import os, signal, sys, time
 from pathlib import Path
 from convmlp_platform.cli.main import main
 from convmlp_platform.training import run as running
-import convmlp_platform.jobs.run_job, convmlp_platform.launch.run_summary, convmlp_platform.tracking.mlflow.tracking_uri
+import convmlp_platform.jobs.kinds, convmlp_platform.launch.run_summary, convmlp_platform.tracking.mlflow.tracking_uri
 
 job, count, ranks, marks = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "ranks", Path(sys.argv[4])
 
@@ -31,7 +31,8 @@ def run(job, *, stop):
     return running.RunResult({}, {}, None, None, 1, False, stop.reason)
 
 running.run = run
-convmlp_platform.jobs.run_job._preflight = lambda job: None
+from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
+convmlp_platform.jobs.kinds.TrainingKind.preflight = lambda kind, deep: PreflightReport()
 go = os.pipe()
 children = []
 for number in range(count):
@@ -107,7 +108,7 @@ def test_the_ranks_of_one_job_take_one_lease(job: Path) -> None:
 
 @pytest.mark.slow
 def test_every_rank_is_refused_beside_another_driver(job: Path) -> None:
-    with lease(job.parent / "runs" / "twice"):
+    with run_lease(job.parent / "runs" / "twice").hold():
         said = drivers(job, 2, ranks=True)
     assert "codes 2 2" in said, said
     assert f"is being trained by another driver, process {os.getpid()} on " in said

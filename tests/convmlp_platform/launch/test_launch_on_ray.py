@@ -159,7 +159,7 @@ def test_code_from_the_working_dir_runs(site: Site, tmp_path: Path) -> None:
     entry = copy / "platform" / "convmlp_platform" / "jobs" / "run_job.py"
     entry.write_text(
         entry.read_text().replace(
-            "    job = resolve_paths(job)\n", "    job = resolve_paths(job)\n    print('from', __file__)\n"
+            "    kind = kind_of(job)\n", "    kind = kind_of(job)\n    print('from', __file__)\n"
         )
     )
     done = site.command(

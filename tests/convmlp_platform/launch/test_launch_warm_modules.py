@@ -13,10 +13,10 @@ from ray_site import REPOSITORY
 
 RUN = """
 import importlib, sys
-from convmlp_platform.config.load import load_job, resolve_paths
+from convmlp_platform.config.load import load_job
 from convmlp_platform.launch.workers.warm_modules import modules_for
 
-job = resolve_paths(load_job("jobs/pretrain_digits.yaml", sys.argv[1:]))
+job = load_job("jobs/pretrain_digits.yaml", sys.argv[1:]).resolved()
 for name in modules_for(job):
     importlib.import_module(name)
 before = set(sys.modules)

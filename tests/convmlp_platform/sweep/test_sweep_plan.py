@@ -95,7 +95,7 @@ def test_the_problems_of_all_trials_are_told_before_anything_starts(tmp_path: Pa
     told = str(caught.value).splitlines()
     assert told[0].startswith("job: ") and "none" in told[0]
     assert any(line.startswith("trial a: model.name (=convmlpp)") for line in told)
-    assert preflight_sweep(job)[0].problems == told
+    assert preflight_sweep(job, deep=True)[0].problems == told
     assert not (tmp_path / "s").exists()
 
 

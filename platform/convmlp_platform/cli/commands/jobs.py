@@ -13,7 +13,7 @@ from convmlp_platform.cli.common import fail
 from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
-    from convmlp_platform.config.load import Job
+    from convmlp_platform.config.schema import Job
     from data_prep.dataset.manifest import DatasetManifest
 
 
@@ -45,9 +45,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"{arguments.job}: kind: must be sweep (got {job.kind!r}): `convmlp run {arguments.job}` runs this one"
         )
-    from convmlp_platform.sweep.launch_sweep import launch_sweep
+    from convmlp_platform.jobs.run_job import launch
 
-    return launch_sweep(job)
+    return launch(job, use_ray=True)
 
 
 def add_commands(commands: Any) -> None:
@@ -74,9 +74,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> Job:
-    from convmlp_platform.config.load import load_job, resolve_paths
+    from convmlp_platform.config.load import load_job
 
-    return resolve_paths(load_job(arguments.job, arguments.set, _open_manifest))
+    return load_job(arguments.job, arguments.set, _open_manifest).resolved()
 
 
 def _open_manifest(path: str) -> DatasetManifest:
@@ -94,7 +94,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     job = _load(arguments)
-    from convmlp_platform.jobs.check_job import check
+    from convmlp_platform.jobs.run_job import check
 
     report = check(job)
     print(f"{arguments.job}: {job.kind} {job.name}")

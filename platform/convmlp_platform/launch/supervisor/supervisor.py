@@ -19,7 +19,7 @@ from convmlp_platform.launch import messages
 from convmlp_platform.launch.cluster.cluster_view import answering
 from convmlp_platform.launch.cluster.ray_messages import quiet_deaths
 from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
-from convmlp_platform.launch.supervisor.lease import lease
+from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recovery
 from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
 from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
@@ -57,7 +57,7 @@ def train(
     settled = job.model_copy(update={"launch": job.launch.model_copy(update={"use_gpu": use_gpu})})
     folder = RunFolder(run_path(job), "")
     signals = signals or StopSignals()
-    with signals.listening(), quiet_deaths(), lease(folder.path) as lost:
+    with signals.listening(), quiet_deaths(), run_lease(folder.path).hold() as lost:
         keep_weights(job)  # here, as workers may not reach what the driver does
         return Supervisor(settled, use_gpu, folder, signals, lost, own_ray).run()
 

@@ -5,7 +5,6 @@ small files in the node's memory, and a signal.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.storage.locks import NO_FLOCK
+from data_prep.storage.locks import take_flock
 
 FINAL_STOP = signal.SIGUSR1
 """Save and end, and say goodbye to MLflow, as the driver ends too. After SIGTERM the run is started again at once."""
@@ -56,19 +55,16 @@ def make_folder(prefix: str, parent: Path) -> tuple[Path, int]:
     """
     for left in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
-            lock = _locked(left)
-            shutil.rmtree(left, ignore_errors=True)
+            lock, is_locked = _locked(left)
+            if is_locked:
+                shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
-            lock = _locked(folder)
+            lock, _ = _locked(folder)
         except (BlockingIOError, FileNotFoundError):
             continue  # taken for one that was left behind, before it was locked
-        except OSError as error:
-            if error.errno in NO_FLOCK:
-                return folder, os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            raise
         if folder.exists():
             return folder, lock
         os.close(lock)
@@ -99,12 +95,14 @@ def folder_for_ray() -> Iterator[Path]:
         yield inner
 
 
-def _locked(folder: Path) -> int:
-    """Raises OSError where the folder is in use, or another user's."""
+def _locked(folder: Path) -> tuple[int, bool]:
+    """The folder's descriptor, and whether its file system could lock it.
+
+    Raises OSError where the folder is in use, or another user's.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor, take_flock(descriptor, wait=False)
     except OSError:
         os.close(descriptor)
         raise
-    return descriptor

@@ -1,5 +1,5 @@
 """All that can be known to be wrong with a training before it costs anything. Nothing is left behind on storage.
-`preflight_preparation` has a preparation's. `jobs.check_job` adds what concerns drivers and clusters.
+`preflight_preparation` has a preparation's. `jobs.run_job` adds what concerns drivers and clusters.
 """
 
 from __future__ import annotations

@@ -1,0 +1,222 @@
+"""The kinds of jobs: for each, all that `convmlp check` and `convmlp run` ask of a job of that kind.
+
+A new kind is a class here with its line in `KINDS`, beside its schema in `config.schema`. A method imports its work
+when it is called: an error in a job file costs no import of PyTorch or Ray.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.config.evaluate_job import EvaluateJob
+from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
+from convmlp_platform.config.sweep_job import SweepJob
+
+if TYPE_CHECKING:
+    from convmlp_platform.launch.cluster.capacity import Node
+    from convmlp_platform.launch.supervisor.lease import Lease
+    from convmlp_platform.sweep.sweep_plan import SweepPlan
+    from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
+
+    CountNodes = Callable[[], Sequence[Node]]
+
+
+class JobKind(ABC):
+    """A job whose paths are resolved, by its kind. `preflight` is called first."""
+
+    needs_ray: str | None = None
+    """The reason why jobs of this kind can't be run without Ray; None: they can."""
+
+    @abstractmethod
+    def preflight(self, *, deep: bool) -> PreflightReport:
+        """All that is wrong with the job itself, and what it would do. Starts and writes nothing.
+
+        Args:
+            deep: also make the checks that cost as much as the job's own start, which makes them itself.
+        """
+
+    def lease(self) -> Lease | None:
+        """The lease of what the job writes.
+
+        None: `preflight` sees to it, or it isn't known before.
+
+        Raises:
+            PlatformError: what the job writes can't have one.
+        """
+        return None
+
+    def address(self) -> str | None:
+        """The cluster that the job names, `launch.address`; None: it needs none, or has problems that come first."""
+        return None
+
+    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
+        """The problems that keep the job from running on a cluster.
+
+        Args:
+            address: of the cluster; None: one of the job's own.
+            nodes: counts its nodes; default: those of the connected one.
+        """
+        return []
+
+    @abstractmethod
+    def run(self, *, use_ray: bool) -> int:
+        """Run a job that has no problems to its end and print what came of it; returns the exit code.
+
+        Args:
+            use_ray: on the cluster that it names; else in this process.
+
+        Raises:
+            PlatformError: what a user can fix.
+        """
+
+
+@dataclass
+class PreparationKind(JobKind):
+    """`kind: prepare`. Its lease is data_prep's own, and it fits on any cluster: no node is counted for it."""
+
+    job: PrepareJob
+
+    def preflight(self, *, deep: bool) -> PreflightReport:
+        """See JobKind."""
+        from convmlp_platform.training.preflight.preparation_preflight import preflight_preparation
+
+        return preflight_preparation(self.job, deep=deep)
+
+    def address(self) -> str | None:
+        """See JobKind."""
+        return self.job.launch.address
+
+    def run(self, *, use_ray: bool) -> int:
+        """See JobKind."""
+        from convmlp_platform.jobs.preparation_job import prepare_dataset
+
+        return prepare_dataset(self.job, use_ray=use_ray)
+
+
+@dataclass
+class TrainingKind(JobKind):
+    """`kind: train`."""
+
+    job: TrainJob
+
+    def preflight(self, *, deep: bool) -> PreflightReport:
+        """See JobKind."""
+        from convmlp_platform.training.preflight.preflight import preflight
+
+        return preflight(self.job, deep=deep)
+
+    def lease(self) -> Lease | None:
+        """See JobKind."""
+        from convmlp_platform.launch.supervisor.lease import run_lease
+        from convmlp_platform.runs.run_folder import run_path
+
+        return run_lease(run_path(self.job))
+
+    def address(self) -> str | None:
+        """See JobKind."""
+        return self.job.launch.address
+
+    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
+        """See JobKind."""
+        from convmlp_platform.launch.cluster import capacity
+
+        return capacity.check(self.job, None if nodes is None else nodes())
+
+    def run(self, *, use_ray: bool) -> int:
+        """See JobKind."""
+        from convmlp_platform.jobs.training_job import train_here, train_on_ray
+
+        return train_on_ray(self.job) if use_ray else train_here(self.job)
+
+
+@dataclass
+class EvaluationKind(JobKind):
+    """`kind: evaluate`."""
+
+    job: EvaluateJob
+
+    def preflight(self, *, deep: bool) -> PreflightReport:
+        """See JobKind."""
+        from convmlp_platform.evaluation.evaluation_preflight import preflight_evaluation
+
+        return preflight_evaluation(self.job)
+
+    def lease(self) -> Lease | None:
+        """See JobKind."""
+        from convmlp_platform.launch.supervisor.lease import result_lease
+
+        return result_lease(Path(self.job.output.path) / self.job.name)
+
+    def address(self) -> str | None:
+        """See JobKind."""
+        return self.job.launch.address
+
+    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
+        """See JobKind."""
+        from convmlp_platform.jobs.evaluation_job import capacity_problems
+        from convmlp_platform.launch.cluster import capacity
+
+        return capacity_problems(self.job, (nodes or capacity.cluster_nodes)())
+
+    def run(self, *, use_ray: bool) -> int:
+        """See JobKind."""
+        from convmlp_platform.jobs.evaluation_job import evaluate
+
+        return evaluate(self.job, use_ray=use_ray)
+
+
+@dataclass
+class SweepKind(JobKind):
+    """`kind: sweep`. Its trials, and so its folder and cluster, are known where none of them has a problem."""
+
+    job: SweepJob
+    plan: SweepPlan | None = None
+    needs_ray = "a sweep needs Ray, which starts its trials"
+
+    def preflight(self, *, deep: bool) -> PreflightReport:
+        """See JobKind."""
+        from convmlp_platform.sweep.sweep_plan import preflight_sweep
+
+        report, self.plan = preflight_sweep(self.job, deep=deep)
+        return report
+
+    def lease(self) -> Lease | None:
+        """See JobKind."""
+        from convmlp_platform.launch.supervisor.lease import run_lease
+
+        return None if self.plan is None else run_lease(self.plan.folder)
+
+    def address(self) -> str | None:
+        """See JobKind."""
+        return None if self.plan is None else self.plan.trials[0].trial.job.launch.address
+
+    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
+        """See JobKind."""
+        from convmlp_platform.sweep.sweep_plan import room_problems
+
+        return [] if self.plan is None else room_problems(self.plan, address, nodes and nodes())
+
+    def run(self, *, use_ray: bool) -> int:
+        """See JobKind."""
+        from convmlp_platform.sweep.launch_sweep import launch_sweep
+
+        assert self.plan is not None  # as `preflight` has found no problems
+        return launch_sweep(self.plan)
+
+
+KINDS: Mapping[str, Callable[[Any], JobKind]] = {
+    "prepare": PreparationKind,
+    "train": TrainingKind,
+    "evaluate": EvaluationKind,
+    "sweep": SweepKind,
+}
+"""`kind` → what is done with such a job; the same names as `config.schema.JOB_KINDS`."""
+
+
+def kind_of(job: Job) -> JobKind:
+    """The job with all that can be asked of it."""
+    return KINDS[job.kind](job)

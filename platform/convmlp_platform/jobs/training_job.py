@@ -1,0 +1,107 @@
+"""A training job: on a Ray cluster under its supervisor, or in this process, one of N under torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.errors import LaunchError
+from convmlp_platform.launch import messages
+from convmlp_platform.launch.supervisor.lease import run_lease
+from convmlp_platform.runs.run_folder import run_path
+
+if TYPE_CHECKING:
+    from convmlp_platform.launch.cluster.capacity import Node
+
+_TAKEN_OVER = "another driver"
+
+
+def train_on_ray(job: TrainJob) -> int:
+    """Run the job on the cluster that it names and print its summary; returns the exit code: 0, or 128 + the signal
+    that ended it.
+
+    Raises:
+        PlatformError: see `supervisor.train`; LaunchError where the cluster can't be reached or has no room.
+    """
+    from convmlp_platform.launch.cluster.connect import connect
+    from convmlp_platform.launch.cluster.worker_environment import shared_env_vars
+
+    with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address:
+        from convmlp_platform.launch.cluster import capacity
+
+        problems = capacity.check(job)
+        if problems:
+            raise LaunchError("\n".join(problems))
+        nodes = capacity.cluster_nodes()
+        use_gpu = capacity.uses_gpu(job, nodes)
+        messages.say(_where(job, address, nodes, use_gpu))
+        from convmlp_platform.launch.supervisor import supervisor
+        from convmlp_platform.launch.supervisor.signals import Interrupted
+
+        try:
+            summary = supervisor.train(job, use_gpu=use_gpu, own_ray=address is None)
+        except Interrupted as stop:
+            messages.say(messages.stopped(str(stop), stop.saved))
+            return 128 + stop.signal_number
+    _print_summary(job, summary)
+    return 0
+
+
+def train_here(job: TrainJob) -> int:
+    """Run the job's part of this process, rank RANK of WORLD_SIZE; returns the exit code as `train_on_ray`.
+
+    Raises:
+        PlatformError: see `training.run.run`; LaunchError on every rank where another driver has the run.
+    """
+    from convmlp_platform.distributed import joined_world, on_main
+    from convmlp_platform.launch.run_summary import summary_of
+    from convmlp_platform.training.run import run
+    from convmlp_platform.training.stop_request import StopRequest
+
+    is_main = os.environ.get("RANK", "0") == "0"
+    stop, held = StopRequest(), ExitStack()
+
+    def take_lease() -> None:
+        lease = run_lease(run_path(job))
+        held.enter_context(lease.hold(on_lost=lambda: stop.ask(_TAKEN_OVER)))
+
+    with (
+        stop.listening(signal.SIGTERM, signal.SIGINT),
+        joined_world(job.launch.use_gpu is not False) as world,
+        held,
+    ):
+        on_main(world, take_lease)  # refused, all ranks end at once
+        result = run(job, stop=stop)
+    if result.stopped == _TAKEN_OVER:
+        raise LaunchError(f"another driver has taken over run {job.name!r}; this one has stopped")
+    if result.stopped is not None:
+        if is_main:
+            messages.say(
+                f"stopped by {result.stopped} after step {result.steps}, which is saved; the same command goes on"
+            )
+        return 128 + signal.Signals[result.stopped]
+    if is_main:
+        _print_summary(job, summary_of(result))
+    return 0
+
+
+def _where(job: TrainJob, address: str | None, nodes: Sequence[Node], use_gpu: bool) -> str:
+    from convmlp_platform.launch.cluster.capacity import workers_that_fit
+
+    wanted, num_nodes = job.launch.num_workers, len(nodes)
+    fits = min(wanted, workers_that_fit(job, nodes, use_gpu))
+    workers = messages.count(wanted, "GPU worker" if use_gpu else "CPU worker")
+    first = f" ({fits} at first)" if fits < wanted else ""
+    cluster = "a local Ray" if address is None else f"the Ray cluster of {messages.count(num_nodes, 'node')}"
+    return f"{job.name}: {workers}{first} on {cluster}"
+
+
+def _print_summary(job: TrainJob, summary: dict[str, Any]) -> None:
+    from convmlp_platform.launch.run_summary import summary_lines
+
+    for line in summary_lines(job, summary):
+        messages.say(line)
