@@ -16,7 +16,7 @@ Files in reading order:
     repair/        Makes damaged or missing shards anew, byte for byte
     copy_dataset   Copying a prepared dataset between folders and remote storage
     storage/       Files, JSON, locks, URLs and retries; the platform uses them too
-    console        Output that any terminal can show
+    console        The console: lines that jobs and commands print, in a form that any terminal can show
     errors         The errors of data preparation
 
 May import: nothing of ours.

@@ -1,4 +1,8 @@
-"""Output that any terminal can show: a command never fails because of an encoding, or of a reader that has left."""
+"""The console: lines that jobs and commands print, in a form that any terminal can show.
+
+A command never fails because of an encoding, or of a reader that has left. What prints from within a job does so here
+(`say`, `say_error`, `pass_on`); commands print their results themselves.
+"""
 
 # ruff: noqa: RUF001
 
@@ -10,6 +14,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
+
+from data_prep.storage.urls import scrubbed
 
 PLAIN = {
     "→": "->",
@@ -56,6 +62,22 @@ def _escaped(sign: str) -> str:
     if 0xDC80 <= ord(sign) <= 0xDCFF:
         return f"\\x{ord(sign) - 0xDC00:02x}"
     return sign.encode("ascii", "backslashreplace").decode()
+
+
+def say(line: str) -> None:
+    """Print a line of a job at once, without passwords in URLs. Ray forwards a job's output once it is flushed."""
+    print(scrubbed(line), flush=True)
+
+
+def say_error(message: str) -> None:
+    """Print each line of a message as an error on stderr, without passwords in URLs."""
+    for line in printable(scrubbed(message)).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+def pass_on(line: str, *, error: bool) -> None:
+    """Print what another process has printed, as it is; `error`: on its stderr."""
+    print(line, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def adapt_streams() -> None:

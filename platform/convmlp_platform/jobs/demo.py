@@ -24,6 +24,7 @@ from PIL import Image
 
 from convmlp_platform.errors import DataError, LaunchError
 from convmlp_platform.launch.cluster.local_cluster import LocalCluster
+from data_prep import console
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _SHADES = " .:-=+*#%@"
@@ -84,7 +85,7 @@ def main(keep: bool = False) -> int:
     with LocalCluster(num_nodes=2, cpus_per_node=1, directory=here, environment=environment) as cluster:
         _run_steps(cluster, output, started)
         minutes = (time.monotonic() - started) / 60
-        print(f"\nDone in {minutes:.1f} minutes. {_where_to_look(cluster, output, keep)}", flush=True)
+        console.say(f"\nDone in {minutes:.1f} minutes. {_where_to_look(cluster, output, keep)}")
         if keep:
             _until_interrupted()
     return 0
@@ -111,9 +112,9 @@ def _run_steps(cluster: LocalCluster, output: Path, started: float) -> None:
     )
     picture = output / "digit.png"
     label = save_held_out_digit(data, picture)
-    print(ascii_art(picture), flush=True)
+    console.say(ascii_art(picture))
     _step(["convmlp", "predict", MODEL_URI, os.path.relpath(picture)], cluster)
-    print(f"  (its label says {label})", flush=True)
+    console.say(f"  (its label says {label})")
 
 
 def _submit(cluster: LocalCluster, arguments: Sequence[str]) -> list[str]:
@@ -124,7 +125,7 @@ def _step(command: Sequence[str], cluster: LocalCluster) -> list[str]:
     """Run a command as a user would, its output passing through; returns the lines. Raises LaunchError if it
     fails.
     """
-    print(f"$ {' '.join(command)}", flush=True)
+    console.say(f"$ {' '.join(command)}")
     module = {"convmlp": "convmlp_platform", "ray": "ray.scripts.scripts"}[command[0]]
     program = [sys.executable, "-m", module, *command[1:]]
     lines = []
@@ -137,7 +138,7 @@ def _step(command: Sequence[str], cluster: LocalCluster) -> list[str]:
         for line in process.stdout:
             if line.strip() and not _CHATTER.search(line):
                 lines.append(line.rstrip())
-                print(f"  {lines[-1]}", flush=True)
+                console.say(f"  {lines[-1]}")
         code = process.wait()
     except BaseException:
         process.terminate()
@@ -210,13 +211,13 @@ def _where_to_look(cluster: LocalCluster, output: Path, keep: bool) -> str:
 
 
 def _until_interrupted() -> None:
-    print("\nThe cluster stays up. Ctrl-C stops it.", flush=True)
+    console.say("\nThe cluster stays up. Ctrl-C stops it.")
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        print("\nStopping the cluster.", flush=True)
+        console.say("\nStopping the cluster.")
 
 
 def _say(line: str, started: float) -> None:
-    print(f"\n[{time.monotonic() - started:5.1f} s] {line}", flush=True)
+    console.say(f"\n[{time.monotonic() - started:5.1f} s] {line}")

@@ -16,10 +16,9 @@ from convmlp_platform.config.load import flatten, parse_job
 from convmlp_platform.errors import ErrorRecord, LaunchError, PlatformError, recorded
 from convmlp_platform.evaluation.report.table import console_lines
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult
-from convmlp_platform.launch import messages
 from convmlp_platform.launch.supervisor.lease import result_lease
 from convmlp_platform.tracking.finished.evaluation import EvaluationTracker, FinishedEvaluation
-from data_prep.console import adapt_streams
+from data_prep import console
 from data_prep.storage.urls import shown
 
 if TYPE_CHECKING:
@@ -35,9 +34,9 @@ def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
     with result_lease(Path(job.output.path) / job.name).hold():
         result = _on_ray(job) if use_ray else _here(job)
         for line in console_lines(result):
-            messages.say(line)
-        messages.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
-        record(job, result, messages.say)
+            console.say(line)
+        console.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
+        record(job, result, console.say)
     return 0
 
 
@@ -126,7 +125,7 @@ def capacity_problems(job: EvaluateJob, nodes: Sequence[Node]) -> list[str]:
 def _here(job: EvaluateJob) -> EvaluationResult:
     from convmlp_platform.evaluation.evaluation_run import run_evaluation
 
-    return run_evaluation(job, messages.say)
+    return run_evaluation(job, console.say)
 
 
 def _on_ray(job: EvaluateJob) -> EvaluationResult:
@@ -158,7 +157,7 @@ def _in_worker(values: dict[str, Any], private: dict[str, str]) -> dict[str, Any
 
     `private` becomes part of the worker's environment: where MLflow is, and its password.
     """
-    adapt_streams()
+    console.adapt_streams()
     os.environ.update(private)
     job = parse_job(values, "job")
     assert isinstance(job, EvaluateJob)

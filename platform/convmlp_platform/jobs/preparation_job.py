@@ -13,8 +13,8 @@ from typing import Any
 from convmlp_platform.config.load import flatten
 from convmlp_platform.config.schema import PrepareJob
 from convmlp_platform.errors import DataError, PlatformError
-from convmlp_platform.launch import messages
 from convmlp_platform.tracking.finished.preparation_record import Preparation, PreparationTracker
+from data_prep import console
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest
 from data_prep.errors import DataPrepError
@@ -35,7 +35,7 @@ def prepare_dataset(job: PrepareJob, *, use_ray: bool) -> int:
         manifest, seconds = _prepare_on_ray(job) if use_ray else _timed_prepare(job)
     except DataPrepError as error:
         raise DataError(str(error)) from error
-    record(job, manifest, seconds, messages.say)
+    record(job, manifest, seconds, console.say)
     return 0
 
 
@@ -54,7 +54,7 @@ def _timed_prepare(job: PrepareJob, **options: Any) -> tuple[DatasetManifest, fl
     from data_prep.prepare import prepare
 
     before, started = _stamp(job), time.monotonic()
-    manifest = prepare(job.preparation, progress=messages.say, **options)
+    manifest = prepare(job.preparation, progress=console.say, **options)
     return manifest, None if _stamp(job) == before else time.monotonic() - started
 
 

@@ -13,6 +13,7 @@ from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.runs.run_folder import run_path
+from data_prep import console
 
 if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
@@ -38,14 +39,14 @@ def train_on_ray(job: TrainJob) -> int:
             raise LaunchError("\n".join(problems))
         nodes = capacity.cluster_nodes()
         use_gpu = capacity.uses_gpu(job, nodes)
-        messages.say(_where(job, address, nodes, use_gpu))
+        console.say(_where(job, address, nodes, use_gpu))
         from convmlp_platform.launch.supervisor import supervisor
         from convmlp_platform.launch.supervisor.signals import Interrupted
 
         try:
             summary = supervisor.train(job, use_gpu=use_gpu, own_ray=address is None)
         except Interrupted as stop:
-            messages.say(messages.stopped(str(stop), stop.saved))
+            console.say(messages.stopped(str(stop), stop.saved))
             return 128 + stop.signal_number
     _print_summary(job, summary)
     return 0
@@ -80,7 +81,7 @@ def train_here(job: TrainJob) -> int:
         raise LaunchError(f"another driver has taken over run {job.name!r}; this one has stopped")
     if result.stopped is not None:
         if is_main:
-            messages.say(
+            console.say(
                 f"stopped by {result.stopped} after step {result.steps}, which is saved; the same command goes on"
             )
         return 128 + signal.Signals[result.stopped]
@@ -104,4 +105,4 @@ def _print_summary(job: TrainJob, summary: dict[str, Any]) -> None:
     from convmlp_platform.launch.run_summary import summary_lines
 
     for line in summary_lines(job, summary):
-        messages.say(line)
+        console.say(line)

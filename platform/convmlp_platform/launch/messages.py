@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 from convmlp_platform.config.sections.execution import LaunchSection
-from data_prep.storage.urls import scrubbed
-
-
-def say(line: str) -> None:
-    """Print a line at once, without passwords in URLs."""
-    print(scrubbed(line), flush=True)
 
 
 def count(number: int, noun: str = "worker") -> str:

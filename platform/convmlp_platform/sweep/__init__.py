@@ -9,5 +9,6 @@ Files in reading order:
     trial_record  The record of a sweep's trials between two starts
     trial_table   A sweep's trials side by side
 
-May import: config, data, data_prep.storage, errors, evaluation, launch, runs, tracking, training.
+May import: config, data, data_prep.console, data_prep.storage, errors, evaluation, launch, runs, tracking,
+training.
 """

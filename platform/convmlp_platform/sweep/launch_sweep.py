@@ -9,7 +9,6 @@ The outputs of a sweep besides its trials' runs: a table, a picture, and a run o
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from convmlp_platform.launch.supervisor.signals import Interrupted
 from convmlp_platform.sweep.sweep_plan import SweepPlan, room_problems, trials_at_a_time
 from convmlp_platform.sweep.trial_table import SweepRow, picture, rows_of, table
 from convmlp_platform.tracking.tracker import Tracker
+from data_prep import console
 from data_prep.storage.files import write_atomically
 
 TABLE, RESULT, PICTURE = "table.md", "result.json", "trade_off.png"
@@ -73,9 +73,9 @@ class SweepParent:
         counted = [COUNTED] if any(row.line and row.line.counted for row in rows) else []
         where = f"  table       {self.plan.folder / TABLE}"
         for line in ["", *text_table(table(rows, self.plan)), *counted, "", where]:
-            messages.say(line)
+            console.say(line)
         for row in failed:
-            print(f"error: trial {row.name}: {row.reason}", file=sys.stderr)
+            console.say_error(f"trial {row.name}: {row.reason}")
         return 1 if failed else 0
 
     def _write(self, rows: list[SweepRow]) -> list[Path]:
@@ -121,7 +121,7 @@ def launch_sweep(plan: SweepPlan) -> int:
                 _train(plan, parent, lost.is_set)
         except Interrupted as stop:
             parent.close("KILLED")
-            messages.say(f"stopped by {stop}; the same command goes on with the sweep")
+            console.say(f"stopped by {stop}; the same command goes on with the sweep")
             return 128 + stop.signal_number
         except BaseException:
             parent.close("FAILED")
@@ -142,7 +142,7 @@ def _train(plan: SweepPlan, parent: SweepParent, lost: Callable[[], bool]) -> No
         nodes = capacity.cluster_nodes()
         at_once = trials_at_a_time([one.trial for one in plan.todo], nodes, plan.sweep.max_concurrent)
         before = len(plan.trials) - len(plan.todo)
-        messages.say(
+        console.say(
             f"{plan.sweep.name}: {messages.count(len(plan.trials), 'trial')}"
             f"{f', {before} of them done before' if before else ''}, {at_once} at a time on "
             + (

@@ -12,7 +12,6 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch import messages
 from convmlp_platform.launch.cluster.capacity import Node, uses_gpu
 from convmlp_platform.launch.cluster.ray_messages import quiet_deaths
 from convmlp_platform.launch.cluster.worker_environment import private_variables
@@ -20,6 +19,7 @@ from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals,
 from convmlp_platform.sweep.run_trial import EPOCHS, STATUS, Board, SweepTrial
 from convmlp_platform.sweep.sweep_plan import PlannedTrial, SweepPlan
 from convmlp_platform.sweep.trial_record import Ended, plain, write_end
+from data_prep import console
 
 HALVED = "stopped"
 """The reason given to a trial that is asked to end because the others do better."""
@@ -176,14 +176,14 @@ class Conductor(tune.Callback, tune.Stopper):
         if self.signals.number is not None and not self.told:
             self.told, name = True, signal_name(self.signals.number)
             self.board.stop.remote(name)
-            messages.say(f"{name}: the running trials save and stop; once more stops them at once")
+            console.say(f"{name}: the running trials save and stop; once more stops them at once")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Of a Callback."""
         one = self.planned[_folder_name(trial)]
         if not one.done and not self.told:
             settings = ", ".join(f"{name}={plain(value)}" for name, value in one.trial.settings.items())
-            messages.say(f"trial {one.name} starts: {settings}")
+            console.say(f"trial {one.name} starts: {settings}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Of a Callback: the trial has said `done`."""
@@ -195,12 +195,12 @@ class Conductor(tune.Callback, tune.Stopper):
         self._note(one, Ended(status=status, steps=steps, reason=reason, scheduler=self.plan.sweep.scheduler))
         if status == "failed":
             first = reason.partition("\n")[0]
-            messages.say(f"trial {one.name} has failed: {first} ({self._count()})")
+            console.say(f"trial {one.name} has failed: {first} ({self._count()})")
             return
         what = "is finished" if status == "finished" else "is stopped, as others do better"
         score = result.get(self.plan.metric)
         shown = "" if score is None else f": {self.plan.metric} {score:.4g}"
-        messages.say(f"trial {one.name} {what}{shown} ({self._count()})")
+        console.say(f"trial {one.name} {what}{shown} ({self._count()})")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Of a Callback: the trial's own process was lost too often."""
@@ -210,7 +210,7 @@ class Conductor(tune.Callback, tune.Stopper):
             f": {said[-1]}" if said else ""
         )
         self._note(one, Ended(status="failed", steps=0, reason=reason, scheduler=self.plan.sweep.scheduler))
-        messages.say(f"trial {one.name} has failed: {reason} ({self._count()})")
+        console.say(f"trial {one.name} has failed: {reason} ({self._count()})")
 
     def _note(self, one: PlannedTrial, end: Ended) -> None:
         write_end(one.run, end)

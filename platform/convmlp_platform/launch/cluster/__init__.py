@@ -11,5 +11,5 @@ Files in reading order:
     local_cluster       A real Ray cluster of several nodes on this machine
     ray_messages        Ray prints a paragraph for each worker or node that dies
 
-May import: config, data_prep.storage, errors, launch, launch.workers.
+May import: config, data_prep.console, data_prep.storage, errors, launch.workers.
 """

@@ -14,10 +14,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch import messages
 from convmlp_platform.launch.cluster import auth
 from convmlp_platform.launch.cluster.worker_environment import secrets_among
 from convmlp_platform.launch.workers.process_files import folder_for_ray
+from data_prep import console
 
 CONNECT_TIMEOUT_S = 5.0
 START_VARIABLE = "CONVMLP_RAY_START_S"
@@ -209,7 +209,7 @@ def _submitted() -> dict[str, str]:
 
 def _tell_of_secrets() -> None:
     for name in secrets_among(_submitted()):
-        messages.say(
+        console.say(
             f"{name} came with `ray job submit --runtime-env-json`, which Ray writes in clear into its logs: take it "
             "for known, and set it where Ray is started instead (docs/operations.md)"
         )

@@ -9,5 +9,6 @@ Files in reading order:
     lease       RUN/driver.json
     signals     SIGINT and SIGTERM to the driver
 
-May import: config, data_prep.storage, errors, health, launch, launch.cluster, launch.workers, runs, training.
+May import: config, data_prep.console, data_prep.storage, errors, health, launch, launch.cluster, launch.workers,
+runs, training.
 """

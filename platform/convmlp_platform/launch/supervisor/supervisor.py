@@ -28,6 +28,7 @@ from convmlp_platform.launch.workers.worker_group import Member, WorkerGroup
 from convmlp_platform.runs.run_folder import RunFolder, run_path
 from convmlp_platform.training.build.initial_weights import keep_weights
 from convmlp_platform.training.guard.incidents import open_incident
+from data_prep import console
 from data_prep.storage.urls import scrubbed
 
 # Before a run goes on with fewer workers: Ray takes a moment to give back the room of those that were lost.
@@ -144,7 +145,7 @@ class Supervisor:
                     raise LaunchError(messages.no_room(launch, self.group.fits))
                 if not told:
                     told = True
-                    messages.say(messages.waiting(launch, self.group.fits))
+                    console.say(messages.waiting(launch, self.group.fits))
             time.sleep(_TICK_S)
 
     def _check_stop(self) -> None:
@@ -162,7 +163,7 @@ class Supervisor:
         grace, now = self.job.launch.preemption_grace_s, time.monotonic()
         if self.signals.number is not None:
             name = signal_name(self.signals.number)
-            messages.say(messages.stopping(name, grace))
+            console.say(messages.stopping(name, grace))
             return Order("stopped", f"stopped by {name}", now + grace)
         self._check_stop()
         leaving = self.group.cluster().leaving
@@ -193,7 +194,7 @@ class Supervisor:
         self.events.append("attempt_running", start=attempt.start, step=attempt.first_step, seconds=seconds)
         if self.recovery.reason != "start":
             tell = messages.going_on if self.recovery.reason in FAILURES else messages.resized
-            messages.say(tell(attempt.first_step, len(attempt.ranks), sum(seconds.values())))
+            console.say(tell(attempt.first_step, len(attempt.ranks), sum(seconds.values())))
 
     def _after(self, attempt: Attempt) -> dict[str, Any] | None:
         """Judge an attempt that has ended: the summary of a run that is finished, None where it goes on."""
@@ -215,7 +216,7 @@ class Supervisor:
         if not decision.restart:
             raise found.error(decision.note)
         where = f" ({incident})" if incident else ""
-        messages.say(messages.restarting(found.message + where, decision.note))
+        console.say(messages.restarting(found.message + where, decision.note))
         self._recover(attempt, found)
         self._pause(decision.pause_s)
         return None
@@ -262,5 +263,5 @@ class Supervisor:
         try:
             return str(open_incident(self.folder.incidents, "hang", hang.step, facts, files))
         except OSError as error:
-            messages.say(f"the stacks can't be kept in {self.folder.incidents}: {error.strerror}")
+            console.say(f"the stacks can't be kept in {self.folder.incidents}: {error.strerror}")
             return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from convmlp_platform.errors import Cause
 from convmlp_platform.health.heartbeat.heartbeat import Heartbeat
+from data_prep.console import pass_on
 
 
 @dataclass(frozen=True)
@@ -114,4 +114,4 @@ _ERROR_FACTS = ("cause", "peer", "headline", "message", "platform", "traceback",
 def relay(report: Report | None) -> None:
     """Print what the process printed."""
     for number, line in report.lines if report else ():
-        print(line, file=sys.stdout if number == 1 else sys.stderr, flush=True)
+        pass_on(line, error=number == 2)
