@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from data_prep.console import printable
-from data_prep.storage.urls import scrubbed
+from data_prep.console import say_error
+
+RUN_HELP = "a run: its name, SWEEP/TRIAL, runs/NAME from here or from CONVMLP_ROOT, or its folder"
 
 
 def fail(message: str, code: int) -> int:
     """Print each line of a message as an error, without passwords in URLs; returns the exit code."""
-    for line in printable(scrubbed(message)).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    say_error(message)
     return code
-
-
-def say(line: str) -> None:
-    """Print a line of progress at once."""
-    print(line, flush=True)
 
 
 def positive(text: str) -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli.commands import checkpoints, compare, data, goodput, jobs, models, pictures, replay
+from convmlp_platform.cli.commands import compare, data, jobs, models, pictures, replay, runs
 from convmlp_platform.cli.common import fail
 from convmlp_platform.errors import DataError, PlatformError
 from data_prep.console import guarded
@@ -75,35 +75,11 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     models.add_commands(commands)
     data.add_commands(commands)
     pictures.add_commands(commands)
-    checkpoints.add_commands(commands)
+    runs.add_checkpoints(commands)
     replay.add_commands(commands)
-    goodput.add_commands(commands)
+    runs.add_goodput(commands)
     jobs.add_sweep_command(commands)
     compare.add_commands(commands)
-    demo = commands.add_parser("demo", help="data, training and registry on this machine, in minutes")
-    demo.add_argument("--keep", action="store_true", help="leave the demo's Ray cluster up until Ctrl-C")
-    demo.set_defaults(call=_demo)
-    resend = commands.add_parser(
-        "replay-tracking", help="send what a run or preparation recorded to MLflow, where it is missing"
-    )
-    resend.add_argument(
-        "run_dir",
-        type=Path,
-        metavar="RUN_DIR",
-        help="a run's folder (CHECKPOINT.PATH/NAME) or a prepared dataset's",
-    )
-    resend.set_defaults(call=_resend)
+    jobs.add_demo(commands)
+    runs.add_replay_tracking(commands)
     return parser, set(commands.choices)
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from convmlp_platform.jobs import demo
-
-    return demo.main(keep=arguments.keep)
-
-
-def _resend(arguments: argparse.Namespace) -> int:
-    from convmlp_platform.tracking.mlflow.replayer import replay
-
-    print(f"MLflow has all that was recorded: run {replay(arguments.run_dir)}")
-    return 0

@@ -1,7 +1,7 @@
 """The notation by which a user names a model, the same one for all jobs and commands.
 
     models:/NAME@ALIAS, models:/NAME/3    a version in the registry
-    runs/NAME                             a run: its best model, else its newest checkpoint
+    NAME, runs/NAME                       a run (see `runs.find_run`): its best model, else its newest checkpoint
     runs/NAME/checkpoints/step-000000120  a checkpoint, in a folder or at a URL
     runs/NAME/best                        a model bundle (`model.safetensors` and `bundle.json`)
     convmlp_s.pth, Mixer-B_16.npz         a file of released weights (also .safetensors)
@@ -26,13 +26,14 @@ from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.checkpoints.inventory import FOLDER as CHECKPOINTS
 from convmlp_platform.config.load import parse_job
-from convmlp_platform.config.paths import REGISTRY_SCHEME, root
+from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import CheckpointError, ConfigError, DataError, TrackingError
 from convmlp_platform.models.bundle import SPEC_NAME, WEIGHTS_NAME, BundleSpec, read_spec
 from convmlp_platform.runs import init_record
+from convmlp_platform.runs.find_run import is_remote, locate, missing
 from convmlp_platform.runs.init_record import InitRecord
 from convmlp_platform.runs.run_folder import checkpoints_of, stored_identity, stored_job
 from data_prep.errors import DataPrepError
@@ -132,7 +133,7 @@ def find_model(
     """The model that `text` means.
 
     Args:
-        text: a relative path counts from the current folder, else from CONVMLP_ROOT.
+        text: paths and names of runs as in `runs.find_run`.
         tracking: whose registry is asked; default: that of MLFLOW_TRACKING_URI, else the one beside the runs.
         into: an empty folder for what a registry on another machine sends (default: a temporary one that stays).
         choice: which of two sets of weights, where there are two.
@@ -164,7 +165,7 @@ def class_difference(own: Sequence[str], classes: Sequence[str]) -> tuple[int, i
 def _find(text: str, tracking: TrackingTarget | None, into: Path | None) -> FoundModel:
     if text.startswith(REGISTRY_SCHEME):
         return _registered(text, tracking, into)
-    if is_url(text) and local_path(text) is None:
+    if is_remote(text):
         return _remote(text)
     path = _local(text)
     if path.is_file():
@@ -328,22 +329,10 @@ def _job_of(run: Path) -> TrainJob | None:
 
 
 def _local(text: str) -> Path:
-    path = (local_path(text) or Path(text)).expanduser()
-    if not path.is_absolute():
-        path = path.absolute() if path.exists() else root() / path
-    if path.exists():
-        return path
-    raise ConfigError(f"there is no such file or folder{_neighbours(path)}; {_FORMS}")
-
-
-def _neighbours(path: Path) -> str:
-    """Returns names that the user may have meant: the contents of the nearest parent folder that exists."""
-    parent = next(folder for folder in path.parents if folder.is_dir())
-    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-    if not names or parent == Path(parent.anchor):
-        return ""
-    more = ", ..." if len(names) > 10 else ""
-    return f"; in {parent} there are: {', '.join(names[:10])}{more}"
+    found = locate(text)
+    if found is None:
+        raise ConfigError(f"there is no such file or folder{missing(text)}; {_FORMS}")
+    return found
 
 
 def _explained(text: str, work: Callable[[], T]) -> T:

@@ -133,7 +133,10 @@ def test_relative_paths_are_the_user_s_or_the_root_s(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("runs/pretrian", r"no such file or folder; in .*runs there are: pretrain; give models:/NAME@ALIAS"),
+        (
+            "runs/pretrian",
+            r"no such file or folder; did you mean .*runs/pretrain\? .*runs holds pretrain; give models:/NAME@",
+        ),
         ("runs", r"is no model; give models:/NAME@ALIAS"),
         ("runs/pretrain/checkpoints/latest", r"cannot read weights|can't be read|is neither"),
     ],

@@ -2,16 +2,15 @@
 
 Files in reading order:
 
-    jobs         Commands on job files
-    data         `convmlp data ...`
-    checkpoints  Commands on checkpoints
-    models       The command predict
-    compare      The command compare
-    goodput      The command goodput
-    pictures     `convmlp pictures ...`
-    replay       `convmlp replay`
+    jobs      Commands on job files; the demo
+    data      `convmlp data ...`
+    models    The command predict
+    compare   The command compare
+    runs      Commands on a run's records: checkpoints, goodput, replay-tracking
+    replay    `convmlp replay`
+    pictures  `convmlp pictures ...`
 
-May import: checkpoints, cli, config, data, data_prep.check, data_prep.copy_dataset, data_prep.dataset,
-data_prep.repair, data_prep.storage, errors, evaluation, goodput, jobs, ledger, models, replay, runs, show, sweep,
-training.
+May import: checkpoints, cli, config, data, data_prep.check, data_prep.console, data_prep.copy_dataset,
+data_prep.dataset, data_prep.repair, data_prep.storage, errors, evaluation, goodput, jobs, ledger, models, replay,
+runs, show, tracking, training.
 """

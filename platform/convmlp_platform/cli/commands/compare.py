@@ -23,7 +23,8 @@ def add_commands(commands: Any) -> None:
         "what",
         nargs="+",
         metavar="RUN",
-        help="a run's, sweep's or evaluation's folder, an MLflow run's id, models:/NAME@ALIAS, a bundle's folder",
+        help="a run's, sweep's or evaluation's name or folder, an MLflow run's id, models:/NAME@ALIAS, or a bundle's "
+        "folder",
     )
     parser.add_argument(
         "--metric", metavar="NAME", help="to sort by, e.g. top5, loss; default: the first one's task's"

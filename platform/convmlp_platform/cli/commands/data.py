@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.cli.common import fail, positive, say
+from convmlp_platform.cli.common import RUN_HELP, fail, positive
 from convmlp_platform.errors import DataError
+from data_prep.console import say
 
 _NAME_HELP = (
     "a dataset's folder (it holds manifest.json), or the name of one in data/ below CONVMLP_ROOT "
@@ -48,7 +49,7 @@ def add_commands(commands: Any) -> None:
     ledger = data.add_parser(
         "ledger", help="prove from a run's ledger that it used each sample exactly once an epoch"
     )
-    ledger.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder: CHECKPOINT.PATH/NAME")
+    ledger.add_argument("run_dir", metavar="RUN", help=RUN_HELP)
     ledger.add_argument(
         "--dataset", metavar="PATH", help="also compare what was read with this dataset's checksums"
     )
@@ -148,9 +149,10 @@ def _copy(arguments: argparse.Namespace) -> int:
 
 def _ledger(arguments: argparse.Namespace) -> int:
     from convmlp_platform.ledger.proof import check_ledger
+    from convmlp_platform.runs.find_run import find_run
 
     dataset = None if arguments.dataset is None else dataset_path(arguments.dataset)
-    report = check_ledger(arguments.run_dir, dataset=dataset)
+    report = check_ledger(find_run(arguments.run_dir), dataset=dataset)
     if report.ok:
         print("\n".join(report.lines()))
         return 0

@@ -1,7 +1,4 @@
-"""Commands on job files: run, check, show, schema.
-
-The command sweep: one job in many settings.
-"""
+"""Commands on job files: run, check, show, schema, sweep; and demo, which runs some of them."""
 
 from __future__ import annotations
 
@@ -48,6 +45,19 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from convmlp_platform.jobs.run_job import launch
 
     return launch(job, use_ray=True)
+
+
+def add_demo(commands: Any) -> None:
+    """Add it to the parser's commands."""
+    demo = commands.add_parser("demo", help="data, training and registry on this machine, in minutes")
+    demo.add_argument("--keep", action="store_true", help="leave the demo's Ray cluster up until Ctrl-C")
+    demo.set_defaults(call=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.jobs import demo
+
+    return demo.main(keep=arguments.keep)
 
 
 def add_commands(commands: Any) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from convmlp_platform.cli.commands.data import dataset_path
-from convmlp_platform.cli.common import positive, say
+from convmlp_platform.cli.common import positive
 from convmlp_platform.errors import ConfigError
+from data_prep.console import say
 
 _MODEL_HELP = "models:/NAME@ALIAS, models:/NAME/3, a run's folder, one of its checkpoints, or a model bundle"
 

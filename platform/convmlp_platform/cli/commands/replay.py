@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.cli.common import say
-from convmlp_platform.errors import ConfigError
+from convmlp_platform.cli.common import RUN_HELP
+from data_prep.console import say
 
 _DESCRIPTION = """\
 Do one step of a run again on this machine, and look into it: weights, batch and random numbers are rebuilt as they
@@ -44,8 +44,7 @@ def add_commands(commands: Any) -> None:
         "--run",
         required=True,
         metavar="RUN",
-        help="a run's folder (CHECKPOINT.PATH/NAME), or the name of one in runs/ below CONVMLP_ROOT or the current "
-        "folder",
+        help=RUN_HELP,
     )
     parser.add_argument(
         "--step",
@@ -89,7 +88,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    run = _find(arguments.run)
+    from convmlp_platform.runs.find_run import find_run
+
+    run = find_run(arguments.run)  # before PyTorch is imported
     from convmlp_platform.replay.replay import replay
     from convmlp_platform.replay.replay_report import report_lines, write_report
 
@@ -107,24 +108,6 @@ def _replay(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         print("written   " + "\n          ".join(map(str, write_report(done, arguments.output))))
     return 0
-
-
-def _find(name: str) -> Path:
-    """The run's folder.
-
-    Raises:
-        ConfigError: there is no such run.
-    """
-    from convmlp_platform.config.paths import root
-
-    given = Path(name).expanduser()
-    below = root() / "runs"
-    for folder in (given, below / name):
-        if (folder / "run.json").is_file():
-            return folder.absolute()
-    known = sorted(path.parent.name for path in below.glob("*/run.json"))
-    there = f"it holds {', '.join(known)}" if known else "it holds none"
-    raise ConfigError(f"--run {name}: no run's folder (with run.json) is there, nor in {below} ({there})")
 
 
 def _step(text: str) -> int:

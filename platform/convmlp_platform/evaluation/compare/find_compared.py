@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convmlp_platform.config.paths import root
+from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.evaluation.compare.compare_runs import compared_mlflow, compared_run
 from convmlp_platform.evaluation.compare.compared import Compared, is_lower_better, metric_name, with_cost
 from convmlp_platform.evaluation.compare.network_cost import Network
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult, read_result
+from convmlp_platform.runs.find_run import RUNS, is_remote, locate, missing
 from convmlp_platform.tracking.mlflow.run_record import RUN_ID, read_run
 from data_prep.storage.json_files import DamagedJson, read_json
 
 SWEEP_NAME = "sweep.json"
 COUNTED = "* on no record: counted by making the network again (convmlp.model_cost)"
+_BELOW = (RUNS, "evaluations")
 _FORMS = (
     "give runs' folders, a sweep's or an evaluation's folder, ids of MLflow runs, models:/NAME@ALIAS, or a model "
     "bundle's folder"
@@ -41,11 +43,14 @@ def find_compared(
     Raises:
         ConfigError, TrackingError: there is no such thing, or nothing of it can be read.
     """
-    folder = _folder(text)
+    folder = locate(text, _BELOW)
     if folder is None:
         if RUN_ID.fullmatch(text):
             return [compared_mlflow(read_run(text, tracking), metric)]
-        return [_model(text, tracking)]
+        if is_remote(text) or text.startswith(REGISTRY_SCHEME):
+            return [_model(text, tracking)]
+        raise ConfigError(f"{text}: there is no such file or folder{missing(text, _BELOW)}; {_FORMS}")
+    folder = folder.resolve()
     if (folder / SWEEP_NAME).is_file():
         return _sweep(folder, metric)
     if (folder / RESULT_NAME).is_file():
@@ -159,14 +164,3 @@ def _sweep(folder: Path, metric: str | None) -> list[Compared]:
     if not runs:
         raise ConfigError(f"{folder}: none of this sweep's trials has begun")
     return [compared_run(run, metric=metric) for run in runs]
-
-
-def _folder(text: str) -> Path | None:
-    """The folder of that name, as given, or in runs/ or evaluations/ below the root."""
-    if ":/" in text:
-        return None
-    given = Path(text).expanduser()
-    for folder in (given, root() / given, root() / "runs" / given, root() / "evaluations" / given):
-        if folder.is_dir():
-            return folder.resolve()
-    return None

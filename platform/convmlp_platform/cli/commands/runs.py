@@ -1,0 +1,172 @@
+"""Commands on a run's records: checkpoints, goodput, replay-tracking."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.cli.common import RUN_HELP, fail
+from convmlp_platform.errors import ConfigError
+
+if TYPE_CHECKING:
+    from convmlp_platform.checkpoints.inventory import CheckpointRow
+
+
+def add_checkpoints(commands: Any) -> None:
+    """Add `checkpoints list | verify | export` to the parser's commands."""
+    parser = commands.add_parser("checkpoints", help="list, verify or export a run's checkpoints")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="steps, sizes and what is recorded with them")
+    verify = actions.add_parser("verify", help="read every byte and compare it with the manifests")
+    export = actions.add_parser("export", help="write the weights alone to a safetensors file")
+    for action, call in ((listing, _list), (verify, _verify), (export, _export)):
+        action.add_argument(
+            "place", metavar="RUN", help=f"{RUN_HELP}; or a URL, or one checkpoint's folder or URL"
+        )
+        action.set_defaults(call=call)
+    export.add_argument("output", type=Path, metavar="FILE.safetensors")
+    export.add_argument(
+        "--weights", choices=["ema", "model"], help="default: the moving average if there is one"
+    )
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.checkpoints.inventory import list_checkpoints
+    from convmlp_platform.runs.find_run import find_run_or_url
+
+    for row in list_checkpoints(find_run_or_url(arguments.place)):
+        print(_line(_evaluated(row)))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.checkpoints.inventory import verify_checkpoints
+    from convmlp_platform.runs.find_run import find_run_or_url
+
+    problems = []
+    for row in verify_checkpoints(find_run_or_url(arguments.place)):
+        print(_line(_evaluated(row), whole="whole"), flush=True)
+        problems += [row.problem] if row.problem else []
+    return fail("\n".join(problems), 1) if problems else 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.checkpoints.inventory import export_checkpoint
+    from convmlp_platform.runs.find_run import find_run_or_url
+
+    place = find_run_or_url(arguments.place)
+    facts = export_checkpoint(place, arguments.output, arguments.weights)
+    print(f"{arguments.output}: {facts['weights']} weights after step {facts['step']} of {facts['source']}")
+    return 0
+
+
+def _evaluated(row: CheckpointRow) -> CheckpointRow:
+    """With what the run's record says of its evaluation, where the checkpoint lies in a run's folder."""
+    from convmlp_platform.training.evaluation.evaluations import RECORD, metrics_of
+
+    record = Path(row.location).parents[1] / RECORD
+    if row.metrics or row.problem or not record.is_file():
+        return row
+    return replace(row, metrics=metrics_of(record, row.step, row.attempt))
+
+
+def _line(row: CheckpointRow, whole: str = "") -> str:
+    from convmlp_platform.config.sections.task_section import best_score
+
+    if row.problem:
+        return f"step {row.step:>9}  DAMAGED  {row.location}"
+    epoch = "" if row.epoch is None else f"  epoch {row.epoch:.2f}"
+    best = best_score(row.metrics or {})
+    score = "" if best is None else f"  {best[0]} {best[1]:.2f} %"
+    return (
+        f"step {row.step:>9}{epoch}{score}  {row.bytes / 1e6:,.1f} MB in {row.files} files  {whole}".rstrip()
+    )
+
+
+def add_goodput(commands: Any) -> None:
+    """Add `goodput` to the parser's commands."""
+    parser = commands.add_parser(
+        "goodput",
+        help="where a run's time went, what interrupted it, and what it cost",
+        description="Every second of every worker, while a driver was up, is of one class: useful steps, evaluation, "
+        "waiting for data, checkpoints, compile, restart, lost work, idle. It can be asked for while the run goes on.",
+    )
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("--json", action="store_true", help="for programs; times in seconds of workers")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw what each worker did (.png, .svg, .pdf)"
+    )
+    parser.add_argument(
+        "--price",
+        type=_price,
+        metavar="NUMBER",
+        help="of a worker's hour, instead of the job's price_per_gpu_hour",
+    )
+    parser.add_argument("--currency", default="USD", metavar="NAME", help="of --price (default: USD)")
+    parser.set_defaults(call=_goodput)
+
+
+def _goodput(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.goodput.account import Price, account_of
+    from convmlp_platform.goodput.report_text import report_lines
+    from convmlp_platform.runs.find_run import find_run
+
+    run = find_run(arguments.run).resolve()
+    price = None if arguments.price is None else Price(arguments.price, arguments.currency)
+    try:
+        found = account_of(run, price)
+    except OSError as error:
+        return fail(f"{error.filename or run}: can't be read: {error.strerror}", ConfigError.exit_code)
+    if found is None:
+        return fail(
+            f"{run} has no record of time (neither events.jsonl nor goodput/): training hasn't begun, or an older "
+            "release did it",
+            ConfigError.exit_code,
+        )
+    if arguments.plot is not None:
+        from convmlp_platform.goodput.goodput_picture import plot
+
+        try:
+            plot(run.name, found, arguments.plot)
+        except (OSError, ValueError) as error:
+            return fail(f"--plot {arguments.plot}: {error}", ConfigError.exit_code)
+    if arguments.json:
+        print(json.dumps({"run": run.name} | found.to_dict(), indent=2))
+    else:
+        print("\n".join(report_lines(run.name, found)))
+    return 0
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0.0 <= price < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number from 0, not {text!r}")
+    return price
+
+
+def add_replay_tracking(commands: Any) -> None:
+    """Add `replay-tracking` to the parser's commands."""
+    parser = commands.add_parser(
+        "replay-tracking", help="send what a run or preparation recorded to MLflow, where it is missing"
+    )
+    parser.add_argument(
+        "run_dir",
+        metavar="RUN",
+        help=f"{RUN_HELP}; or an evaluation's or a prepared dataset's",
+    )
+    parser.set_defaults(call=_replay_tracking)
+
+
+def _replay_tracking(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.runs.find_run import RUNS, find_run
+    from convmlp_platform.tracking.mlflow.replayer import replay
+
+    folder = find_run(arguments.run_dir, (RUNS, "evaluations", "data"), "run, evaluation or dataset")
+    print(f"MLflow has all that was recorded: run {replay(folder)}")
+    return 0
