@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli.commands import compare, data, jobs, models, pictures, replay, runs
+from convmlp_platform.cli.commands import data, jobs, models, pictures, replay, runs
 from convmlp_platform.cli.common import fail
 from convmlp_platform.errors import DataError, PlatformError
 from data_prep.console import guarded
@@ -72,14 +72,14 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     jobs.add_commands(commands)
     models.add_model_list(commands)
-    models.add_commands(commands)
+    models.add_predict(commands)
     data.add_commands(commands)
     pictures.add_commands(commands)
     runs.add_checkpoints(commands)
     replay.add_commands(commands)
     runs.add_goodput(commands)
     jobs.add_sweep_command(commands)
-    compare.add_commands(commands)
+    models.add_compare(commands)
     jobs.add_demo(commands)
     runs.add_replay_tracking(commands)
     return parser, set(commands.choices)

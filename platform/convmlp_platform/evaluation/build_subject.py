@@ -27,7 +27,8 @@ from convmlp_platform.config.sections.recipe import (
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.evaluation.subject import PERMUTED, Subject, other_classes, subject_of
-from convmlp_platform.runs.find_model import FoundModel, find_model
+from convmlp_platform.runs.find_model import find_model
+from convmlp_platform.runs.found_model import FoundModel
 from convmlp_platform.training.build.build_task import build_task
 from data_prep.dataset.manifest import DatasetManifest
 

@@ -18,7 +18,7 @@ from convmlp_platform.config.sections.task_section import TaskSection
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import ConfigError, DataError, PlatformError
 from convmlp_platform.models.bundle import BundleSpec
-from convmlp_platform.runs.find_model import FoundModel, class_difference
+from convmlp_platform.runs.found_model import FoundModel, class_difference
 from convmlp_platform.runs.run_folder import stored_identity_fields
 from convmlp_platform.training.build.build_transforms import normalisation_of
 from data_prep.dataset.manifest import DatasetManifest

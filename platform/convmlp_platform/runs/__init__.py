@@ -5,6 +5,7 @@ Files in reading order:
     run_folder   A run's folder
     init_record  A run's own copy of the weights it starts from
     find_run     The run that a user names, or another folder of ours: one look-up for every command
+    found_model  A model that was found: its weights, and what is known of it
     find_model   The notation by which a user names a model, the same one for all jobs and commands
 
 May import: checkpoints, config, convmlp, data, data_prep.errors, data_prep.storage, errors, models, registry.

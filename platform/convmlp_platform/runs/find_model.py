@@ -12,119 +12,30 @@ Nothing that is read here is ever executed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
-from convmlp.weight_files import Choice, FileWeights, read_weights
+from convmlp.weight_files import Choice
 from convmlp_platform.checkpoints import layout
-from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
+from convmlp_platform.checkpoints.checkpointer import Checkpointer
 from convmlp_platform.checkpoints.inventory import FOLDER as CHECKPOINTS
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.execution import TrackingTarget
-from convmlp_platform.data.dataset.split import open_manifest
-from convmlp_platform.errors import CheckpointError, ConfigError, DataError, TrackingError
+from convmlp_platform.errors import ConfigError
 from convmlp_platform.models.bundle import SPEC_NAME, WEIGHTS_NAME, BundleSpec, read_spec
 from convmlp_platform.runs import init_record
 from convmlp_platform.runs.find_run import is_remote, locate, missing
-from convmlp_platform.runs.init_record import InitRecord
+from convmlp_platform.runs.found_model import FoundModel, Kind, checkpoint_run, explained
 from convmlp_platform.runs.run_folder import checkpoints_of, stored_identity, stored_job
-from data_prep.errors import DataPrepError
 from data_prep.storage.files import sha256_file
-from data_prep.storage.urls import is_url, local_path, shown
+from data_prep.storage.urls import is_url, shown
 
-Kind = Literal["registry", "run", "checkpoint", "bundle", "file"]
 _FORMS = (
     "give models:/NAME@ALIAS, models:/NAME/VERSION, a run's folder, one of its checkpoints, a model bundle, "
     "or a .pth, .npz or .safetensors file"
 )
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class FoundModel:
-    """A model that is there.
-
-    Args:
-        text: as it was asked for.
-        kind: what it is.
-        pinned: what exactly it is, whatever aliases do: `models:/NAME/3`, a checkpoint's path or URL, a file's or
-            bundle's path. `find_model` takes it again.
-        location: the bundle's folder, the checkpoint's folder or URL, or the file.
-        spec: of a bundle: what its model is and needs.
-        job: of a run and its checkpoints, where the run's folder is at hand: what trained it.
-        lineage: where it comes from, as tags: init.source, init.pinned, init.weights_sha256, and as far as it is
-            known init.version, init.model, init.run, init.identity, init.step, init.dataset, init.dataset_digest.
-        choice: which of two sets of weights, where there are two.
-        record: of a run's own copy of the weights it began with.
-    """
-
-    text: str
-    kind: Kind
-    pinned: str
-    location: Path | str
-    spec: BundleSpec | None = None
-    job: TrainJob | None = None
-    lineage: dict[str, str] = field(default_factory=dict)
-    choice: Choice = "auto"
-    record: InitRecord | None = None
-
-    def weights(self) -> FileWeights:
-        """Its weights: float32 (integers as they are), on the CPU, by the names that they have there, with the names of
-        their classes as far as they are known.
-
-        Raises:
-            ConfigError: they can't be read, are damaged, or the chosen ones aren't there.
-        """
-        read = _explained(self.text, lambda: _read(self.location, self.choice))
-        tensors = {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in read.tensors.items()
-        }
-        return replace(read, tensors=tensors, classes=read.classes or self._recorded_classes())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The tensors of `weights`.
-
-        Raises:
-            ConfigError: as `weights`.
-        """
-        return self.weights().tensors
-
-    def _recorded_classes(self) -> tuple[str, ...] | None:
-        """The classes of its head by what lies beside the weights; None: unknown."""
-        if self.spec is not None:
-            return self.spec.classes
-        if self.record is not None:
-            return None if self.record.classes is None else tuple(self.record.classes)
-        if self.job is None:
-            return None
-        try:
-            return read_spec(checkpoint_run(str(self.location)) / "best").classes
-        except TrackingError:
-            pass
-        digest, place = self.lineage.get("init.dataset_digest"), local_path(self.job.data.path)
-        try:
-            return (
-                None if digest is None or place is None else tuple(open_manifest(str(place), digest).classes)
-            )
-        except DataError:
-            return None
-
-    def __str__(self) -> str:
-        """For people: `models:/convmlp-s/3 (run pretrain-x, dataset imagenet sha256:0123…)`."""
-        known = self.lineage
-        dataset = f"{known.get('init.dataset', '')} {known.get('init.dataset_digest', '')[:19]}".strip()
-        facts = [f"run {known['init.run']}"] if "init.run" in known else []
-        facts += [f"dataset {dataset}…"] if dataset else []
-        return self.pinned + (f" ({', '.join(facts)})" if facts else "")
 
 
 def find_model(
@@ -142,7 +53,7 @@ def find_model(
         ConfigError: there is no such model, or it is damaged, or there is nothing to choose; the message says what
             there is.
     """
-    found = _explained(text, lambda: _find(text, tracking, into))
+    found = explained(text, lambda: _find(text, tracking, into))
     if found.record is not None or choice == "auto":
         return found
     if found.spec is not None:
@@ -151,15 +62,6 @@ def find_model(
             "checkpoints (RUN/checkpoints/step-...) have both where it kept a moving average"
         )
     return replace(found, choice=choice)
-
-
-def class_difference(own: Sequence[str], classes: Sequence[str]) -> tuple[int, int] | None:
-    """The first number whose class has another name in the two lists, and how many do; None: they are the same.
-
-    Both have to be equally long.
-    """
-    wrong = [number for number, pair in enumerate(zip(own, classes, strict=True)) if pair[0] != pair[1]]
-    return (wrong[0], len(wrong)) if wrong else None
 
 
 def _find(text: str, tracking: TrackingTarget | None, into: Path | None) -> FoundModel:
@@ -274,11 +176,6 @@ def _checkpoint(text: str, kind: Kind, location: str, job: TrainJob | None) -> F
     return FoundModel(text, kind, shown(location), location, None, job, lineage)
 
 
-def checkpoint_run(location: str) -> Path:
-    """The folder of the run that a checkpoint in `RUN/checkpoints` is of."""
-    return Path(location).parents[1]
-
-
 def _dataset_of(location: str) -> dict[str, str]:
     """The digest of the dataset that a checkpoint's run was started with, as its tag."""
     fields = None if is_url(location) else stored_identity(checkpoint_run(location))
@@ -300,22 +197,6 @@ def _lineage(text: str, pinned: str, weights: str, spec: BundleSpec | None = Non
 _PROVENANCE = ("run", "identity", "step", "dataset", "dataset_digest", "weights")
 
 
-def _read(location: Path | str, choice: Choice) -> FileWeights:
-    if isinstance(location, Path) and location.is_file():
-        return read_weights(location, choice)
-    if isinstance(location, Path):
-        return FileWeights(load_file(location / WEIGHTS_NAME))
-    place, _, name = location.rpartition("/")
-    Checkpointer(place).verify(layout.step_of(name) or 0)
-    checkpoint = load(location)
-    groups, known = checkpoint.tensors, checkpoint.facts.get("classes")
-    classes = None if known is None else tuple(known)
-    if choice == "ema" and "ema" not in groups:
-        raise ConfigError("the checkpoint holds no moving average (its run has no training.ema_decay)")
-    taken, left = ("ema", "model") if "ema" in groups and choice != "raw" else ("model", "ema")
-    return FileWeights(groups[taken], taken, left if left in groups else None, taken == "ema", classes)
-
-
 def _job_of(run: Path) -> TrainJob | None:
     """Reads the job that trained the run in this folder; None if no valid one is there.
 
@@ -333,17 +214,3 @@ def _local(text: str) -> Path:
     if found is None:
         raise ConfigError(f"there is no such file or folder{missing(text)}; {_FORMS}")
     return found
-
-
-def _explained(text: str, work: Callable[[], T]) -> T:
-    """All that may go wrong with a source as one kind of error that names it."""
-    try:
-        return work()
-    except (ConfigError, CheckpointError, TrackingError, DataPrepError) as error:
-        told = str(error).removeprefix(f"{text}: ")
-        raise ConfigError(f"{shown(text)}: {told}") from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (
-            (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        )
-        raise ConfigError(f"{shown(text)}: can't be read: {reason}") from error

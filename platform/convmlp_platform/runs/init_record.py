@@ -31,7 +31,7 @@ class InitRecord:
     Args:
         text: `model.init_from` as the job gave it, local paths from CONVMLP_ROOT on, URLs without secrets; and
             `model.init_weights` where it chooses.
-        kind, pinned, lineage: as in `model_source.FoundModel`.
+        kind, pinned, lineage: as in `found_model.FoundModel`.
         weights: "sha256:" and the hash of the source's weights; counts in the run's identity.
         sha256: of the copy.
         classes: names, in the order of the head's rows, where they are known.

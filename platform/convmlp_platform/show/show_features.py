@@ -20,7 +20,8 @@ from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.models.predictors.given_images import open_image
 from convmlp_platform.pictures.feature_map_sheet import How, MapOfStage, MapsOfModel, feature_sheet
-from convmlp_platform.runs.find_model import FoundModel, find_model
+from convmlp_platform.runs.find_model import find_model
+from convmlp_platform.runs.found_model import FoundModel
 
 Channels = tuple[float, float, float]
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -25,7 +25,8 @@ from convmlp_platform.pictures.predictions import (
     pixel_accuracy,
     predictions_sheet,
 )
-from convmlp_platform.runs.find_model import FoundModel, find_model
+from convmlp_platform.runs.find_model import find_model
+from convmlp_platform.runs.found_model import FoundModel
 from convmlp_platform.show.show_features import chosen_samples, save_picture, short_name
 from convmlp_platform.training.build.bundle_spec import bundle_spec
 from convmlp_platform.training.outputs.sample_pictures import COUNT, Found, beside_truth

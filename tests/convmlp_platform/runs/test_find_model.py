@@ -17,7 +17,8 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.models.bundle import WEIGHTS_NAME, BundleSpec, write_bundle
 from convmlp_platform.registry import registry
-from convmlp_platform.runs.find_model import FoundModel, find_model
+from convmlp_platform.runs.find_model import find_model
+from convmlp_platform.runs.found_model import FoundModel
 from data_prep.storage.files import sha256_file
 
 CLASSES = ("a", "b", "c")

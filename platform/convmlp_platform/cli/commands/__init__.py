@@ -4,8 +4,7 @@ Files in reading order:
 
     jobs      Commands on job files; the demo
     data      `convmlp data ...`
-    models    The command predict
-    compare   The command compare
+    models    Commands on models: models, predict, compare
     runs      Commands on a run's records: checkpoints, goodput, replay-tracking
     replay    `convmlp replay`
     pictures  `convmlp pictures ...`

@@ -20,7 +20,8 @@ from convmlp_platform.config.paths import REGISTRY_SCHEME, root
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.runs import init_record
-from convmlp_platform.runs.find_model import FoundModel, class_difference, find_model
+from convmlp_platform.runs.find_model import find_model
+from convmlp_platform.runs.found_model import FoundModel, class_difference
 from convmlp_platform.runs.init_record import InitRecord, read_record
 from convmlp_platform.runs.run_folder import (
     checkpoints_of,
