@@ -8,7 +8,7 @@ from pathlib import Path
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
 from torch import Tensor, nn
 
-from convmlp.models.cycle_fc import CycleFC, read_shifts
+from convmlp.models.cycle_mlp import CycleFC, read_shifts
 from convmlp.models.mixer import Mixer
 from convmlp.weight_files import Choice, FileWeights, read_weights
 

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_prep.check.verify import verify
 from data_prep.console import guarded
 from data_prep.dataset.manifest import load_manifest
 from data_prep.errors import DataPrepError
-from data_prep.output.summary import describe
 from data_prep.repair.repair import repair
+from data_prep.summary import describe
+from data_prep.verify import verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

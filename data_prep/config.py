@@ -1,13 +1,204 @@
-"""The configuration of a data-prep job: strict, frozen sections that a job schema can embed as they are."""
+"""The configuration of a data-prep job: strict, frozen sections that a job schema can embed as they are.
+
+A source has a section of its own for each kind, told apart by `kind`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from data_prep.source_config import SourceConfig, SplitName, StrictSection
+_SPLIT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+SplitName = Annotated[str, Field(pattern=_SPLIT_NAME)]
+
+
+ExifOrientation = Literal["apply", "ignore"]
+"""Whether images are turned upright by the EXIF orientation of their files, or taken as they are stored."""
+
+
+class StrictSection(BaseModel):
+    """Base of all sections of data preparation: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class _PublishedPhotos(StrictSection):
+    exif_orientation: ExifOrientation = "ignore"
+    """Whether images are turned upright by the EXIF orientation of their files, which the published results of this
+    dataset ignore."""
+
+
+class _Photos(StrictSection):
+    exif_orientation: ExifOrientation = "apply"
+    """Whether images are turned upright by the EXIF orientation of their files, as viewers and labelling tools show
+    them, or taken as they are stored. Boxes and masks are of the same view."""
+
+
+class _Linked(StrictSection):
+    follow_links: bool = False
+    """Whether links of files and folders may lead out of `path`: for a subset that was made of links into another
+    folder. Without it such a link is an error, so that nothing is taken from elsewhere unasked."""
+
+
+class DigitsSource(StrictSection):
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels; a stratified fifth becomes `val`."""
+
+    kind: Literal["digits"] = "digits"
+
+
+class ImageFolderSource(_Photos, _Linked):
+    """Folders of classes: `<path>/<split folder>/<class>/<file>`."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    path: Path
+    splits: dict[SplitName, str] | None = None
+    """Split name → its folder under `path`; by default train → train and val → val."""
+    val_fraction: float | None = Field(default=None, ge=0, lt=1)
+    """For `<path>/<class>/<file>` without split folders: the share of samples, chosen by a hash of
+    their key, that becomes `val`."""
+    class_names: Path | None = None
+    """File of `<class folder> <readable name>` lines (ImageNet's LOC_synset_mapping.txt), looked up
+    from `path` when relative."""
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> ImageFolderSource:
+        if self.splits is not None and self.val_fraction is not None:
+            raise ValueError("give either splits (folders per split) or val_fraction (one folder), not both")
+        if self.splits is not None and not self.splits:
+            raise ValueError("splits must name at least one split")
+        return self
+
+
+class ImageNetSource(_PublishedPhotos, _Linked):
+    """ImageNet-1k (ILSVRC2012) as published: the tars ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, still
+    packed, with the devkit's ground truth; Kaggle's folders; or `{train,val}/<wnid>/*.JPEG`. All of them give the same
+    dataset: labels follow the sorted wnids, classes have WordNet's names, keys are the files' stems."""
+
+    kind: Literal["imagenet"] = "imagenet"
+    path: Path
+    layout: Literal["auto", "tars", "kaggle", "folders"] = "auto"
+    check_md5: bool = False
+    """Compare the published tars with their published MD5 sums: reads all of their 144 GB once more."""
+
+
+class _DownloadableSource(StrictSection):
+    path: Path
+    download: bool = False
+    """Fetch the published files into `path` where they are missing, and check their published MD5 sums. Archives are
+    unpacked next to themselves, wherever they came from."""
+    check_md5: bool = True
+    """Compare the published files with their published MD5 sums."""
+
+
+class Cifar10Source(_DownloadableSource):
+    """CIFAR-10: the published `cifar-10-batches-py` folder or `cifar-10-python.tar.gz`, or a folder
+    `{train,test}/<class>/*.jpg|png`. Its test images become the split `val`."""
+
+    kind: Literal["cifar10"] = "cifar10"
+
+
+class Cifar100Source(_DownloadableSource):
+    """CIFAR-100: the published `cifar-100-python` folder or tar.gz, or a folder `{train,test}/<class>/*.jpg|png`.
+    Its test images become the split `val`."""
+
+    kind: Literal["cifar100"] = "cifar100"
+    labels: Literal["fine", "coarse"] = "fine"
+    """The 100 classes or their 20 superclasses."""
+
+
+class Flowers102Source(_DownloadableSource, _PublishedPhotos):
+    """Oxford Flowers-102 as published: 102flowers.tgz (or its folder jpg/), imagelabels.mat and setid.mat, whose
+    three splits become `train` (1,020), `val` (1,020) and `test` (6,149)."""
+
+    kind: Literal["flowers102"] = "flowers102"
+
+
+class Stl10Source(_DownloadableSource):
+    """STL-10's binary files (stl10_binary.tar.gz or its folder): 5,000 `train` and 8,000 `val` images of 96×96."""
+
+    kind: Literal["stl10"] = "stl10"
+
+
+class CocoSource(_Photos, _Linked):
+    """COCO 2017 detection: `{train,val}2017/*.jpg` and `annotations/instances_{train,val}2017.json`."""
+
+    kind: Literal["coco"] = "coco"
+    path: Path
+    splits: dict[SplitName, str] = {"train": "train2017", "val": "val2017"}
+    """Split name → image folder; its annotations are annotations/instances_<image folder>.json."""
+
+
+class Ade20kSource(_Photos, _Linked):
+    """ADE20K SceneParse150 (or any set in its layout): `{images,annotations}/{training,validation}/*` and
+    objectInfo150.txt. Masks are 8-bit PNG, 0 = ignore, 1..n = classes in the order of the object file."""
+
+    kind: Literal["ade20k"] = "ade20k"
+    path: Path
+    splits: dict[SplitName, str] = {"train": "training", "val": "validation"}
+    """Split name → folder under images/ and annotations/."""
+    class_names: Path | None = None
+    """The table of classes, looked up from `path` when relative; by default the one objectInfo*.txt there."""
+
+
+class WebDatasetSource(_Photos):
+    """Existing WebDataset shards: tars whose members share a name up to its first dot, such as `0001.jpg` and
+    `0001.cls`, in any order. What lacks its image or label is rejected, within the job's budget."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: Path
+    splits: dict[SplitName, str] = {"train": "*train*.tar", "val": "*val*.tar"}
+    """Split name → glob of tars under `path`; braces `{000..146}` are understood, as webdataset does."""
+    label_field: str = "cls"
+    """The member that holds the class: a number as text, or one of the class names; or `json:<key>` for a key of the
+    member `json`."""
+    class_names: Path | None = None
+    """File of one class name a line, looked up from `path` when relative; by default numbers are names."""
+
+    @field_validator("label_field")
+    @classmethod
+    def _a_member(cls, value: str) -> str:
+        if not value or value == "json:":
+            raise ValueError("label_field must name a member (cls) or a key of the json member (json:label)")
+        return value
+
+
+ACQUISITION_FIELDS = frozenset({"download", "check_md5", "follow_links"})
+"""Fields of sources that say how their files are come by, not what is in them: a dataset that was prepared with a
+download is the one that a job without it would make."""
+
+
+def exif_orientation(source: StrictSection) -> ExifOrientation:
+    """Returns whether the EXIF orientation of a source's images is applied or ignored; images that are no photos have
+    none to apply."""
+    return source.exif_orientation if isinstance(source, (_Photos, _PublishedPhotos)) else "ignore"
+
+
+SourceConfig = Annotated[
+    DigitsSource
+    | ImageFolderSource
+    | ImageNetSource
+    | Cifar10Source
+    | Cifar100Source
+    | Flowers102Source
+    | Stl10Source
+    | CocoSource
+    | Ade20kSource
+    | WebDatasetSource,
+    Field(discriminator="kind"),
+]
+
+_KINDS_OF_PHOTOS = {
+    kind.model_fields["kind"].default
+    for kind in (*_Photos.__subclasses__(), *_PublishedPhotos.__subclasses__())
+}
+
+
+def recorded_source(source: dict[str, Any]) -> dict[str, Any]:
+    """The source section of a manifest; what releases before `exif_orientation` recorded was taken as stored."""
+    return {"exif_orientation": "ignore"} | source if source.get("kind") in _KINDS_OF_PHOTOS else source
+
 
 FormatName = Literal["webdataset", "ffcv"]
 

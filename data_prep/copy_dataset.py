@@ -16,7 +16,7 @@ from data_prep.annotations.object_report import ODD_OBJECTS_NAME
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, parse_manifest
 from data_prep.dataset.places import Folder, Place, place_of, sha256_of
 from data_prep.errors import DataPrepError
-from data_prep.output.output_folder import REJECTED_NAME, exclusive_folder
+from data_prep.output_folder import REJECTED_NAME, exclusive_folder
 from data_prep.shards.shard import WORK_FOLDER
 from data_prep.storage.files import remove_temporaries
 

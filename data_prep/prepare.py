@@ -12,13 +12,13 @@ from typing import Protocol
 
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME, check_budget, sum_objects
 from data_prep.annotations.object_report import describe as describe_objects
-from data_prep.config import PrepareConfig
+from data_prep.config import DigitsSource, PrepareConfig
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.errors import DataPrepError
-from data_prep.output.finished import difference
-from data_prep.output.output_folder import (
+from data_prep.output_folder import (
     REJECTED_NAME,
     begin_work,
+    difference,
     end_work,
     exclusive_folder,
     expect_accounted,
@@ -26,14 +26,13 @@ from data_prep.output.output_folder import (
     free_of_the_dead,
     remove_dataset,
 )
-from data_prep.output.summary import build_manifest, describe
 from data_prep.shards.fill import Rejected
 from data_prep.shards.shard import ShardRecord, ShardTask, write_shard
 from data_prep.shards.shard_plan import Plan, make_plan
 from data_prep.shards.source_contents import contents_of
-from data_prep.source_config import DigitsSource
 from data_prep.sources import open_source
 from data_prep.storage.files import write_atomically
+from data_prep.summary import build_manifest, describe
 
 _SECONDS_BETWEEN_LINES = 5.0
 

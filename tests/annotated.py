@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import Ade20kSource, CocoSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
-from data_prep.source_config import Ade20kSource, CocoSource
 
 CLASS_IDS = [3, 17, 90]
 IMAGES = 6

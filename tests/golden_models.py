@@ -1,6 +1,6 @@
 """Models filled from their entries' names, so that outputs of published code can be compared without its weights.
 
-The numbers in `tests/convmlp/golden.json` were computed by the authors' own code in float64, evaluation mode
+The numbers in `tests/convmlp/models/golden.json` were computed by the authors' own code in float64, evaluation mode
 (ConvMLP: SHI-Labs/Convolutional-MLPs 092bf71; CycleMLP: ShoufaChen/CycleMLP 4e062a0 with torchvision's
 deform_conv2d; Mixer: timm 1.0.31), with these weights and this input.
 """

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
-from data_prep.source_config import ImageFolderSource
 
 
 def orphaned_dataset(root: Path, images: int = 6) -> Path:

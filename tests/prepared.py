@@ -7,10 +7,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 from unittest import mock
 
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import DigitsSource, OutputConfig, PrepareConfig
 from data_prep.dataset.manifest import DatasetManifest, SplitInfo
 from data_prep.prepare import prepare
-from data_prep.source_config import DigitsSource
 from data_prep.sources import digits as source
 
 

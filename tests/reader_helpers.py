@@ -15,9 +15,8 @@ from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import TrainLoader
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
-from data_prep.source_config import ImageFolderSource
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 FORMATS = ("webdataset", "ffcv")

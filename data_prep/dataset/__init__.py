@@ -6,6 +6,7 @@ Files in reading order:
     index     The sample index beside each shard
     digest    Hashes that say what a dataset is
     places    Places where a prepared dataset may lie
+    readback  A shard file read once from its start to its end
 
-May import: data_prep.errors, data_prep.source_config, data_prep.storage.
+May import: data_prep.config, data_prep.errors, data_prep.storage.
 """

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from data_prep.config import ExifOrientation
 from data_prep.errors import DataPrepError
-from data_prep.source_config import ExifOrientation
 from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import DamagedJson, parse_json
 

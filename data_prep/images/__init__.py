@@ -10,5 +10,5 @@ Files in reading order:
     png          Are all pixels of a PNG file there and undamaged?
     masks        Segmentation masks
 
-May import: data_prep.config, data_prep.dataset, data_prep.errors, data_prep.source_config.
+May import: data_prep.config, data_prep.dataset, data_prep.errors.
 """

@@ -28,7 +28,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.config import ResizeConfig
+from data_prep.config import ExifOrientation, ResizeConfig
 from data_prep.dataset.digest import content_hash, pixel_hash
 from data_prep.dataset.index import ENCODED, RAW_RGB
 from data_prep.errors import RejectedSample
@@ -43,7 +43,6 @@ from data_prep.images.orientation import (
     turned_size,
 )
 from data_prep.images.png import check_png
-from data_prep.source_config import ExifOrientation
 
 _LUMA_SAMPLING = {(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)}  # 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1
 _ORIENTATION_IN_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_prep.config import ExifOrientation
 from data_prep.images.jpeg import camera_data
-from data_prep.source_config import ExifOrientation
 
 UPRIGHT = 1
 """The orientation of most files; so counts what isn't 2 to 8."""

@@ -16,15 +16,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_prep.config import PrepareConfig
+from data_prep.config import PrepareConfig, recorded_source
 from data_prep.dataset.manifest import DatasetManifest, load_manifest, manifest_path
 from data_prep.errors import DataPrepError
-from data_prep.output.output_folder import exclusive_folder
+from data_prep.output_folder import exclusive_folder
 from data_prep.repair.from_twin import NotPossible, rebuild_file, rebuild_index
 from data_prep.repair.stored_shard import StoredShard, replace_if_same
 from data_prep.shards.shard import WORK_FOLDER, ShardTask, write_shard
 from data_prep.shards.shard_plan import Plan, encoder_versions, make_plan
-from data_prep.source_config import recorded_source
 from data_prep.sources import open_source
 
 _SCRATCH = ".repair"

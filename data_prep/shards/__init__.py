@@ -8,6 +8,6 @@ Files in reading order:
     shard            One task of a data-prep job
     runner           Shard tasks on a Ray cluster
 
-May import: data_prep.annotations, data_prep.check, data_prep.config, data_prep.dataset, data_prep.errors,
-data_prep.images, data_prep.source_config, data_prep.sources, data_prep.storage, data_prep.writers.
+May import: data_prep.annotations, data_prep.config, data_prep.dataset, data_prep.errors, data_prep.images,
+data_prep.sources, data_prep.storage, data_prep.writers.
 """

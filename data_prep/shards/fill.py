@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_prep.annotations.annotations import expect_same_size, fit_mask, parse_detection
 from data_prep.annotations.object_report import ObjectCounts, OddObject, report
+from data_prep.config import SourceConfig
 from data_prep.dataset.digest import annotated_hash, payload_checksum
 from data_prep.dataset.index import IndexRow
 from data_prep.dataset.manifest import Task
@@ -19,9 +20,8 @@ from data_prep.errors import DataPrepError, RejectedSample
 from data_prep.images.check_image import Steps, StoredImage, store_image
 from data_prep.images.image_file import reason
 from data_prep.images.orientation import other_view
-from data_prep.source_config import SourceConfig
 from data_prep.sources import AnnotatedSource, SampleRef, Source, open_source
-from data_prep.sources.parsing.names import unicode_twins
+from data_prep.sources.parsing.source_folder import unicode_twins
 from data_prep.writers import ShardWriter, WrittenPayload
 
 

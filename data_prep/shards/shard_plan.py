@@ -17,7 +17,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from data_prep.config import PrepareConfig
+from data_prep.config import ACQUISITION_FIELDS, PrepareConfig, exif_orientation
 from data_prep.dataset.digest import order_key
 from data_prep.dataset.manifest import Task
 from data_prep.errors import DataPrepError
@@ -25,7 +25,6 @@ from data_prep.images.check_image import Steps
 from data_prep.shards.fill import ShardSamples
 from data_prep.shards.shard import ShardTask
 from data_prep.shards.source_contents import Contents, contents_of
-from data_prep.source_config import ACQUISITION_FIELDS, exif_orientation
 from data_prep.sources import Listing, SampleRef, Source
 
 Keep = Mapping[str, int | tuple[str, ...]]

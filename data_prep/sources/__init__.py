@@ -15,7 +15,7 @@ Files in reading order:
     archives/          Reads archives without unpacking them
     parsing/           Reads the file formats of published datasets; nothing foreign is run
 
-May import: data_prep.annotations, data_prep.dataset, data_prep.errors, data_prep.images, data_prep.source_config,
+May import: data_prep.annotations, data_prep.config, data_prep.dataset, data_prep.errors, data_prep.images,
 data_prep.storage.
 """
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from data_prep.source_config import SourceConfig
+from data_prep.config import SourceConfig
 from data_prep.sources.source import AnnotatedSource, FileSource, Listing, SampleRef, Source
 
 __all__ = ["AnnotatedSource", "FileSource", "Listing", "SampleRef", "Source", "open_source"]

@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from data_prep.config import Ade20kSource
 from data_prep.errors import DataPrepError, RejectedSample
 from data_prep.images.masks import check_mask
-from data_prep.source_config import Ade20kSource
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
-from data_prep.sources.parsing.names import readable_classes
-from data_prep.sources.parsing.source_files import expect_inside, file_keys, inside_of
-from data_prep.sources.parsing.text_tables import read_text
+from data_prep.sources.parsing.source_folder import (
+    expect_inside,
+    file_keys,
+    inside_of,
+    read_text,
+    readable_classes,
+)
 from data_prep.sources.source import Listing, SampleRef
 
 _ARCHIVE_FOLDER = "ADEChallengeData2016"

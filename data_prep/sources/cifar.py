@@ -13,10 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.config import Cifar10Source, Cifar100Source
 from data_prep.errors import DataPrepError
-from data_prep.source_config import Cifar10Source, Cifar100Source
-from data_prep.sources.archives.published import PublishedFile, expect_md5
-from data_prep.sources.archives.unpacked import ensure_unpacked, locate, missing_unpacked
+from data_prep.sources.archives.published import (
+    PublishedFile,
+    ensure_unpacked,
+    expect_md5,
+    locate,
+    missing_unpacked,
+)
 from data_prep.sources.image_folder import ImageFolder
 from data_prep.sources.parsing.plain_pickle import MAX_BYTES, load_plain_pickle
 from data_prep.sources.source import Listing, SampleRef, Source

@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.config import DigitsSource
 from data_prep.dataset.digest import order_key
-from data_prep.source_config import DigitsSource
 from data_prep.sources.source import Listing, SampleRef
 
 _VAL_SHARE = 5

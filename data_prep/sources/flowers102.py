@@ -6,10 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_prep.config import Flowers102Source
 from data_prep.errors import DataPrepError
-from data_prep.source_config import Flowers102Source
-from data_prep.sources.archives.published import PublishedFile, expect_md5, fetch, missing_files
-from data_prep.sources.archives.unpacked import Unpacked, ensure_unpacked
+from data_prep.sources.archives.published import (
+    PublishedFile,
+    Unpacked,
+    ensure_unpacked,
+    expect_md5,
+    fetch,
+    missing_files,
+)
 from data_prep.sources.parsing.mat_file import read_numbers
 from data_prep.sources.source import Listing, SampleRef
 from data_prep.storage.files import read_file

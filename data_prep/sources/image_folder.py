@@ -7,12 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from data_prep.config import ImageFolderSource
 from data_prep.dataset.digest import order_key
 from data_prep.errors import DataPrepError
-from data_prep.source_config import ImageFolderSource
-from data_prep.sources.parsing.names import unicode_twins
-from data_prep.sources.parsing.source_files import expect_inside, file_keys, inside_of
-from data_prep.sources.parsing.text_tables import read_text
+from data_prep.sources.parsing.source_folder import (
+    expect_inside,
+    file_keys,
+    inside_of,
+    read_text,
+    unicode_twins,
+)
 from data_prep.sources.source import Listing, SampleRef
 from data_prep.storage.files import read_file
 

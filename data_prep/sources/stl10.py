@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.config import Stl10Source
 from data_prep.errors import DataPrepError
-from data_prep.source_config import Stl10Source
-from data_prep.sources.archives.byte_ranges import ByteRanges, range_location
-from data_prep.sources.archives.published import PublishedFile, expect_md5
-from data_prep.sources.archives.unpacked import Unpacked, ensure_unpacked, locate, missing_unpacked
-from data_prep.sources.parsing.text_tables import read_text
+from data_prep.sources.archives.archive_bytes import ByteRanges, range_location
+from data_prep.sources.archives.published import (
+    PublishedFile,
+    Unpacked,
+    ensure_unpacked,
+    expect_md5,
+    locate,
+    missing_unpacked,
+)
+from data_prep.sources.parsing.source_folder import read_text
 from data_prep.sources.source import Listing, SampleRef
 
 _FOLDER, _ARCHIVE = "stl10_binary", "stl10_binary.tar.gz"

@@ -17,12 +17,11 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from data_prep.config import WebDatasetSource
 from data_prep.errors import DataPrepError
-from data_prep.source_config import WebDatasetSource
-from data_prep.sources.archives.byte_ranges import ByteRanges, range_location
+from data_prep.sources.archives.archive_bytes import ByteRanges, range_location
 from data_prep.sources.archives.tar_members import PROBLEMS, TarMember, tar_members
-from data_prep.sources.parsing.names import sample_key
-from data_prep.sources.parsing.text_tables import read_text
+from data_prep.sources.parsing.source_folder import read_text, sample_key
 from data_prep.sources.source import Listing, SampleRef
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

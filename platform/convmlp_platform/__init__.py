@@ -25,7 +25,7 @@ Files in reading order:
     distributed   The place of this process among the workers, and the few collectives the platform needs
     errors        The errors a user can fix, and the cause of any error
 
-May import: convmlp, data_prep.annotations, data_prep.check, data_prep.config, data_prep.console,
-data_prep.copy_dataset, data_prep.dataset, data_prep.errors, data_prep.images, data_prep.output, data_prep.prepare,
-data_prep.repair, data_prep.shards, data_prep.source_config, data_prep.sources, data_prep.storage.
+May import: convmlp, data_prep.annotations, data_prep.config, data_prep.console, data_prep.copy_dataset,
+data_prep.dataset, data_prep.errors, data_prep.images, data_prep.output_folder, data_prep.prepare, data_prep.repair,
+data_prep.shards, data_prep.sources, data_prep.storage, data_prep.verify.
 """

@@ -25,10 +25,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
 from data_prep.shards.runner import ray_map
-from data_prep.source_config import ImageFolderSource
 
 SAMPLES_PER_SHARD = 4096
 Validate = Literal["structure", "decode"]

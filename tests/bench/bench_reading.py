@@ -30,9 +30,8 @@ from convmlp_platform.data.dataset import split as split_module
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import TrainLoader
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
-from data_prep.source_config import ImageFolderSource
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, WARM_BATCHES, SAMPLES = 64, 4, 1600

@@ -23,14 +23,13 @@ from prep_helpers import (
 from pydantic import ValidationError
 
 from data_prep import prepare as convert
-from data_prep.check.verify import verify
-from data_prep.config import OutputConfig, PrepareConfig, ResizeConfig
+from data_prep.config import DigitsSource, OutputConfig, PrepareConfig, ResizeConfig
 from data_prep.dataset.digest import content_hash, payload_checksum
 from data_prep.dataset.index import ENCODED, RAW_RGB, read_index
 from data_prep.dataset.manifest import DatasetManifest, load_manifest
 from data_prep.errors import DataPrepError
 from data_prep.prepare import prepare
-from data_prep.source_config import DigitsSource
+from data_prep.verify import verify
 
 
 @pytest.fixture

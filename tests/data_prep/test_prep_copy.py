@@ -11,13 +11,12 @@ from prepared import digits
 from s3_server import BUCKET, S3Proxy, s3_server
 
 from data_prep import copy_dataset as copy_module
-from data_prep.check.remote_verify import verify_remote
-from data_prep.check.verify import verify
 from data_prep.copy_dataset import copy_dataset
 from data_prep.dataset.manifest import MANIFEST_NAME, load_manifest, write_manifest
 from data_prep.dataset.places import Folder, Remote, place_of
 from data_prep.errors import DataPrepError, Unreachable
 from data_prep.storage.remote_files import open_filesystem
+from data_prep.verify import verify, verify_remote
 
 
 @pytest.fixture(scope="module")

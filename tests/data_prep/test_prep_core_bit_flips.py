@@ -9,10 +9,9 @@ from bit_flips import files_by_kind, flipped, random_positions
 from coco_files import make_coco
 from prep_helpers import make_folder, prepare_folder
 
-from data_prep.check.verify import verify
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import CocoSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
-from data_prep.source_config import CocoSource
+from data_prep.verify import verify
 
 KINDS = ("manifest", "index", "tar", "beton")
 

@@ -13,10 +13,9 @@ import pytest
 from coco_files import make_coco
 from prep_helpers import folder_job, make_folder, snapshot
 
-from data_prep.check.verify import verify
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import CocoSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
-from data_prep.source_config import CocoSource
+from data_prep.verify import verify
 
 CALLS = ("writev", "write", "fsync", "preadv", "replace", "unlink", "mkdir", "rmdir")
 

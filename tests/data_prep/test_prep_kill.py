@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prep_helpers import make_folder, prepare_folder, snapshot
 
-from data_prep.check.verify import verify
+from data_prep.verify import verify
 
 # Kills itself at the n-th call of the functions that change what is on disk: before a rename, after it,
 # while a shard is half written, while an old dataset is deleted.
@@ -45,7 +45,7 @@ match kind:
         Path.unlink = killing(Path.unlink, after=True)
 
 from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.source_config import ImageFolderSource
+from data_prep.config import ImageFolderSource
 from data_prep.prepare import prepare
 
 prepare(PrepareConfig(

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import pytest
 from prep_helpers import prepare_folder
 
-from data_prep.check.verify import verify
 from data_prep.dataset.index import ENCODED, read_index
+from data_prep.verify import verify
 
 pytestmark = pytest.mark.real_data
 

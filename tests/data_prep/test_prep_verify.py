@@ -9,10 +9,10 @@ import pytest
 from prep_helpers import make_folder, prepare_folder
 
 from data_prep.__main__ import main
-from data_prep.check.verify import verify
 from data_prep.dataset.index import read_index, write_index
 from data_prep.dataset.manifest import DatasetManifest, load_manifest, write_manifest
 from data_prep.storage.files import sha256_file
+from data_prep.verify import verify
 
 
 @pytest.fixture(scope="module")

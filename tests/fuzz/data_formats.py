@@ -30,23 +30,24 @@ from scipy.io import savemat
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import DataError
 from data_prep.annotations.annotations import detection_json, parse_detection
-from data_prep.check.verify import verify
-from data_prep.config import OutputConfig, PrepareConfig
-from data_prep.dataset.manifest import load_manifest
-from data_prep.errors import RejectedSample
-from data_prep.images.masks import read_mask
-from data_prep.prepare import prepare
-from data_prep.source_config import (
+from data_prep.config import (
     Cifar10Source,
     Cifar100Source,
     CocoSource,
     Flowers102Source,
     ImageFolderSource,
     ImageNetSource,
+    OutputConfig,
+    PrepareConfig,
     Stl10Source,
     WebDatasetSource,
 )
+from data_prep.dataset.manifest import load_manifest
+from data_prep.errors import RejectedSample
+from data_prep.images.masks import read_mask
+from data_prep.prepare import prepare
 from data_prep.sources.parsing.mat_file import read_mat, read_numbers
+from data_prep.verify import verify
 
 # --- sources -------------------------------------------------------------------------------------------------
 

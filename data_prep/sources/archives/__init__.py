@@ -2,11 +2,9 @@
 
 Files in reading order:
 
-    tar_members  Places of the members of an uncompressed tar, found by reading its headers and nothing
-    tar_stream   Published archives (`.tar.gz`, `.tgz`, `.tar`) read once from front to back, in bounded
-    published    Files as their publisher offers them
-    unpacked     A published archive and the folder that unpacking it gives, either of which may be what
-    byte_ranges  Random access to samples that lie inside big files, such as tars that are never
+    tar_members    Places of the members of an uncompressed tar, found by reading its headers and nothing else
+    archive_bytes  The bytes of archives: read once from front to back, or at the places of samples
+    published      Files as their publisher offers them: archives, or the folders that unpacking them gives
 
 May import: data_prep.errors, data_prep.storage.
 """

@@ -19,11 +19,10 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from data_prep.annotations.annotations import completed, detection_json, parse_detection
+from data_prep.config import CocoSource
 from data_prep.errors import DataPrepError
-from data_prep.source_config import CocoSource
 from data_prep.sources.coco.document import CocoDocument, map_document, read_document, read_part
-from data_prep.sources.parsing.names import unicode_twins
-from data_prep.sources.parsing.source_files import expect_inside, file_keys, inside_of
+from data_prep.sources.parsing.source_folder import expect_inside, file_keys, inside_of, unicode_twins
 from data_prep.sources.source import Listing, SampleRef
 
 _SHOWN = 3

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from data_prep.errors import DataPrepError
-from data_prep.sources.parsing.text_tables import refuse_utf16
+from data_prep.sources.parsing.source_folder import refuse_utf16
 
 _WINDOW_BYTES = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")

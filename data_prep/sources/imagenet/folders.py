@@ -11,9 +11,7 @@ from pathlib import Path
 from data_prep.errors import DataPrepError
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
 from data_prep.sources.imagenet.imagenet import ImageNetFile
-from data_prep.sources.parsing.names import read_class_lines
-from data_prep.sources.parsing.source_files import expect_inside, inside_of
-from data_prep.sources.parsing.text_tables import read_text
+from data_prep.sources.parsing.source_folder import expect_inside, inside_of, read_class_lines, read_text
 from data_prep.storage.files import read_file
 
 _MAPPING, _SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"

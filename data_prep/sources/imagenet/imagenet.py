@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from data_prep.config import ImageNetSource
 from data_prep.errors import DataPrepError
-from data_prep.source_config import ImageNetSource
-from data_prep.sources.parsing.names import readable_classes, sample_key
+from data_prep.sources.parsing.source_folder import readable_classes, sample_key
 from data_prep.sources.source import Listing, SampleRef
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

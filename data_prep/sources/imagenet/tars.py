@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from data_prep.errors import DataPrepError
-from data_prep.sources.archives.byte_ranges import ByteRanges, range_location
+from data_prep.sources.archives.archive_bytes import ByteRanges, open_tar, range_location
 from data_prep.sources.archives.published import expect_md5
 from data_prep.sources.archives.tar_members import PROBLEMS, TarMember, tar_members
-from data_prep.sources.archives.tar_stream import open_tar
 from data_prep.sources.image_folder import IMAGE_SUFFIXES
 from data_prep.sources.imagenet.imagenet import DEVKIT, TRAIN_TAR, VAL_TAR, ImageNetFile, missing_tars
 from data_prep.sources.parsing.mat_file import read_mat

@@ -6,7 +6,7 @@ Files in reading order:
     common     The parts that all commands share
     commands/  One module for each group of commands; each imports its work when it is called
 
-May import: checkpoints, config, data, data_prep.check, data_prep.console, data_prep.copy_dataset,
-data_prep.dataset, data_prep.errors, data_prep.repair, data_prep.storage, errors, evaluation, goodput, jobs, ledger,
-models, replay, runs, show, tracking, training.
+May import: checkpoints, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset, data_prep.errors,
+data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, replay,
+runs, show, tracking, training.
 """

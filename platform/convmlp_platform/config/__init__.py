@@ -13,5 +13,5 @@ Files in reading order:
     explain/      Reads YAML by our rules and says what is wrong with it
     automatic     Values that a training job leaves to its dataset
 
-May import: data_prep.config, data_prep.dataset, data_prep.errors, data_prep.source_config, data_prep.storage, errors.
+May import: data_prep.config, data_prep.dataset, data_prep.errors, data_prep.storage, errors.
 """

@@ -30,8 +30,7 @@ from convmlp_platform.config.sections.resilience import GuardSection
 from convmlp_platform.config.sections.section import Name, Section
 from convmlp_platform.config.sections.task_section import TaskSection
 from convmlp_platform.config.sweep_job import SweepJob
-from data_prep.config import PrepareConfig
-from data_prep.source_config import DigitsSource
+from data_prep.config import DigitsSource, PrepareConfig
 
 
 class PrepareLaunchSection(Section):

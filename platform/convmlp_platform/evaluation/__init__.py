@@ -13,6 +13,6 @@ Files in reading order:
     compare/              Puts models side by side: accuracy, parameters, cost
     extras/               Further figures of an evaluation: ReaL labels, permuted pixels, speed
 
-May import: config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.source_config, data_prep.storage,
+May import: config, convmlp, data, data_prep.config, data_prep.dataset, data_prep.errors, data_prep.storage,
 distributed, engine, errors, goodput, models, pictures, runs, tracking, training.
 """

@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from convmlp.model_cost import count_parameters
+from convmlp.model_cost import count_parameters, count_task_macs
 from convmlp.tasks.coco_metrics import CocoMetrics
 from convmlp.tasks.task import Metrics, Task
-from convmlp.tasks.task_cost import count_task_macs
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch
 from convmlp_platform.distributed import World, joined_world

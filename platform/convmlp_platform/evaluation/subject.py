@@ -21,8 +21,8 @@ from convmlp_platform.models.bundle import BundleSpec
 from convmlp_platform.runs.found_model import FoundModel, class_difference
 from convmlp_platform.runs.run_folder import stored_identity_fields
 from convmlp_platform.training.build.build_transforms import normalisation_of
+from data_prep.config import ExifOrientation
 from data_prep.dataset.manifest import DatasetManifest
-from data_prep.source_config import ExifOrientation
 
 PERMUTED = {"permute", "permute_patch", "permute_seed"}
 """Of `augment`: what holds in evaluation, too."""

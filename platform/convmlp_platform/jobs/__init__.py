@@ -9,7 +9,7 @@ Files in reading order:
     evaluation_job   An evaluation, on one worker of a Ray cluster or in this process; then its run in MLflow
     demo             `convmlp demo`, `make demo`
 
-May import: config, data_prep.annotations, data_prep.console, data_prep.dataset, data_prep.errors, data_prep.output,
-data_prep.prepare, data_prep.shards, data_prep.storage, distributed, errors, evaluation, launch, runs, show, sweep,
-tracking, training.
+May import: config, data_prep.annotations, data_prep.console, data_prep.dataset, data_prep.errors,
+data_prep.output_folder, data_prep.prepare, data_prep.shards, data_prep.storage, distributed, errors, evaluation,
+launch, runs, show, sweep, tracking, training.
 """

@@ -18,7 +18,7 @@ from data_prep import console
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest
 from data_prep.errors import DataPrepError
-from data_prep.output.output_folder import REJECTED_NAME, exclusive_folder
+from data_prep.output_folder import REJECTED_NAME, exclusive_folder
 
 PICTURES = "pictures"
 """Folder in the dataset's own."""

@@ -7,5 +7,5 @@ Files in reading order:
     prediction   The prediction of a model for an image
     predictors/  Predicts with a bundle: one class for each task
 
-May import: config, convmlp, data_prep.errors, data_prep.images, data_prep.source_config, data_prep.storage, errors.
+May import: config, convmlp, data_prep.config, data_prep.errors, data_prep.images, data_prep.storage, errors.
 """

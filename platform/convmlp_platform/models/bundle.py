@@ -22,7 +22,7 @@ from convmlp_platform.config.sections.model_options import MAX_CLASSES, MAX_IMAG
 from convmlp_platform.config.sections.section import Mean, Std
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.models.task_spec import ClassificationSpec, DetectionSpec, SegmentationSpec, TaskSpec
-from data_prep.source_config import ExifOrientation
+from data_prep.config import ExifOrientation
 
 WEIGHTS_NAME, SPEC_NAME = "model.safetensors", "bundle.json"
 _MAX_SPEC_BYTES = 64 << 20
@@ -169,7 +169,7 @@ def _fresh(spec: BundleSpec) -> nn.Module:
         return create_model(
             spec.model, num_classes=spec.num_classes, image_size=spec.image_size, **spec.options
         )
-    from convmlp.tasks.task_model import create_dense_model
+    from convmlp.tasks.heads import create_dense_model
 
     anchor_scale = spec.task.anchor_scale if isinstance(spec.task, DetectionSpec) else None
     return create_dense_model(

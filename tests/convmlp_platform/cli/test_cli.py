@@ -17,10 +17,9 @@ from convmlp_platform.cli import main as cli
 from convmlp_platform.cli.main import main
 from convmlp_platform.config.schema import JOB_KINDS
 from convmlp_platform.errors import LaunchError
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import DigitsSource, OutputConfig, PrepareConfig
 from data_prep.errors import DataPrepError
 from data_prep.prepare import prepare
-from data_prep.source_config import DigitsSource
 
 ROOT = Path(__file__).parents[3]
 JOBS = ROOT / "jobs"

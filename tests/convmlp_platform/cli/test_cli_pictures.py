@@ -11,7 +11,7 @@ from annotated import CLASS_IDS, rectangles, stripes
 from PIL import Image
 from prepared import digits
 
-from convmlp.tasks.task_model import create_dense_model
+from convmlp.tasks.heads import create_dense_model
 from convmlp.zoo import create_model
 from convmlp_platform.cli.main import main
 from convmlp_platform.config.schema import TrainJob

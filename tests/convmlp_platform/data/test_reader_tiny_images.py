@@ -18,9 +18,8 @@ from convmlp.transforms.segmentation import SegmentationEvalTransform, Segmentat
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import EvalLoader, TrainLoader
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import Ade20kSource, CocoSource, ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
-from data_prep.source_config import Ade20kSource, CocoSource, ImageFolderSource
 
 SIZES = [(1, 1), (1, 1), (1, 9), (9, 1)]
 HALF = (0.5, 0.5, 0.5)

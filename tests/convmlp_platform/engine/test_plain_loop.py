@@ -20,8 +20,7 @@ from ranks import run_ranks
 from torch import Tensor, nn
 
 from convmlp.optim import create_optimizer
-from convmlp.tasks.classification import ClassificationTask
-from convmlp.transforms.mixing import create_mixing
+from convmlp.tasks.classification import ClassificationTask, create_mixing
 from convmlp_platform.data.order.rank_share import share_of
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine

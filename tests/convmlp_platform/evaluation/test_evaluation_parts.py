@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from convmlp.tasks.task_cost import count_task_macs
-from convmlp.tasks.task_model import create_dense_model
+from convmlp.model_cost import count_task_macs
+from convmlp.tasks.heads import create_dense_model
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import dump_yaml, load_job
 from convmlp_platform.errors import DataError

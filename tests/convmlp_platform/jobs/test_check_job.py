@@ -31,7 +31,7 @@ from convmlp_platform.launch.cluster import capacity, connect
 from convmlp_platform.launch.supervisor import lease
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
 from convmlp_platform.training.build.build_run import begin
-from data_prep.output.output_folder import exclusive_folder
+from data_prep.output_folder import exclusive_folder
 
 DIGITS = tuple("0123456789")
 HALF = (0.5, 0.5, 0.5)

@@ -1,4 +1,5 @@
-"""One driver a run: the living keep their lease, the dead don't. How it is kept: tests/data_prep/test_locks.py."""
+"""One driver a run: the living keep their lease, the dead don't. How it is kept:
+tests/data_prep/storage/test_locks.py."""
 
 from __future__ import annotations
 

@@ -12,10 +12,9 @@ from PIL import Image
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import TrainLoader
-from data_prep.config import OutputConfig, PrepareConfig
+from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.dataset.index import ENCODED
 from data_prep.prepare import prepare
-from data_prep.source_config import ImageFolderSource
 
 NUM_IMAGES = 60
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from convmlp.transforms.mixing import create_mixing
+from convmlp.tasks.classification import create_mixing
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.distributed import World
 from convmlp_platform.engine.types import EngineOptions

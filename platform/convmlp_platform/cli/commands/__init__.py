@@ -9,7 +9,7 @@ Files in reading order:
     replay    `convmlp replay`
     pictures  `convmlp pictures ...`
 
-May import: checkpoints, cli, config, data, data_prep.check, data_prep.console, data_prep.copy_dataset,
-data_prep.dataset, data_prep.repair, data_prep.storage, errors, evaluation, goodput, jobs, ledger, models, replay,
+May import: checkpoints, cli, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset,
+data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, replay,
 runs, show, tracking, training.
 """

@@ -97,9 +97,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from data_prep.check.remote_verify import verify_remote
-    from data_prep.check.verify import verify
     from data_prep.storage.urls import is_url
+    from data_prep.verify import verify, verify_remote
 
     path = dataset_path(arguments.path)
     report = verify_remote(path) if is_url(path) else verify(path)

@@ -42,13 +42,12 @@ class Network:
         )
 
     def cost(self) -> tuple[int, int]:
-        """Parameters, and multiply-accumulates of one square image, as `convmlp.tasks.task_cost` counts them.
+        """Parameters, and multiply-accumulates of one square image, as `convmlp.model_cost` counts them.
 
         Raises:
             ConfigError: this release makes no such network.
         """
-        from convmlp.model_cost import count_parameters
-        from convmlp.tasks.task_cost import count_task_macs
+        from convmlp.model_cost import count_parameters, count_task_macs
 
         try:
             model = self._made()
@@ -58,7 +57,7 @@ class Network:
 
     def _made(self) -> Any:
         from convmlp import create_model
-        from convmlp.tasks.task_model import create_dense_model
+        from convmlp.tasks.heads import create_dense_model
 
         if self.task == "classification":
             return create_model(self.name, self.num_classes, image_size=self.image_size, **self.options)

@@ -9,5 +9,5 @@ Files in reading order:
     given_images  Images that somebody wants predictions for, from whatever they come as
     whole_images  Whole images as a detector's or segmenter's evaluation sees them
 
-May import: convmlp, data_prep.errors, data_prep.images, data_prep.source_config, errors, models.
+May import: convmlp, data_prep.config, data_prep.errors, data_prep.images, errors, models.
 """

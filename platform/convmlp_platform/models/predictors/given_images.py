@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmlp_platform.errors import DataError
+from data_prep.config import ExifOrientation
 from data_prep.errors import RejectedSample
 from data_prep.images.image_file import decode_image, read_image_file, to_rgb
 from data_prep.images.orientation import UPRIGHT, orientation_of_image, turned_image
-from data_prep.source_config import ExifOrientation
 
 ImageLike = Image.Image | bytes | str | Path
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from convmlp import create_model
+from convmlp.tasks.classification import create_mixing
 from convmlp.tasks.task import Task
-from convmlp.transforms.mixing import create_mixing
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.order.permutation import derive_key
 from convmlp_platform.errors import ConfigError
@@ -43,7 +43,7 @@ def build_model(job: TrainJob, num_classes: int, manifest: DatasetManifest | Non
 
 def with_pyramid(job: TrainJob, num_classes: int, options: dict[str, Any]) -> nn.Module:
     """The detector or segmenter over the job's network, with fresh weights."""
-    from convmlp.tasks.task_model import create_dense_model
+    from convmlp.tasks.heads import create_dense_model
 
     section = job.task
     return create_dense_model(

@@ -48,7 +48,7 @@ def task_spec(job: TrainJob, manifest: DatasetManifest) -> TaskSpec:
     channels, side = section.pyramid_channels, max_side_of(job)
     if section.name == "semantic_fpn":
         return SegmentationSpec(pyramid_channels=channels, max_side=side)
-    from convmlp.tasks.task_model import ANCHOR_SCALES
+    from convmlp.tasks.heads import ANCHOR_SCALES
 
     return DetectionSpec(
         name=section.name,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import convmlp
-from convmlp.tasks.task_cost import dense_part
+from convmlp.model_cost import dense_part
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.training.build.build_transforms import max_side_of
 
