@@ -33,8 +33,8 @@ from ledger_runs import MadeUpRun
 from prepared import digits
 
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.ledger.ledger import LedgerWriter, claim_attempt
 from convmlp_platform.ledger.proof import check_ledger
 

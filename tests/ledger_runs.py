@@ -15,8 +15,7 @@ import xxhash
 from torch import Tensor
 
 from convmlp_platform.config.identity import ORDER_VERSION, identity_of
-from convmlp_platform.data.order.rank_share import share_of
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder, share_of
 from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt
 
 

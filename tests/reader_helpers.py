@@ -13,8 +13,8 @@ from PIL import Image
 from convmlp.transforms.classification import train_transform
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.sample_order import SampleOrder
 from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
 

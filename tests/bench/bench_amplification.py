@@ -24,10 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from web_server import WebServer, web_server
 
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.rank_share import share_of
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder, share_of
 from convmlp_platform.data.storage.block_cache import CacheOptions
-from convmlp_platform.data.storage.open_storage import open_storage
+from convmlp_platform.data.storage.storage import open_storage
 from data_prep.dataset.index import ENCODED, IndexRow, write_index
 from data_prep.dataset.manifest import DatasetManifest, ShardInfo, SplitInfo, write_manifest
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset import filters
 
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder
 
 SAMPLES, CLASSES, SHARDS, BATCH, LAGS = 1 << 17, 1000, 128, 256, 64
 Order = NDArray[np.int64]

@@ -101,7 +101,7 @@ def _write_index(path: Path, start: int, count: int) -> None:
 def play_rank(folder: Path, rank: int) -> dict[str, float]:
     """In this process: seconds and megabytes of manifest, split and the next batch of a rank."""
     from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-    from convmlp_platform.data.order.sample_order import SampleOrder
+    from convmlp_platform.data.sample_order import SampleOrder
 
     before, started = _rss(), time.perf_counter()
     manifest = open_manifest(str(folder))

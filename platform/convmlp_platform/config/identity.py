@@ -29,7 +29,7 @@ _FIELDS = {
     "eval": ("crop_pct", "interpolation"),  # they decide which evaluation, and so which weights, are the best
 }
 
-# Of the sample order (data/order/sample_order.py): raised with its pinned test, so that no run goes on in another
+# Of the sample order (data/sample_order.py): raised with its pinned test, so that no run goes on in another
 # order.
 ORDER_VERSION = 2
 

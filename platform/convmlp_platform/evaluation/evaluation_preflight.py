@@ -9,8 +9,7 @@ from pathlib import Path
 from convmlp.transforms.pixel_order import pixel_order
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.storage.open_storage import shards_of
-from convmlp_platform.data.storage.remote_dataset import check_remote_shards
+from convmlp_platform.data.storage.storage import check_remote_shards, shards_of
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.evaluation.build_subject import Prepared, check_weights, found_model, prepared
 from convmlp_platform.evaluation.extras.real_labels import NUM_CLASSES, place_of, read_real_labels

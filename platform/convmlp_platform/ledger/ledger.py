@@ -28,8 +28,7 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from convmlp_platform.data.order.rank_share import share_of
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder, share_of
 from convmlp_platform.distributed import World, on_main
 from convmlp_platform.errors import DataError
 from data_prep.errors import os_cause

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from convmlp_platform.data.order.permutation import Indices
+from convmlp_platform.data.sample_order import Indices
 from convmlp_platform.errors import DataError
 from convmlp_platform.ledger.ledger import LedgerHeader, attempt_folder, known_attempts
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from convmlp_platform.data.order.permutation import Indices
-from convmlp_platform.data.order.rank_share import share_of
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import Indices, SampleOrder, share_of
 from convmlp_platform.ledger.ledger import EPOCH_SHIFT, REPLACED_SHIFT
 from convmlp_platform.ledger.ledger_reader import LedgerFile, RecordedAttempt
 from convmlp_platform.ledger.payload_checksums import PayloadChecksums

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmlp_platform.data.dataset.split import open_manifest
-from convmlp_platform.data.order.permutation import Indices
+from convmlp_platform.data.sample_order import Indices
 from convmlp_platform.data.storage.block_cache import CacheOptions
-from convmlp_platform.data.storage.open_storage import open_storage, shards_of
+from convmlp_platform.data.storage.storage import open_storage, shards_of
 from convmlp_platform.errors import DataError
 from convmlp_platform.ledger.ledger import LedgerHeader
 

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from convmlp_platform.data.dataset.damage import Damage
 from convmlp_platform.data.dataset.split import ReadPayload, ShardedSplit
-from convmlp_platform.data.order.permutation import Indices
 from convmlp_platform.data.reading.loader import MicroBatch, TrainLoader, as_micro_batch
 from convmlp_platform.data.reading.reader import SampleSource, TrainReader
-from convmlp_platform.data.storage.storage import StorageUnreachable
-from convmlp_platform.errors import DataError
+from convmlp_platform.data.sample_order import Indices
+from convmlp_platform.errors import DataError, StorageUnreachable
 from convmlp_platform.ledger.ledger import EPOCH_SHIFT, REPLACED_SHIFT
 from convmlp_platform.ledger.ledger_reader import RecordedAttempt
 

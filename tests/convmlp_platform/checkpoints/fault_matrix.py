@@ -25,7 +25,7 @@ from file_operations import Operation, watching
 from convmlp_platform.checkpoints import collective_saver
 from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer, SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.distributed import World, gathered, joined_world, on_main
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import OwnState

@@ -12,8 +12,7 @@ from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.checkpoints.layout import Part
 from convmlp_platform.checkpoints.tensor_file import TensorSlice
-from convmlp_platform.data.order.permutation import derive_key
-from convmlp_platform.data.order.rank_share import share_of
+from convmlp_platform.data.sample_order import derive_key, share_of
 from convmlp_platform.distributed import joined_world, on_main, wait_for_all
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineOptions, EngineState

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convmlp_platform.data.order.permutation import KeyedPermutation, derive_key
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import KeyedPermutation, SampleOrder, derive_key
 from convmlp_platform.ledger.ledger_walk import complete_epochs
 
 

@@ -12,7 +12,7 @@ from product_step import take_step
 from ranks import run_ranks
 from test_engines_agree import NUM_MICRO_BATCHES, STRATEGIES, Micro, build, by_name, micro_batch
 
-from convmlp_platform.data.order.rank_share import share_of
+from convmlp_platform.data.sample_order import share_of
 from convmlp_platform.distributed import joined_world, sum_over_ranks
 from convmlp_platform.engine.engine import Engine
 

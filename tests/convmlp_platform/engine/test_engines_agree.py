@@ -12,8 +12,7 @@ from product_step import take_step
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from convmlp_platform.data.order.permutation import derive_key
-from convmlp_platform.data.order.rank_share import share_of
+from convmlp_platform.data.sample_order import derive_key, share_of
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineOptions, EngineState, OptimizerFactory

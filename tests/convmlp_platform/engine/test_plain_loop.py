@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from convmlp.optim import create_optimizer
 from convmlp.tasks.classification import ClassificationTask, create_mixing
-from convmlp_platform.data.order.rank_share import share_of
+from convmlp_platform.data.sample_order import share_of
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineOptions

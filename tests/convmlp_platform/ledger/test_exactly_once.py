@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.errors import DataError
 from convmlp_platform.ledger.ledger import LedgerWriter, claim_attempt
 from convmlp_platform.ledger.proof import check_ledger

@@ -10,8 +10,8 @@ from ledger_harness import FirstPixel
 from PIL import Image
 
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.sample_order import SampleOrder
 from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.dataset.index import ENCODED
 from data_prep.prepare import prepare

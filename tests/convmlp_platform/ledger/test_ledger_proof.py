@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_runs import MadeUpRun, reforge
 
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.errors import DataError
 from convmlp_platform.ledger.ledger import LedgerWriter, claim_attempt
 from convmlp_platform.ledger.ledger_reader import read_file

@@ -13,7 +13,7 @@ from convmlp_platform.checkpoints.async_checkpointer import AsyncCheckpointer
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
 from convmlp_platform.checkpoints.layout import step_name
 from convmlp_platform.checkpoints.stores.store import CheckpointDraft, Chunks
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.errors import SupersededError
 from convmlp_platform.ledger.ledger import LedgerHeader, LedgerWriter, claim_attempt
 from convmlp_platform.training.saving import check_newest

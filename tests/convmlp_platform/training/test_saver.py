@@ -15,7 +15,7 @@ import torch
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.checkpoints.checkpointer import Checkpointer
 from convmlp_platform.checkpoints.stores.local_store import LocalDraft
-from convmlp_platform.data.order.sample_order import SampleOrder
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import OwnState

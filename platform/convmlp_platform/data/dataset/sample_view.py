@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.storage.block_cache import CacheOptions
-from convmlp_platform.data.storage.open_storage import open_storage
+from convmlp_platform.data.storage.storage import open_storage
 from convmlp_platform.pictures.annotate import draw_classes, draw_objects, resized
 from convmlp_platform.pictures.contact_sheet import Cell, fit
 from convmlp_platform.pictures.predictions import DrawnObjects

@@ -19,9 +19,8 @@ from PIL import Image
 from convmlp_platform.data.dataset.damage import Damage, DamagedSample
 from convmlp_platform.data.reading import process_name
 from convmlp_platform.data.storage.local import LocalStorage
-from convmlp_platform.data.storage.remote_dataset import load_remote_manifest
-from convmlp_platform.data.storage.storage import Storage, StorageUnreachable
-from convmlp_platform.errors import Cause, DataError, cause_of, data_error
+from convmlp_platform.data.storage.storage import Storage, load_remote_manifest
+from convmlp_platform.errors import Cause, DataError, StorageUnreachable, cause_of, data_error
 from data_prep.dataset.index import ENCODED, RAW_RGB, ShardIndex
 from data_prep.dataset.manifest import DatasetManifest, ShardInfo, load_manifest
 from data_prep.errors import DataPrepError

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from convmlp_platform.data.dataset.damage import Damage
-from convmlp_platform.data.order.permutation import Indices
 from convmlp_platform.data.reading import process_name
+from convmlp_platform.data.sample_order import Indices
 from convmlp_platform.errors import ErrorRecord, recorded
 
 Room = NDArray[Any]

@@ -5,10 +5,11 @@ Nothing here keeps state: where the order stands is the step, so a resume at any
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,6 @@ from torch.utils.data import DataLoader
 
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit
-from convmlp_platform.data.order.rank_share import share_of
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading import process_name
 from convmlp_platform.data.reading.batch_memory import (
     BatchPool,
@@ -28,8 +27,8 @@ from convmlp_platform.data.reading.batch_memory import (
     ReadBatch,
     Refused,
 )
-from convmlp_platform.data.reading.first_shards import FirstShards
 from convmlp_platform.data.reading.reader import EvalReader, OpenSplit, SampleSource, TrainReader
+from convmlp_platform.data.sample_order import Indices, SampleOrder, share_of
 from convmlp_platform.data.storage.read_ahead import ReadAhead
 from convmlp_platform.data.storage.remote import RemoteStorage
 from convmlp_platform.distributed import raised_in
@@ -51,7 +50,7 @@ class MicroBatch:
         images: [B, 3, H, W], channels-last, or a list of [3, H, W] where their sizes differ; uint8 pixels (the engine
             normalises them on its device) or normalised float32.
         targets: by task. Classification: labels [B] int64. Segmentation: label maps uint8, [B, H, W], or [H, W] each
-            of whole images. Detection: a dictionary each (`data.reading.detection`).
+            of whole images. Detection: a dictionary each (`data.reading.task_reading`).
         sample_ids, epochs: [B] int64, those of the sample order, also where another sample took a place.
         checksums: [B] int64, the bits of the XXH3-64 of the payload that was read; 0 where `replaced`.
         replaced: [B] bool, the places of damaged samples, taken by other samples of the same micro-batch.
@@ -181,6 +180,45 @@ class _Places:
 
     def __len__(self) -> int:
         return (self.stop - self.start) * len(self.numbers)
+
+
+# Steps computed at once. For one place of the order alone it takes 0.9 ms, for 256 steps 5 µs each, for 1,024 2.5 µs.
+_STEPS = 1024
+
+
+class FirstShards:
+    """Names of shards by step, computed for many steps at a time.
+
+    Args:
+        places: within the global batch, those whose samples' shards are named.
+    """
+
+    def __init__(
+        self, split: ShardedSplit, order: SampleOrder, global_batch_size: int, places: Sequence[int]
+    ) -> None:
+        self._order, self._places = order, places
+        self._per_stream = global_batch_size // order.num_streams
+        self._names = [PurePosixPath(shard.file).name for shard in split.shards]
+        self._past = np.cumsum([shard.num_samples for shard in split.shards])
+        self._known: dict[int, str] = {}
+
+    def of_step(self, step: int) -> str:
+        """The names for a step (counted from 0), each once, in the order of the places."""
+        if step not in self._known:
+            self._known = self._computed(np.arange(step, step + _STEPS))
+        return self._known[step]
+
+    def _computed(self, steps: Indices) -> dict[int, str]:
+        samples = [self._samples(place, steps) for place in self._places]
+        shards = np.searchsorted(self._past, np.stack(samples, axis=1), side="right")
+        return {
+            step: ", ".join(dict.fromkeys(self._names[number] for number in numbers))
+            for step, numbers in zip(steps.tolist(), shards.tolist(), strict=True)
+        }
+
+    def _samples(self, place: int, steps: Indices) -> Indices:
+        stream, offset = divmod(place, self._per_stream)
+        return self._order.samples_at(stream, steps * self._per_stream + offset)[1]
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from convmlp_platform.data.dataset.damage import Damage, DamagedSample, cause_of_all
 from convmlp_platform.data.dataset.split import ReadPayload, ShardedSplit
-from convmlp_platform.data.order.permutation import Indices, derive_key
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.batch_memory import ReadBatch, Room
-from convmlp_platform.data.reading.classification import ClassificationReading
-from convmlp_platform.data.reading.task_reading import SampleDraft, TaskReading
+from convmlp_platform.data.reading.task_reading import ClassificationReading, SampleDraft, TaskReading
+from convmlp_platform.data.sample_order import Indices, SampleOrder, derive_key
 from convmlp_platform.errors import DataError, StorageUnreachable
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import RejectedSample
@@ -42,13 +40,13 @@ def task_reading(manifest: DatasetManifest, transform: Any) -> TaskReading:
     # Imported where they are needed: pycocotools is not, for classification.
     if manifest.task == "detection":
         from convmlp.transforms.detection import DetectionTransform
-        from convmlp_platform.data.reading.detection import DetectionReading
+        from convmlp_platform.data.reading.task_reading import DetectionReading
 
         if isinstance(transform, DetectionTransform):
             return DetectionReading(transform, manifest.class_ids)
     else:
         from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
-        from convmlp_platform.data.reading.segmentation import SegmentationReading
+        from convmlp_platform.data.reading.task_reading import SegmentationReading
 
         if isinstance(transform, SegmentationTrainTransform | SegmentationEvalTransform):
             return SegmentationReading(transform, manifest.num_classes)

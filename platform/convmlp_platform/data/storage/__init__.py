@@ -2,14 +2,11 @@
 
 Files in reading order:
 
-    storage             Storage of a split's shards
-    open_storage        The storage that a dataset's path means
-    local               Shards in a folder of this machine, or of a file system that it mounts
-    remote              A split on remote storage, fetched block by block into a local cache
-    remote_dataset      A dataset at a URL before anything is read of it
-    block_cache         A folder of fetched pieces of files, shared by all processes of a node and kept below a
-    read_ahead          Reading ahead
-    read_ahead_process  The process that reads ahead for one rank (`python -m`, started by
+    storage      The storage that a dataset's path means
+    local        Shards in a folder of this machine, or of a file system that it mounts
+    remote       A split on remote storage, fetched block by block into a local cache
+    block_cache  A folder of fetched pieces of files, shared by all processes of a node and kept below a size
+    read_ahead   Reading ahead: the plan of a rank, and the process that fetches for it
 
-May import: data.order, data_prep.dataset, data_prep.errors, data_prep.storage, errors.
+May import: data.sample_order, data_prep.dataset, data_prep.errors, data_prep.storage, errors.
 """

@@ -11,7 +11,7 @@ from convmlp import create_model
 from convmlp.tasks.classification import create_mixing
 from convmlp.tasks.task import Task
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.data.order.permutation import derive_key
+from convmlp_platform.data.sample_order import derive_key
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.build.initial_weights import load_initial
 from data_prep.dataset.manifest import DatasetManifest

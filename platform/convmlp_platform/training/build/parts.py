@@ -18,16 +18,13 @@ from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit
-from convmlp_platform.data.order.permutation import derive_key
-from convmlp_platform.data.order.rank_share import share_of
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import EvalLoader, TrainLoader
 from convmlp_platform.data.reading.reader import OpenSplit
+from convmlp_platform.data.sample_order import SampleOrder, derive_key, share_of
 from convmlp_platform.data.storage.block_cache import CacheOptions
-from convmlp_platform.data.storage.open_storage import open_storage, warn_if_too_small
 from convmlp_platform.data.storage.read_ahead import ReadAhead
 from convmlp_platform.data.storage.remote import RemoteStorage
-from convmlp_platform.data.storage.storage import Storage
+from convmlp_platform.data.storage.storage import Storage, open_storage, warn_if_too_small
 from convmlp_platform.distributed import World
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.types import EngineOptions, OptimizerFactory

@@ -95,8 +95,7 @@ def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightRe
 
 def _check_shards(job: TrainJob, manifest: DatasetManifest, split: str, report: PreflightReport) -> None:
     from convmlp_platform.data.dataset.split import ShardedSplit
-    from convmlp_platform.data.storage.open_storage import shards_of
-    from convmlp_platform.data.storage.remote_dataset import check_remote_shards
+    from convmlp_platform.data.storage.storage import check_remote_shards, shards_of
 
     if local_path(job.data.path) is None:
         report.problems += check_remote_shards(job.data.path, shards_of(manifest, split, job.data.format))

@@ -15,9 +15,9 @@ from prepared import digits
 
 from convmlp.transforms.classification import train_transform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading import process_name
 from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.data.storage.block_cache import BlockCache, CacheOptions
 from convmlp_platform.data.storage.remote import RemoteStorage
 from convmlp_platform.health.hangs.process_view import children_of, look_at, state_of

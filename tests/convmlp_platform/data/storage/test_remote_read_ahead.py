@@ -20,13 +20,12 @@ from s3_server import BUCKET, S3Proxy, s3_server
 
 from convmlp.transforms.classification import train_transform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.data.storage.block_cache import BlockCache, CacheOptions
-from convmlp_platform.data.storage.open_storage import shards_of
-from convmlp_platform.data.storage.read_ahead import ReadAhead
-from convmlp_platform.data.storage.read_ahead_process import ReadAheadWalk, plan_from
+from convmlp_platform.data.storage.read_ahead import ReadAhead, ReadAheadWalk, plan_from
 from convmlp_platform.data.storage.remote import Block, RemoteStorage
+from convmlp_platform.data.storage.storage import shards_of
 from data_prep.copy_dataset import copy_dataset
 
 URL = f"s3://{BUCKET}/digits"

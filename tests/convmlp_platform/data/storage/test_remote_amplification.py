@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from web_server import web_server
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 
 from bench_amplification import amplification, make_dataset
 

@@ -19,11 +19,14 @@ from web_server import web_server
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.storage.block_cache import CacheOptions
 from convmlp_platform.data.storage.local import LocalStorage
-from convmlp_platform.data.storage.open_storage import open_storage, shards_of, warn_if_too_small
 from convmlp_platform.data.storage.remote import RemoteStorage
-from convmlp_platform.data.storage.remote_dataset import check_remote_shards
-from convmlp_platform.data.storage.storage import StorageUnreachable
-from convmlp_platform.errors import DataError
+from convmlp_platform.data.storage.storage import (
+    check_remote_shards,
+    open_storage,
+    shards_of,
+    warn_if_too_small,
+)
+from convmlp_platform.errors import DataError, StorageUnreachable
 from data_prep.copy_dataset import copy_dataset
 from data_prep.storage.remote_files import open_filesystem
 from data_prep.storage.retry import Patience
@@ -241,7 +244,7 @@ def test_ahead_fetches_many_blocks_at_once_without_waiting(s3: S3Proxy, tmp_path
 def test_no_secret_is_printed(caplog: pytest.LogCaptureFixture) -> None:
     url = "http://user:hunter2@127.0.0.1:9/data?token=hunter3"
     with caplog.at_level(logging.WARNING), pytest.raises(DataError) as raised:
-        from convmlp_platform.data.storage.remote_dataset import load_remote_manifest
+        from convmlp_platform.data.storage.storage import load_remote_manifest
 
         load_remote_manifest(url, HASTE)
     assert "hunter" not in str(raised.value) + caplog.text

@@ -17,9 +17,9 @@ from convmlp.transforms.detection import DetectionTrainTransform, DetectionTrans
 from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader
 from convmlp_platform.data.reading.reader import task_reading
+from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.errors import DataError
 
 FORMATS = ("webdataset", "ffcv")

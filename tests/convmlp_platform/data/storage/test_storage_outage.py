@@ -16,7 +16,7 @@ from convmlp_platform.config.sections.resilience import RestartsSection
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.storage.block_cache import CacheOptions
-from convmlp_platform.data.storage.open_storage import open_storage
+from convmlp_platform.data.storage.storage import open_storage
 from convmlp_platform.errors import PlatformError, RemoteError, StorageUnreachable
 from convmlp_platform.launch.supervisor.restarts import Budgets
 from convmlp_platform.launch.supervisor.verdict import verdict

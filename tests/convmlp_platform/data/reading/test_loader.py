@@ -11,9 +11,8 @@ from prepared import digits
 
 from convmlp.transforms.classification import eval_transform, train_transform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.rank_share import share_of
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader
+from convmlp_platform.data.sample_order import SampleOrder, share_of
 from convmlp_platform.errors import DataError
 
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -16,8 +16,8 @@ from convmlp.transforms.classification import eval_transform, train_transform
 from convmlp.transforms.detection import DetectionTrainTransform, DetectionTransform
 from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
-from convmlp_platform.data.order.sample_order import SampleOrder
 from convmlp_platform.data.reading.loader import EvalLoader, TrainLoader
+from convmlp_platform.data.sample_order import SampleOrder
 from data_prep.config import Ade20kSource, CocoSource, ImageFolderSource, OutputConfig, PrepareConfig
 from data_prep.prepare import prepare
 
