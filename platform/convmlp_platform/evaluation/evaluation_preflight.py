@@ -12,8 +12,8 @@ from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.storage.storage import check_remote_shards, shards_of
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.evaluation.build_subject import Prepared, check_weights, found_model, prepared
-from convmlp_platform.evaluation.extras.real_labels import NUM_CLASSES, place_of, read_real_labels
-from convmlp_platform.evaluation.result_folder import is_result
+from convmlp_platform.evaluation.extra_figures import NUM_CLASSES, place_of, read_real_labels
+from convmlp_platform.evaluation.result import is_result
 from convmlp_platform.evaluation.subject import Subject
 from convmlp_platform.training.preflight.image_size import sides_refused, size_refused
 from convmlp_platform.training.preflight.memory import build_on_meta

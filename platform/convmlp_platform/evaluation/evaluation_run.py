@@ -19,20 +19,24 @@ from convmlp_platform.distributed import World, joined_world
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.evaluation.build_subject import Prepared, build_loaded_task, prepared
-from convmlp_platform.evaluation.extras.permuted import PermutedPixels
-from convmlp_platform.evaluation.extras.real_labels import read_real_labels, real_accuracy
-from convmlp_platform.evaluation.extras.throughput import hardware_of, measure
+from convmlp_platform.evaluation.extra_figures import (
+    PermutedPixels,
+    hardware_of,
+    measure,
+    read_real_labels,
+    real_accuracy,
+)
 from convmlp_platform.evaluation.findings import (
     ClassificationWatch,
     DetectionWatch,
     EvaluationFindings,
+    FirstImages,
+    Samples,
     SegmentationWatch,
     Watch,
 )
-from convmlp_platform.evaluation.report.samples import FirstImages, Samples
-from convmlp_platform.evaluation.report.write import write_result
+from convmlp_platform.evaluation.report.result_folder import staging, write_result
 from convmlp_platform.evaluation.result import DatasetEntry, EvaluationResult, ModelEntry, Throughput
-from convmlp_platform.evaluation.result_folder import staging
 from convmlp_platform.evaluation.subject import PERMUTED
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.environment_tags import environment_tags

@@ -133,3 +133,8 @@ def read_result(folder: Path) -> EvaluationResult:
         raise DataError(f"{folder}: no evaluation's result is here (no {RESULT_NAME})") from None
     except (OSError, DamagedJson) as error:
         raise DataError(f"{path}: can't be read: {error}") from error
+
+
+def is_result(folder: Path) -> bool:
+    """Whether an evaluation's result lies there."""
+    return (folder / RESULT_NAME).is_file()

@@ -13,7 +13,7 @@ from typing import Any
 from convmlp_platform.config.load import flatten
 from convmlp_platform.config.schema import PrepareJob
 from convmlp_platform.errors import DataError, PlatformError
-from convmlp_platform.tracking.finished.preparation_record import Preparation, PreparationTracker
+from convmlp_platform.tracking.finished_work import Preparation, PreparationTracker
 from data_prep import console
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest

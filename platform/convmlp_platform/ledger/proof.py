@@ -26,8 +26,7 @@ from convmlp_platform.config.identity import (
 from convmlp_platform.errors import DataError
 from convmlp_platform.ledger.ledger import LedgerHeader
 from convmlp_platform.ledger.ledger_reader import RecordedAttempt, read_attempts
-from convmlp_platform.ledger.ledger_walk import EpochCounts, LedgerWalk, complete_epochs
-from convmlp_platform.ledger.payload_checksums import PayloadChecksums
+from convmlp_platform.ledger.ledger_walk import EpochCounts, LedgerWalk, PayloadChecksums, complete_epochs
 from convmlp_platform.ledger.proof_report import LedgerFindings, LedgerReport, Span
 from convmlp_platform.ledger.surviving_line import check_attempts, check_checkpoints, surviving_line
 from data_prep.storage.json_files import DamagedJson

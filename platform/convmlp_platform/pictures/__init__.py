@@ -10,7 +10,6 @@ Files in reading order:
     object_matches     The objects found by a model that are there, and those that it missed
     feature_map_sheet  Feature maps as pictures
     trade_off          Accuracy against what it costs, as the papers draw it
-    worker_timeline    The timeline of each worker over the time of a run
 
 May import: nothing of ours.
 """

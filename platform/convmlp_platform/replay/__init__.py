@@ -6,8 +6,9 @@ Files in reading order:
     step_record       The record that a run left of one step
     start_state       From which weights a step is replayed
     recorded_batches  Reading again what a run consumed
+    sample_search     By which samples a step's numbers go wrong
+    partial_step      One micro-batch of a step, computed in part, and its first layer with bad numbers
     replay_report     A replay for people
-    search/           Finds the samples and the layer that make a step's numbers go wrong
 
 May import: checkpoints, config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.storage, distributed,
 engine, errors, ledger, pictures, runs, tracking, training.

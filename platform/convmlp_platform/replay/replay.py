@@ -22,7 +22,7 @@ from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.replay.recorded_batches import read_again
-from convmlp_platform.replay.search.sample_search import SampleFindings, search_samples
+from convmlp_platform.replay.sample_search import SampleFindings, search_samples
 from convmlp_platform.replay.start_state import ReplayStart, find_start, load_start
 from convmlp_platform.replay.step_record import StepRecord, read_step
 from convmlp_platform.runs.run_folder import RunFolder

@@ -14,7 +14,7 @@ from convmlp_platform.errors import DataError
 from convmlp_platform.pictures.annotate import resized
 from convmlp_platform.pictures.contact_sheet import Cell, contact_sheet, fit
 from convmlp_platform.replay.replay import Replay
-from convmlp_platform.replay.search.sample_search import MicroBatchFindings, SampleLoss
+from convmlp_platform.replay.sample_search import MicroBatchFindings, SampleLoss
 from data_prep.storage.files import write_atomically
 
 _SHOWN, _ON_SHEET, _COLUMNS = 8, 12, 4

@@ -2,12 +2,11 @@
 
 Files in reading order:
 
-    launch_sweep  The command `convmlp sweep FILE`
+    launch_sweep  The command `convmlp sweep FILE`, and the table of its trials side by side
     sweep_plan    A sweep before it starts
     tune          A sweep's trials under Ray Tune
     run_trial     A trial of a sweep as Ray Tune sees it
     trial_record  The record of a sweep's trials between two starts
-    trial_table   A sweep's trials side by side
 
 May import: config, data, data_prep.console, data_prep.storage, errors, evaluation, launch, runs, tracking,
 training.

@@ -4,10 +4,10 @@ Files in reading order:
 
     journal           The record of a run
     tracker           The calls by which training records a run
+    finished_work     Records work that is done when it is recorded: preparations and evaluations
     environment_tags  The environment of a run
     delivery_state    The state of a run's delivery to MLflow, in `RUN_DIR/tracking/`
     mlflow/           Delivers journals to MLflow; only this package and the registry import it
-    finished/         Records work that is done when it is recorded: preparations and evaluations
 
 May import: config, data_prep.dataset, data_prep.storage, errors.
 """

@@ -18,7 +18,7 @@ from convmlp_platform.evaluation.compare.find_compared import find_compared, ord
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Dataset, Journal, MetricsRecord, Tags
-from convmlp_platform.tracking.mlflow.run_record import RunRecord
+from convmlp_platform.tracking.mlflow.client import RunRecord
 
 DIGEST = "sha256:" + "ab" * 32
 CLASSES = tuple("abcdefghij")

@@ -16,7 +16,7 @@ from prepared import digits
 from convmlp_platform.cli.main import main
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.evaluation.result import EvaluationResult, read_result
-from convmlp_platform.tracking.finished.finished_work import sent_to
+from convmlp_platform.tracking.finished_work import sent_to
 from convmlp_platform.tracking.mlflow.client import open_client
 from convmlp_platform.training.run import run
 

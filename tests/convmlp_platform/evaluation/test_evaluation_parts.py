@@ -18,13 +18,12 @@ from convmlp.tasks.heads import create_dense_model
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import dump_yaml, load_job
 from convmlp_platform.errors import DataError
-from convmlp_platform.evaluation.extras.real_labels import place_of, read_real_labels, real_accuracy
-from convmlp_platform.evaluation.extras.throughput import times
+from convmlp_platform.evaluation.extra_figures import place_of, read_real_labels, real_accuracy, times
 from convmlp_platform.evaluation.findings import count_pairs
 from convmlp_platform.evaluation.report.plots import class_plot, confusion_plot
+from convmlp_platform.evaluation.report.result_folder import staging
 from convmlp_platform.evaluation.report.table import console_lines, markdown
 from convmlp_platform.evaluation.result import RESULT_NAME, ClassScore, EvaluationResult, read_result
-from convmlp_platform.evaluation.result_folder import staging
 
 VALUES: dict[str, Any] = {
     "name": "x",

@@ -7,7 +7,7 @@ from math import ceil, log2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convmlp_platform.replay.search.sample_search import MOST_CULPRITS, find_culprits
+from convmlp_platform.replay.sample_search import MOST_CULPRITS, find_culprits
 
 
 @given(st.integers(1, 512), st.data())

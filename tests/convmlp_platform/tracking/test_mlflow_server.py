@@ -22,8 +22,8 @@ from convmlp_platform.errors import TrackingError
 from convmlp_platform.registry.registry import resolve
 from convmlp_platform.tracking.delivery_state import Target, journal_path, save_target, without_secrets
 from convmlp_platform.tracking.journal import Journal, MetricsRecord
+from convmlp_platform.tracking.mlflow.client import read_run
 from convmlp_platform.tracking.mlflow.replayer import Replayer, replay
-from convmlp_platform.tracking.mlflow.run_record import read_run
 from convmlp_platform.tracking.mlflow.server import error_text, silence
 from convmlp_platform.tracking.mlflow.tracking_uri import check_tracking
 

@@ -14,7 +14,7 @@ from unsent import replayed_here
 
 from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.finished.preparation_record import Preparation, PreparationTracker
+from convmlp_platform.tracking.finished_work import Preparation, PreparationTracker
 from convmlp_platform.tracking.mlflow.client import open_client
 from convmlp_platform.tracking.mlflow.replayer import replay
 from data_prep.dataset.manifest import load_manifest

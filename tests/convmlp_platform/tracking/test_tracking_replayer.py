@@ -24,7 +24,7 @@ from convmlp_platform.tracking.delivery_state import (
     save_target,
     without_secrets,
 )
-from convmlp_platform.tracking.finished.finished_work import sent_to
+from convmlp_platform.tracking.finished_work import sent_to
 from convmlp_platform.tracking.journal import (
     Artifact,
     Dataset,

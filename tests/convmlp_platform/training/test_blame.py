@@ -21,7 +21,7 @@ from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine
-from convmlp_platform.replay.search.sample_search import search_samples
+from convmlp_platform.replay.sample_search import search_samples
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.training.build import build_task, parts
 

@@ -14,13 +14,12 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.task_section import BEST_METRICS
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import ConfigError, DataError, TrackingError
-from convmlp_platform.evaluation.compare.compared import Compared, is_lower_better, with_cost
-from convmlp_platform.evaluation.compare.network_cost import Network
+from convmlp_platform.evaluation.compare.compared import Compared, Network, is_lower_better, with_cost
 from convmlp_platform.models.bundle import read_spec
 from convmlp_platform.runs.run_folder import stored_job
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import datasets_of, metric_history, tag_history
-from convmlp_platform.tracking.mlflow.run_record import RunRecord
+from convmlp_platform.tracking.mlflow.client import RunRecord
 
 History = Sequence[tuple[int, Mapping[str, float]]]
 _SPEED = "train/images_per_second"

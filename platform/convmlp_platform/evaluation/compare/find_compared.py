@@ -10,11 +10,16 @@ from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.evaluation.compare.compare_runs import compared_mlflow, compared_run
-from convmlp_platform.evaluation.compare.compared import Compared, is_lower_better, metric_name, with_cost
-from convmlp_platform.evaluation.compare.network_cost import Network
+from convmlp_platform.evaluation.compare.compared import (
+    Compared,
+    Network,
+    is_lower_better,
+    metric_name,
+    with_cost,
+)
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult, read_result
 from convmlp_platform.runs.find_run import RUNS, is_remote, locate, missing
-from convmlp_platform.tracking.mlflow.run_record import RUN_ID, read_run
+from convmlp_platform.tracking.mlflow.client import RUN_ID, read_run
 from data_prep.storage.json_files import DamagedJson, read_json
 
 SWEEP_NAME = "sweep.json"

@@ -5,10 +5,9 @@ Files in reading order:
     feeder        The training process's hold on its replayer process
     replayer      Feeds MLflow from a run's journal, in its own process (`python -m` this module, with
     delivery      Handing journal records to one MLflow run
-    client        Opening MLflow
+    client        Opening MLflow, and the record of one run in it
     server        MLflow's server as MLflow's own client reaches it
     tracking_uri  The MLflow server or store that a run uses, and the check that it is there
-    run_record    The record of one run in MLflow
 
 May import: config, data_prep.storage, errors, tracking.
 """

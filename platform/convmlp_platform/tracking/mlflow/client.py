@@ -1,23 +1,28 @@
-"""Opening MLflow: the client, the SQLite file, the experiment. MLflow is imported here and only when needed.
+"""Opening MLflow: the client, the SQLite file, the experiment, the record of one run.
 
-The import takes 2-7 s on two shared cores and a new SQLite file 2 s more.
+MLflow is imported here and only when needed: the import takes 2-7 s on two shared cores and a new SQLite file 2 s more.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.tracking.mlflow.server import mlflow_errors, settle_mlflow
-from convmlp_platform.tracking.mlflow.tracking_uri import artifact_location, sqlite_path
+from convmlp_platform.tracking.delivery_state import without_secrets
+from convmlp_platform.tracking.mlflow.server import mlflow_errors, settle_mlflow, silence
+from convmlp_platform.tracking.mlflow.tracking_uri import artifact_location, sqlite_path, tracking_uri
 from data_prep.storage import locks
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
 
 _CREATED_WITHIN_S = 120.0
 _CHATTY = ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc")
@@ -99,3 +104,57 @@ def fluent_at(uri: str) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+# The histories that are fetched: MLflow gives one metric's at a time.
+_PREFIXES = ("eval/", "train/images_per_second")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as MLflow knows it. `history`: (step, values) of its evaluations and training speed, by step; `seconds`:
+    from its first start to its last end."""
+
+    run_id: str
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    history: list[tuple[int, dict[str, float]]]
+    dataset: str | None
+    seconds: float | None
+
+
+def read_run(run_id: str, section: TrackingTarget | None = None) -> RunRecord:
+    """The run of this id.
+
+    Raises:
+        TrackingError: MLflow doesn't answer, or has no such run.
+    """
+    uri = tracking_uri(section)
+    if (reason := silence(uri)) is not None:
+        raise TrackingError(f"MLflow at {without_secrets(uri)} can't be asked for run {run_id}: {reason}")
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():
+        raise TrackingError(
+            f"run {run_id}: there is no MLflow at {without_secrets(uri)}; MLFLOW_TRACKING_URI names another"
+        )
+    with mlflow_errors(uri, f"run {run_id} can't be read"):
+        client = open_client(uri)
+        run = client.get_run(run_id)
+        by_step: dict[int, dict[str, float]] = {}
+        for name in run.data.metrics:
+            if name.startswith(_PREFIXES):
+                for point in client.get_metric_history(run_id, name):
+                    by_step.setdefault(point.step, {})[name] = point.value
+    datasets = run.inputs.dataset_inputs if run.inputs else []
+    ended, started = run.info.end_time, run.info.start_time
+    return RunRecord(
+        run_id,
+        run.info.run_name or "",
+        run.data.params,
+        run.data.tags,
+        sorted(by_step.items()),
+        datasets[0].dataset.name if datasets else None,
+        (ended - started) / 1000 if ended and started else None,
+    )

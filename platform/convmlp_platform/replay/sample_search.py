@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from convmlp.tasks.classification import ClassificationTask
 from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.engine.engine import Engine, seed_all
-from convmlp_platform.replay.search.first_bad_layer import Fault
-from convmlp_platform.replay.search.partial_step import PartialStep, kept_buffers
+from convmlp_platform.replay.partial_step import Fault, PartialStep, kept_buffers
 
 MOST_CULPRITS = 8
 """After so many the search ends: then it isn't single samples."""
