@@ -28,12 +28,13 @@ PRODUCT = ("convmlp", "data_prep", "platform/convmlp_platform")
 
 _TRACE = """
 import inspect, json, sys
-root, out, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+out, arguments = sys.argv[1], sys.argv[2:]
+product = set(json.load(sys.stdin))
 begun, seen, step = [0], set(), set()
 
 def look(frame, event, argument):
     code = frame.f_code
-    if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename.startswith(root):
+    if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename in product:
         seen.add(code.co_filename)
         if begun[0] == 2:
             step.add(code.co_filename)
@@ -158,9 +159,15 @@ def walk(root: Path) -> dict[str, int]:
         ]
         train = ["run", "--no-ray", str(root / "jobs" / "pretrain_digits.yaml")]
         train += [word for value in sets for word in ("--set", value)]
-        for command in (prepare, ["-c", _TRACE, str(root), traced, *train]):
+        files = json.dumps([str(path) for path in product_files(root)])
+        for command in (prepare, ["-c", _TRACE, traced, *train]):
             done = subprocess.run(
-                [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True
+                [sys.executable, *command],
+                cwd=folder,
+                env=environment,
+                input=files,
+                capture_output=True,
+                text=True,
             )
             if done.returncode:
                 sys.exit(f"{command[:3]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
