@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep.annotations.object_report import sum_objects
 from data_prep.config import ExifOrientation, PrepareConfig, exif_orientation
-from data_prep.dataset.digest import dataset_digest
+from data_prep.dataset.checksums import dataset_digest
 from data_prep.dataset.index import ShardIndex, read_index
 from data_prep.dataset.manifest import DatasetManifest, SplitInfo, Task
 from data_prep.errors import DataPrepError

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from data_prep.dataset.digest import dataset_digest
+from data_prep.dataset.checksums import dataset_digest, read_back
 from data_prep.dataset.index import ShardIndex, read_index
 from data_prep.dataset.manifest import (
     MANIFEST_NAME,
@@ -24,7 +24,6 @@ from data_prep.dataset.manifest import (
     parse_manifest,
 )
 from data_prep.dataset.places import Remote
-from data_prep.dataset.readback import read_back
 from data_prep.errors import DataPrepError, Unreachable
 from data_prep.sources.archives.tar_members import tar_members
 from data_prep.storage.files import sha256_file

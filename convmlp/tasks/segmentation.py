@@ -10,8 +10,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from convmlp.tasks.heads.anchors import pad_images
-from convmlp.tasks.heads.pyramid import no_weight_decay
+from convmlp.tasks.heads.pyramid import no_weight_decay, pad_images
 from convmlp.tasks.heads.semantic_fpn import SemanticFPN
 from convmlp.tasks.task import Images, Task, TaskOutput, check_num_classes
 from convmlp.transforms.joint_view import IGNORED

@@ -2,11 +2,10 @@
 
 Files in reading order:
 
-    manifest  The shard contract
-    index     The sample index beside each shard
-    digest    Hashes that say what a dataset is
-    places    Places where a prepared dataset may lie
-    readback  A shard file read once from its start to its end
+    manifest   The shard contract
+    index      The sample index beside each shard
+    checksums  Hashes that say what a dataset is, and a shard file read back against them
+    places     Places where a prepared dataset may lie
 
 May import: data_prep.config, data_prep.errors, data_prep.storage.
 """

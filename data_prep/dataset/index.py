@@ -54,7 +54,7 @@ class IndexRow(NamedTuple):
         checksum: XXH3-64 of exactly those bytes.
         encoding: `ENCODED` or `RAW_RGB`.
         height, width: of the stored pixels (EXIF orientation is not applied).
-        source_hash: 128-bit hash of the source content (`data_prep.dataset.digest`), of image and annotation where
+        source_hash: 128-bit hash of the source content (`data_prep.dataset.checksums`), of image and annotation where
             the task has annotations.
         annotation_offset, annotation_length: the annotation's bytes in the shard file (JSON for detection, the
             mask's PNG file for segmentation); 0 for classification.

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.config import ExifOrientation, ResizeConfig
-from data_prep.dataset.digest import content_hash, pixel_hash
+from data_prep.dataset.checksums import content_hash, pixel_hash
 from data_prep.dataset.index import ENCODED, RAW_RGB
 from data_prep.errors import RejectedSample
 from data_prep.images.image_file import RejectedImage, jpeg_header, open_image, reason, to_rgb

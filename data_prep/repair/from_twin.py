@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.dataset.digest import payload_checksum
+from data_prep.dataset.checksums import payload_checksum
 from data_prep.dataset.index import ENCODED, RAW_RGB, write_index
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import RejectedSample

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.dataset.digest import annotated_hash, content_hash, payload_checksum, pixel_hash
+from data_prep.dataset.checksums import annotated_hash, content_hash, payload_checksum, pixel_hash
 from data_prep.dataset.index import ENCODED, IndexRow, ShardIndex, read_index
 from data_prep.dataset.manifest import ShardInfo, Task
 from data_prep.errors import DataPrepError

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from data_prep.annotations.annotations import expect_same_size, fit_mask, parse_detection
 from data_prep.annotations.object_report import ObjectCounts, OddObject, report
 from data_prep.config import SourceConfig
-from data_prep.dataset.digest import annotated_hash, payload_checksum
+from data_prep.dataset.checksums import annotated_hash, payload_checksum
 from data_prep.dataset.index import IndexRow
 from data_prep.dataset.manifest import Task
 from data_prep.errors import DataPrepError, RejectedSample

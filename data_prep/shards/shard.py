@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.annotations.object_report import ObjectCounts, OddObject
+from data_prep.dataset.checksums import read_back
 from data_prep.dataset.index import IndexRow, read_index, write_rows
 from data_prep.dataset.manifest import ShardInfo
-from data_prep.dataset.readback import read_back
 from data_prep.errors import DataPrepError
 from data_prep.shards.fill import Filled, Rejected, ShardSamples, fill_shard
 from data_prep.storage.files import AtomicFiles, sha256_file, write_atomically

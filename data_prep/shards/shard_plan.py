@@ -18,7 +18,7 @@ import PIL
 from numpy.typing import NDArray
 
 from data_prep.config import ACQUISITION_FIELDS, PrepareConfig, exif_orientation
-from data_prep.dataset.digest import order_key
+from data_prep.dataset.checksums import order_key
 from data_prep.dataset.manifest import Task
 from data_prep.errors import DataPrepError
 from data_prep.images.check_image import Steps

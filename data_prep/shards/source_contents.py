@@ -18,7 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.dataset.digest import annotated_hash, content_hash
+from data_prep.dataset.checksums import annotated_hash, content_hash
 from data_prep.dataset.index import read_index
 from data_prep.errors import RejectedSample
 from data_prep.sources import AnnotatedSource, FileSource, SampleRef, Source

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.config import DigitsSource
-from data_prep.dataset.digest import order_key
+from data_prep.dataset.checksums import order_key
 from data_prep.sources.source import Listing, SampleRef
 
 _VAL_SHARE = 5

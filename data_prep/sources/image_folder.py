@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from data_prep.config import ImageFolderSource
-from data_prep.dataset.digest import order_key
+from data_prep.dataset.checksums import order_key
 from data_prep.errors import DataPrepError
 from data_prep.sources.parsing.source_folder import (
     expect_inside,

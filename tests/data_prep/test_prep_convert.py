@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from data_prep import prepare as convert
 from data_prep.config import DigitsSource, OutputConfig, PrepareConfig, ResizeConfig
-from data_prep.dataset.digest import content_hash, payload_checksum
+from data_prep.dataset.checksums import content_hash, payload_checksum
 from data_prep.dataset.index import ENCODED, RAW_RGB, read_index
 from data_prep.dataset.manifest import DatasetManifest, load_manifest
 from data_prep.errors import DataPrepError

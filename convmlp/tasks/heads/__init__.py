@@ -2,8 +2,7 @@
 
 Files in reading order:
 
-    anchors       Anchors on exact strides and in float32, and images padded to one size
-    pyramid       The feature pyramid (FPN, arXiv:1612.03144) over the feature maps of any hierarchical
+    pyramid       The ground of detectors and segmenters: padded images, the feature pyramid, anchors
     retinanet     RetinaNet (arXiv:1708.02002) over a feature pyramid
     mask_rcnn     Mask R-CNN (arXiv:1703.06870) over a feature pyramid
     semantic_fpn  Semantic FPN (Panoptic Feature Pyramid Networks, arXiv:1901.02446)

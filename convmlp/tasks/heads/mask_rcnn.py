@@ -14,8 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from convmlp.tasks.heads.anchors import RATIOS, Anchors, pad_images
-from convmlp.tasks.heads.pyramid import Pyramid, create_body
+from convmlp.tasks.heads.pyramid import RATIOS, Anchors, Pyramid, create_body, pad_images
 from convmlp.tasks.heads.retinanet import Detected, Target
 from convmlp.weights import Weights
 

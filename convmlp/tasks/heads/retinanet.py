@@ -10,8 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from convmlp.tasks.heads.anchors import Anchors, pad_images
-from convmlp.tasks.heads.pyramid import Pyramid, channels, create_body
+from convmlp.tasks.heads.pyramid import Anchors, Pyramid, channels, create_body, pad_images
 from convmlp.weights import Weights
 
 _BODY_STRIDES, _STRIDES = (8, 16, 32), (8, 16, 32, 64, 128)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convmlp.tasks.detection import DetectionTask
-from convmlp.tasks.heads.anchors import pad_images
+from convmlp.tasks.heads.pyramid import pad_images
 from convmlp.tasks.task import Metrics
 from convmlp.transforms.pixel_order import Order, instead_of, permute_pixels, pixel_order
 from convmlp_platform.config.evaluate_job import PermutationSection, ThroughputSection

@@ -25,10 +25,15 @@ from convmlp_platform.config.identity import (
 )
 from convmlp_platform.errors import DataError
 from convmlp_platform.ledger.ledger import LedgerHeader
-from convmlp_platform.ledger.ledger_reader import RecordedAttempt, read_attempts
+from convmlp_platform.ledger.ledger_reader import (
+    RecordedAttempt,
+    check_attempts,
+    check_checkpoints,
+    read_attempts,
+    surviving_line,
+)
 from convmlp_platform.ledger.ledger_walk import EpochCounts, LedgerWalk, PayloadChecksums, complete_epochs
 from convmlp_platform.ledger.proof_report import LedgerFindings, LedgerReport, Span
-from convmlp_platform.ledger.surviving_line import check_attempts, check_checkpoints, surviving_line
 from data_prep.storage.json_files import DamagedJson
 
 # Samples looked at together; they take about 100 bytes each.

@@ -3,8 +3,7 @@
 Files in reading order:
 
     replay            One step of a run done again on one machine
-    step_record       The record that a run left of one step
-    start_state       From which weights a step is replayed
+    step_record       The record that a run left of one step, and the weights from which it is replayed
     recorded_batches  Reading again what a run consumed
     sample_search     By which samples a step's numbers go wrong
     partial_step      One micro-batch of a step, computed in part, and its first layer with bad numbers

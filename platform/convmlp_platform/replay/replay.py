@@ -23,8 +23,7 @@ from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.replay.recorded_batches import read_again
 from convmlp_platform.replay.sample_search import SampleFindings, search_samples
-from convmlp_platform.replay.start_state import ReplayStart, find_start, load_start
-from convmlp_platform.replay.step_record import StepRecord, read_step
+from convmlp_platform.replay.step_record import ReplayStart, StepRecord, find_start, load_start, read_step
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import tag_history

@@ -11,9 +11,8 @@ from torch import Tensor
 
 import convmlp
 from convmlp.tasks.detection import DetectionTask
-from convmlp.tasks.heads.anchors import Anchors, pad_images
 from convmlp.tasks.heads.mask_rcnn import create_mask_rcnn
-from convmlp.tasks.heads.pyramid import create_body
+from convmlp.tasks.heads.pyramid import Anchors, create_body, pad_images
 from convmlp.tasks.heads.retinanet import create_retinanet
 from convmlp.transforms.detection import pack_masks
 

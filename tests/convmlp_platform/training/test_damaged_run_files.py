@@ -15,8 +15,8 @@ from convmlp_platform.evaluation.compare.find_compared import find_compared
 from convmlp_platform.evaluation.result import read_result
 from convmlp_platform.goodput.account import account_of
 from convmlp_platform.health.events import RunEvents, read_events
+from convmlp_platform.ledger.ledger_reader import check_checkpoints
 from convmlp_platform.ledger.proof_report import LedgerFindings
-from convmlp_platform.ledger.surviving_line import check_checkpoints
 from convmlp_platform.runs.init_record import read_record
 from convmlp_platform.runs.run_folder import stored_identity, stored_job
 from convmlp_platform.sweep.trial_record import read_end

@@ -25,7 +25,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.resilience import GuardSection
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import CheckpointError, ConfigError, DataError, NumbersError
-from convmlp_platform.replay import start_state
+from convmlp_platform.replay import step_record
 from convmlp_platform.replay.replay import Replay, replay
 from convmlp_platform.replay.replay_report import report_lines
 from convmlp_platform.tracking import tracker
@@ -128,7 +128,7 @@ def test_what_cannot_be_replayed_is_refused_with_the_reason(
         replay(folder, 5, overrides=["optimizer.lr=0.5"])
     with pytest.raises(DataError, match=r"--incident 3 is no bad step 5"):
         replay(folder, 5, incident=3)
-    monkeypatch.setattr(start_state, "MOST_FROM_START", 1)
+    monkeypatch.setattr(step_record, "MOST_FROM_START", 1)
     with pytest.raises(
         CheckpointError, match=r"no checkpoint at or before step 2 .*there are: 3, 6, 7.*--from-start"
     ):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.dataset.digest import order_key
+from data_prep.dataset.checksums import order_key
 from data_prep.dataset.index import IndexRow, read_index, write_index
 from data_prep.errors import DataPrepError
 

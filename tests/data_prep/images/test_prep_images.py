@@ -13,7 +13,7 @@ from PIL import Image
 from prep_helpers import image_bytes, smooth_image
 
 from data_prep.config import ResizeConfig
-from data_prep.dataset.digest import content_hash, pixel_hash
+from data_prep.dataset.checksums import content_hash, pixel_hash
 from data_prep.dataset.index import ENCODED, RAW_RGB
 from data_prep.images.check_image import RejectedImage, Steps, StoredImage, store_image, suits_ffcv, to_rgb
 from data_prep.images.jpeg import JpegHeader

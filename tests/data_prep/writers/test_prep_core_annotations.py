@@ -14,7 +14,7 @@ from PIL import Image
 from prep_helpers import image_bytes, make_scenes, snapshot
 
 from data_prep.config import Ade20kSource, CocoSource, OutputConfig, PrepareConfig, ResizeConfig
-from data_prep.dataset.digest import payload_checksum
+from data_prep.dataset.checksums import payload_checksum
 from data_prep.dataset.index import read_index
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
