@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 import numpy as np
 from PIL import Image
 
-from convmlp.transforms.classification import train_transform
+from convmlp.transforms.image_transforms import train_transform
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import TrainLoader

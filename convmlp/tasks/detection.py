@@ -14,7 +14,7 @@ from convmlp.tasks.heads.mask_rcnn import MaskRCNN
 from convmlp.tasks.heads.pyramid import no_weight_decay
 from convmlp.tasks.heads.retinanet import Detected, RetinaNet
 from convmlp.tasks.task import Images, Task, TaskOutput, check_num_classes
-from convmlp.transforms.detection import unpack_masks
+from convmlp.transforms.object_transforms import unpack_masks
 
 Size = Sequence[int]
 """Height and width, in pixels."""

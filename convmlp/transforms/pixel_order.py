@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convmlp.transforms.classification import EvalTransform, TrainTransform, View
+from convmlp.transforms.image_transforms import EvalTransform, TrainTransform, View
 
 Kind = Literal["patches", "pixels"]
 Order = NDArray[np.int64]

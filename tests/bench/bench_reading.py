@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convmlp.transforms.classification import train_transform
+from convmlp.transforms.image_transforms import train_transform
 from convmlp_platform.data.dataset import split as split_module
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import TrainLoader

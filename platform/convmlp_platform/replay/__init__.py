@@ -2,7 +2,7 @@
 
 Files in reading order:
 
-    replay            One step of a run done again on one machine
+    replay_step       One step of a run done again on one machine
     step_record       The record that a run left of one step, and the weights from which it is replayed
     recorded_batches  Reading again what a run consumed
     sample_search     By which samples a step's numbers go wrong

@@ -13,7 +13,7 @@ from convmlp_platform.data.dataset.sample_view import ROOM
 from convmlp_platform.errors import DataError
 from convmlp_platform.pictures.annotate import resized
 from convmlp_platform.pictures.contact_sheet import Cell, contact_sheet, fit
-from convmlp_platform.replay.replay import Replay
+from convmlp_platform.replay.replay_step import Replay
 from convmlp_platform.replay.sample_search import MicroBatchFindings, SampleLoss
 from data_prep.storage.files import write_atomically
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import convmlp
 from convmlp.feature_maps import create_feature_extractor, stage_maps
-from convmlp.transforms.classification import eval_transform
+from convmlp.transforms.image_transforms import eval_transform
 from convmlp.weight_files import Choice
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import ConfigError, DataError

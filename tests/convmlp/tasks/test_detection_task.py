@@ -14,7 +14,7 @@ from convmlp.tasks.detection import DetectionTask
 from convmlp.tasks.heads.mask_rcnn import create_mask_rcnn
 from convmlp.tasks.heads.pyramid import Anchors, create_body, pad_images
 from convmlp.tasks.heads.retinanet import create_retinanet
-from convmlp.transforms.detection import pack_masks
+from convmlp.transforms.object_transforms import pack_masks
 
 MAKERS = {"retinanet": create_retinanet, "mask_rcnn": create_mask_rcnn}
 

@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as runs
 
-from convmlp.transforms.detection import (
+from convmlp.transforms.joint_view import IGNORED, JointView, fitted
+from convmlp.transforms.label_map_transforms import (
+    SegmentationEvalTransform,
+    SegmentationTrainTransform,
+    distort_colors,
+)
+from convmlp.transforms.object_transforms import (
     DetectionTrainTransform,
     DetectionTransform,
     Objects,
     pack_masks,
     unpack_masks,
 )
-from convmlp.transforms.joint_view import IGNORED, JointView, fitted
 from convmlp.transforms.pixels import Box
-from convmlp.transforms.segmentation import (
-    SegmentationEvalTransform,
-    SegmentationTrainTransform,
-    distort_colors,
-)
 
 HEIGHT, WIDTH = 60, 80
 MEAN = (0.2, 0.4, 0.6)

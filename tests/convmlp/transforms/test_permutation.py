@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from convmlp import create_model
-from convmlp.transforms.classification import EvalTransform, TrainTransform
+from convmlp.transforms.image_transforms import EvalTransform, TrainTransform
 from convmlp.transforms.pixel_order import (
     Kind,
     Order,

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import v2
 
-from convmlp.transforms.classification import eval_transform, train_transform
+from convmlp.transforms.image_transforms import eval_transform, train_transform
 from convmlp.transforms.pixels import Box, Normalize, random_resized_box, resize_into
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

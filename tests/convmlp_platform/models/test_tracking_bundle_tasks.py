@@ -15,7 +15,7 @@ from tiny_dense import DATASETS, TinyDense, tiny_dense
 from torch import Tensor
 
 import convmlp
-from convmlp.transforms.classification import eval_transform
+from convmlp.transforms.image_transforms import eval_transform
 from convmlp.transforms.pixel_order import permute_pixels, pixel_order
 from convmlp_platform.config.sections.task_section import BEST_METRICS
 from convmlp_platform.distributed import joined_world

@@ -90,7 +90,7 @@ COMMANDS: dict[str, tuple[Callable[[str], int], str | None]] = {
     ),
     "replay": (
         lambda name: main(["replay", "--run", name, "--step", "3"]),
-        "convmlp_platform.replay.replay.replay",
+        "convmlp_platform.replay.replay_step.replay",
     ),
     "replay-tracking": (
         lambda name: main(["replay-tracking", name]),

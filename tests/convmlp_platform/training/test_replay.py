@@ -26,8 +26,8 @@ from convmlp_platform.config.sections.resilience import GuardSection
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import CheckpointError, ConfigError, DataError, NumbersError
 from convmlp_platform.replay import step_record
-from convmlp_platform.replay.replay import Replay, replay
 from convmlp_platform.replay.replay_report import report_lines
+from convmlp_platform.replay.replay_step import Replay, replay
 from convmlp_platform.tracking import tracker
 from convmlp_platform.training.build import build_task, parts
 from convmlp_platform.training.guard.incidents import read_incidents

@@ -12,7 +12,7 @@ from PIL import Image
 from prep_helpers import folder_job, image_bytes, make_folder, prepare_folder, rejected_lines, smooth_image
 from published_minis import write_files, write_tar
 
-from convmlp.transforms.classification import EvalTransform
+from convmlp.transforms.image_transforms import EvalTransform
 from data_prep.config import OutputConfig, PrepareConfig, WebDatasetSource
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError

@@ -91,8 +91,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     from convmlp_platform.runs.find_run import find_run
 
     run = find_run(arguments.run)  # before PyTorch is imported
-    from convmlp_platform.replay.replay import replay
     from convmlp_platform.replay.replay_report import report_lines, write_report
+    from convmlp_platform.replay.replay_step import replay
 
     done = replay(
         run,

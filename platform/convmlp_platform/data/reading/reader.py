@@ -30,7 +30,7 @@ def task_reading(manifest: DatasetManifest, transform: Any) -> TaskReading:
     """How a dataset's samples are read, by its task.
 
     Args:
-        transform: the task's own: of `convmlp.transforms.classification`, `detection` or `segmentation`.
+        transform: the task's own: of `convmlp.transforms.image_transforms`, `detection` or `segmentation`.
 
     Raises:
         DataError: it is another task's.
@@ -39,13 +39,16 @@ def task_reading(manifest: DatasetManifest, transform: Any) -> TaskReading:
         return ClassificationReading(transform)
     # Imported where they are needed: pycocotools is not, for classification.
     if manifest.task == "detection":
-        from convmlp.transforms.detection import DetectionTransform
+        from convmlp.transforms.object_transforms import DetectionTransform
         from convmlp_platform.data.reading.task_reading import DetectionReading
 
         if isinstance(transform, DetectionTransform):
             return DetectionReading(transform, manifest.class_ids)
     else:
-        from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
+        from convmlp.transforms.label_map_transforms import (
+            SegmentationEvalTransform,
+            SegmentationTrainTransform,
+        )
         from convmlp_platform.data.reading.task_reading import SegmentationReading
 
         if isinstance(transform, SegmentationTrainTransform | SegmentationEvalTransform):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convmlp.transforms.detection import DetectionTransform, Objects
-from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp.transforms.label_map_transforms import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp.transforms.object_transforms import DetectionTransform, Objects
 from convmlp_platform.data.dataset.split import ReadPayload
 from convmlp_platform.data.reading.batch_memory import Places, ReadTargets, Room, images_in_rows
 from data_prep.annotations.annotations import Detection, parse_detection
@@ -108,7 +108,7 @@ class RowsDraft(SampleDraft):
 
 
 class ImageTrainTransform(Protocol):
-    """The part of a training transform that the reader needs (convmlp.transforms.classification has the real one)."""
+    """The part of a training transform that the reader needs (convmlp.transforms.image_transforms has the real one)."""
 
     size: int
 
@@ -165,7 +165,7 @@ class _LabelledDraft(FixedDraft):
 @dataclass(frozen=True)
 class DetectionReading(TaskReading):
     """Of each image: `boxes` [n, 4] float32 left, top, right, bottom in its pixels, `labels` [n] int64, `masks` as bits
-    (convmlp.transforms.detection) where the transform wants them, `image_id`, and `size`, height and width as
+    (convmlp.transforms.object_transforms) where the transform wants them, `image_id`, and `size`, height and width as
     published.
 
     Crowds are left out, and objects that preparation has listed as unusable (`odd_objects.jsonl`): without area,

@@ -9,7 +9,7 @@ from convmlp_platform.config.schema import TrainJob
 
 _ALWAYS = (
     "convmlp.tasks.classification",
-    "convmlp.transforms.classification",
+    "convmlp.transforms.image_transforms",
     "convmlp_platform.checkpoints.stores.local_store",
     "convmlp_platform.training.outputs.curves",
     "matplotlib.backends.backend_agg",

@@ -24,7 +24,7 @@ class Classifier(Predictor):
     """
 
     def __init__(self, model: nn.Module, spec: BundleSpec, *, batch_size: int = 64) -> None:
-        from convmlp.transforms.classification import eval_transform
+        from convmlp.transforms.image_transforms import eval_transform
 
         super().__init__(model, spec)
         self.batch_size = batch_size

@@ -20,7 +20,7 @@ class Detector(Predictor):
 
     def __init__(self, model: nn.Module, spec: BundleSpec) -> None:
         from convmlp.tasks.detection import DetectionTask
-        from convmlp.transforms.detection import DetectionTransform
+        from convmlp.transforms.object_transforms import DetectionTransform
 
         super().__init__(model, spec)
         if not isinstance(spec.task, DetectionSpec):

@@ -20,7 +20,7 @@ class Segmenter(Predictor):
 
     def __init__(self, model: nn.Module, spec: BundleSpec) -> None:
         from convmlp.tasks.segmentation import SegmentationTask
-        from convmlp.transforms.segmentation import SegmentationEvalTransform
+        from convmlp.transforms.label_map_transforms import SegmentationEvalTransform
 
         super().__init__(model, spec)
         if not isinstance(spec.task, SegmentationSpec):

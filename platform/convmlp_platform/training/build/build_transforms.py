@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convmlp.transforms.classification import EvalTransform, TrainTransform
+from convmlp.transforms.image_transforms import EvalTransform, TrainTransform
 from convmlp.transforms.pixel_order import Order, PermutedEvalTransform, PermutedTrainTransform, pixel_order
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.recipe import AugmentSection
@@ -52,13 +52,13 @@ def train_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
     section, augment, size = job.task, job.augment, job.data.image_size
     mean, std = normalisation_of(job, manifest)
     if section.dataset == "detection":
-        from convmlp.transforms.detection import DetectionTrainTransform
+        from convmlp.transforms.object_transforms import DetectionTrainTransform
 
         sides = section.short_sides or (size,)
         masks = section.name == "mask_rcnn"
         return DetectionTrainTransform(sides, max_side_of(job), masks=masks, hflip=augment.hflip)
     if section.dataset == "segmentation":
-        from convmlp.transforms.segmentation import SegmentationTrainTransform
+        from convmlp.transforms.label_map_transforms import SegmentationTrainTransform
 
         return SegmentationTrainTransform(
             size,
@@ -70,7 +70,7 @@ def train_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
             hflip=augment.hflip,
             photometric=section.photometric,
         )
-    from convmlp.transforms.classification import train_transform
+    from convmlp.transforms.image_transforms import train_transform
 
     transform = train_transform(
         size,
@@ -93,14 +93,14 @@ def eval_transform_of(job: TrainJob, manifest: DatasetManifest) -> Any:
     """The evaluation transform of the job's task."""
     size, (mean, std) = job.data.image_size, normalisation_of(job, manifest)
     if job.task.dataset == "detection":
-        from convmlp.transforms.detection import DetectionTransform
+        from convmlp.transforms.object_transforms import DetectionTransform
 
         return DetectionTransform((size,), max_side_of(job), masks=job.task.name == "mask_rcnn")
     if job.task.dataset == "segmentation":
-        from convmlp.transforms.segmentation import SegmentationEvalTransform
+        from convmlp.transforms.label_map_transforms import SegmentationEvalTransform
 
         return SegmentationEvalTransform(size, max_side_of(job))
-    from convmlp.transforms.classification import eval_transform
+    from convmlp.transforms.image_transforms import eval_transform
 
     transform = eval_transform(
         size,

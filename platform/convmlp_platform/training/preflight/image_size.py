@@ -53,7 +53,7 @@ def sides_refused(job: TrainJob, manifest: DatasetManifest) -> str | None:
     """Of detection and segmentation, what is wrong with the sizes that images are brought to."""
     if job.task.dataset == "classification":
         return None
-    from convmlp.transforms.detection import SMALLEST_SIDE
+    from convmlp.transforms.object_transforms import SMALLEST_SIDE
 
     size = job.data.image_size
     if size < SMALLEST_SIDE:

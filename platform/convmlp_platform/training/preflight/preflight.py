@@ -222,7 +222,7 @@ def _check_begun(job: TrainJob, deep: bool) -> None:
 
 
 def _check_augment(job: TrainJob, report: PreflightReport) -> None:
-    from convmlp.transforms.classification import train_transform
+    from convmlp.transforms.image_transforms import train_transform
 
     augment, half = job.augment, (0.5, 0.5, 0.5)
     options = augment.model_dump(include={"crop", "pad", "rand_augment", "interpolation"})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from prepared import digits
 
-from convmlp.transforms.classification import eval_transform, train_transform
+from convmlp.transforms.image_transforms import eval_transform, train_transform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader
 from convmlp_platform.data.sample_order import SampleOrder, share_of

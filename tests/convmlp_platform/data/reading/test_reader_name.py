@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prepared import digits
 
-from convmlp.transforms.classification import train_transform
+from convmlp.transforms.image_transforms import train_transform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading import process_name
 from convmlp_platform.data.reading.loader import TrainLoader

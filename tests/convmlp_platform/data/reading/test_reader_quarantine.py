@@ -10,7 +10,7 @@ import pytest
 import torch
 from reader_helpers import FORMATS, damage, loader, open_split, photos
 
-from convmlp.transforms.classification import eval_transform
+from convmlp.transforms.image_transforms import eval_transform
 from convmlp_platform.data.dataset.damage import DamagedSample, Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit
 from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader

@@ -12,9 +12,9 @@ import pytest
 import torch
 from annotated import CLASS_IDS, IMAGES, rectangles, stripes
 
-from convmlp.transforms.classification import eval_transform
-from convmlp.transforms.detection import DetectionTrainTransform, DetectionTransform, unpack_masks
-from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp.transforms.image_transforms import eval_transform
+from convmlp.transforms.label_map_transforms import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp.transforms.object_transforms import DetectionTrainTransform, DetectionTransform, unpack_masks
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import EvalLoader, MicroBatch, TrainLoader

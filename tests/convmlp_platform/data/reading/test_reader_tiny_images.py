@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmlp.transforms.classification import eval_transform, train_transform
-from convmlp.transforms.detection import DetectionTrainTransform, DetectionTransform
-from convmlp.transforms.segmentation import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp.transforms.image_transforms import eval_transform, train_transform
+from convmlp.transforms.label_map_transforms import SegmentationEvalTransform, SegmentationTrainTransform
+from convmlp.transforms.object_transforms import DetectionTrainTransform, DetectionTransform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import EvalLoader, TrainLoader
 from convmlp_platform.data.sample_order import SampleOrder

@@ -18,7 +18,7 @@ import torch
 from prepared import digits
 from s3_server import BUCKET, S3Proxy, s3_server
 
-from convmlp.transforms.classification import train_transform
+from convmlp.transforms.image_transforms import train_transform
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import TrainLoader
 from convmlp_platform.data.sample_order import SampleOrder

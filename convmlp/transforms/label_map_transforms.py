@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmlp.transforms.detection import SMALLEST_SIDE
 from convmlp.transforms.joint_view import IGNORED, JointView, fitted
+from convmlp.transforms.object_transforms import SMALLEST_SIDE
 from convmlp.transforms.pixels import Box, Pixels
 
 _BRIGHTNESS, _HUE = 32, 18 / 180
@@ -67,7 +67,7 @@ class SegmentationTrainTransform:
         scale: range of the factor.
         max_share: a crop of which one class fills more than this is drawn again, ten times at most.
         hflip: probability of mirroring left and right.
-        photometric: whether colours are distorted (`convmlp.transforms.segmentation`).
+        photometric: whether colours are distorted (`convmlp.transforms.label_map_transforms`).
 
     Raises:
         ValueError: a size is less than 32 pixels, or the scale is no range.
