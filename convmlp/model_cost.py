@@ -21,9 +21,7 @@ def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
 
 
-def count_macs(
-    model: nn.Module, image_size: int | tuple[int, int] = 224, in_chans: int = 3, batch_size: int = 1
-) -> int:
+def count_macs(model: nn.Module, image_size: int | tuple[int, int] = 224, batch_size: int = 1) -> int:
     """Multiply-accumulates of one image's way through `model`: convolutions and matrix products.
 
     This is what the papers call "MACs" (ConvMLP) and "FLOPs" (CycleMLP, Mixer): a multiplication and the
@@ -40,7 +38,7 @@ def count_macs(
     """
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     on_meta = {name: _to_meta(t) for name, t in chain(model.named_parameters(), model.named_buffers())}
-    images = torch.empty(batch_size, in_chans, height, width, device="meta")
+    images = torch.empty(batch_size, 3, height, width, device="meta")
     # Without fused attention its two matrix products are seen as what they are.
     counter = FlopCounterMode(display=False)
     with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -50,9 +50,9 @@ _LASTING = frozenset(
 )  # fmt: skip
 
 
-def os_cause(error: OSError, otherwise: PrepCause = "job") -> PrepCause:
-    """The cause of an error of a file system: `storage` where it may pass."""
-    return "storage" if may_pass(error) else otherwise
+def os_cause(error: OSError) -> PrepCause:
+    """The cause of an error of a file system: `storage` where it may pass, else `job`."""
+    return "storage" if may_pass(error) else "job"
 
 
 def may_pass(error: OSError) -> bool:

@@ -66,14 +66,13 @@ def verify(path: str | Path, *, deep: bool = True) -> VerifyReport:
     return _verify_shards(report, report.manifest, folder, deep, lambda shard: nullcontext())
 
 
-def verify_remote(url: str, *, deep: bool = True, scratch: Path | None = None) -> VerifyReport:
+def verify_remote(url: str, *, deep: bool = True) -> VerifyReport:
     """Check a dataset at a URL against its manifest and indexes, as `verify` does a folder: its files come one after
-    the other into a scratch folder and are checked there.
+    the other into the system's temporary folder, which needs room for the largest shard and all indexes.
 
     Args:
         url: the dataset's.
         deep: read every byte; otherwise manifest, indexes, sizes and the dataset digest.
-        scratch: a folder with room for the largest shard and all indexes; default: the system's temporary one.
 
     Raises:
         Unreachable: the storage can't be asked, which says nothing about the dataset.
@@ -87,7 +86,7 @@ def verify_remote(url: str, *, deep: bool = True, scratch: Path | None = None) -
     except DataPrepError as error:
         report.problems.append(str(error))
         return report
-    with TemporaryDirectory(dir=scratch, prefix="convmlp-verify-") as name:
+    with TemporaryDirectory(prefix="convmlp-verify-") as name:
         folder = Path(name)
         here = partial(_fetched, place, folder, deep)
         return _verify_shards(report, report.manifest, folder, deep, here)

@@ -30,6 +30,8 @@ def unpack_masks(packed: Tensor, width: int) -> Tensor:
     return bits.flatten(-2)[..., :width]
 
 
+_MIN_SIDE = 1.0
+"""Objects whose box is narrower or lower than this in the view, in pixels, are left out."""
 SMALLEST_SIDE = 32
 """Pixels: the stride of the backbones' last map, below which there is nothing to see."""
 
@@ -51,26 +53,20 @@ class DetectionTransform:
         short_sides: pixels; 800 in the papers.
         max_side: pixels; 1333 in the papers.
         masks: whether objects' masks are wanted.
-        min_side: objects whose box is narrower or lower than this in the view, in pixels, are left out.
 
     Raises:
         ValueError: a size is less than 32 pixels, or the sides contradict each other.
     """
 
     def __init__(
-        self,
-        short_sides: Sequence[int] = (800,),
-        max_side: int = 1333,
-        *,
-        masks: bool = False,
-        min_side: float = 1.0,
+        self, short_sides: Sequence[int] = (800,), max_side: int = 1333, *, masks: bool = False
     ) -> None:
         if not short_sides or min(short_sides) < SMALLEST_SIDE or max(short_sides) > max_side:
             raise ValueError(
                 f"short_sides {list(short_sides)} must be {SMALLEST_SIDE} or more, and at most max_side (={max_side})"
             )
         self.short_sides, self.max_side = tuple(short_sides), max_side
-        self.masks, self.min_side = masks, min_side
+        self.masks = masks
 
     @property
     def most_pixels(self) -> int:
@@ -89,7 +85,7 @@ class DetectionTransform:
     def target(self, objects: Objects, view: JointView) -> dict[str, NDArray[np.generic]]:
         """`boxes` [n, 4] float32, `labels` [n] int64 and, if wanted, `masks` as bits, of the objects that remain."""
         boxes = view.boxes(objects.boxes, objects.annotated)
-        remain = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= self.min_side).all(axis=1))
+        remain = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE).all(axis=1))
         target: dict[str, NDArray[np.generic]] = {
             "boxes": boxes[remain].astype(np.float32),
             "labels": objects.labels[remain],
@@ -104,7 +100,7 @@ class DetectionTrainTransform(DetectionTransform):
     """The papers' augmentation: resize, and mirror with probability `hflip`; a random one of several `short_sides`.
 
     Args:
-        short_sides, max_side, masks, min_side: as in `DetectionTransform`.
+        short_sides, max_side, masks: as in `DetectionTransform`.
         hflip: probability of mirroring left and right.
         crop: range of the share of height and width that is kept, at a random place; by default all of it.
 
@@ -118,11 +114,10 @@ class DetectionTrainTransform(DetectionTransform):
         max_side: int = 1333,
         *,
         masks: bool = False,
-        min_side: float = 1.0,
         hflip: float = 0.5,
         crop: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        super().__init__(short_sides, max_side, masks=masks, min_side=min_side)
+        super().__init__(short_sides, max_side, masks=masks)
         if not 0 < crop[0] <= crop[1] <= 1:
             raise ValueError(f"crop must be a range within (0, 1], not {crop}")
         self.hflip, self.crop = hflip, crop

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from data_prep.errors import DataPrepError
 from data_prep.storage.files import atomic_file, sha256_file
 from data_prep.storage.remote_files import file_size, open_filesystem, read_file, stream
-from data_prep.storage.retry import Patience, retried
+from data_prep.storage.retry import retried
 from data_prep.storage.urls import is_url, join_url, local_path, shown
 
 Chunks = Callable[[], Iterator[bytes]]
@@ -104,10 +104,10 @@ class Folder:
 class Remote:
     """A dataset's URL."""
 
-    def __init__(self, url: str, patience: Patience | None = None) -> None:
+    def __init__(self, url: str) -> None:
         if not is_url(url):
             raise ValueError(f"{url!r} is not a URL")
-        self.url, self.patience = url, patience
+        self.url = url
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -115,7 +115,7 @@ class Remote:
     def size(self, name: str) -> int | None:
         """Bytes of the file, None where there is none."""
         try:
-            return file_size(join_url(self.url, name), self.patience)
+            return file_size(join_url(self.url, name))
         except DataPrepError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
@@ -123,7 +123,7 @@ class Remote:
 
     def read(self, name: str) -> bytes:
         """A small file."""
-        return read_file(join_url(self.url, name), self.patience)
+        return read_file(join_url(self.url, name))
 
     def stream(self, name: str) -> Iterator[bytes]:
         """A file of any size, in pieces."""
@@ -137,7 +137,7 @@ class Remote:
         url = join_url(self.url, name)
         if urllib.parse.urlsplit(url).scheme in ("http", "https"):
             raise DataPrepError(f"{shown(url)}: plain HTTP can't be written to: use s3://, gs:// or a folder")
-        retried(lambda: _upload(url, chunks), url, self.patience)
+        retried(lambda: _upload(url, chunks), url)
 
 
 def _upload(url: str, chunks: Chunks) -> None:

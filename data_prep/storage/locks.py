@@ -119,7 +119,6 @@ def holding(
     path: Path,
     *,
     patience: float = 0.0,
-    helper: bool = False,
     on_lost: Callable[[], object] | None = None,
 ) -> Iterator[threading.Event]:
     """Hold the lock at `path` within the block; yields an event that is set if it gets lost.
@@ -129,14 +128,13 @@ def holding(
     Args:
         path: of the lock's file, in a folder that exists.
         patience: seconds to wait for a holder that lives.
-        helper: this process works for its parent, and may be killed if it holds the lock after that, stopped.
         on_lost: is called in a thread when the lock gets lost.
 
     Raises:
         Held: another process lives and holds it.
         OSError: its folder can't be written.
     """
-    lock = Lock(path, helper=helper, on_lost=on_lost)
+    lock = Lock(path, on_lost=on_lost)
     until = time.monotonic() + patience
     while not lock.try_take():
         if lock.is_surely_held and time.monotonic() >= until:

@@ -107,7 +107,7 @@ def read_range(url: str, start: int, end: int, patience: Patience | None = None)
 _SHORT_READS = 3
 
 
-def file_size(url: str, patience: Patience | None = None) -> int | None:
+def file_size(url: str) -> int | None:
     """Bytes of the file, None where the server doesn't say.
 
     Raises:
@@ -120,7 +120,7 @@ def file_size(url: str, patience: Patience | None = None) -> int | None:
         size = fs.info(path)["size"]
         return None if size is None else int(size)
 
-    return retried(ask, url, patience)
+    return retried(ask, url)
 
 
 def stream(url: str, size: int, chunk: int = 8 << 20) -> Iterator[bytes]:

@@ -32,7 +32,6 @@ class MaskRCNN(TorchvisionMaskRCNN):
         backbone: from `create_mask_rcnn`.
         num_classes: labels are 0..num_classes - 1; the background class is added within.
         anchor_scale: side of a level's square anchor, in strides; 8 as published.
-        score_threshold, nms_threshold, detections_per_image: of what is detected.
     """
 
     class_heads = (
@@ -42,16 +41,7 @@ class MaskRCNN(TorchvisionMaskRCNN):
     )
     """Modules whose size depends on the number of classes, for `convmlp.weights`."""
 
-    def __init__(
-        self,
-        backbone: Pyramid,
-        num_classes: int,
-        *,
-        anchor_scale: float = 8.0,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
-    ) -> None:
+    def __init__(self, backbone: Pyramid, num_classes: int, *, anchor_scale: float = 8.0) -> None:
         super().__init__(
             backbone,
             rpn_anchor_generator=Anchors(_STRIDES, anchor_scale),
@@ -59,9 +49,9 @@ class MaskRCNN(TorchvisionMaskRCNN):
             rpn_post_nms_top_n_train=1000,
             box_predictor=_BoxPredictor(_BOX_FEATURES, num_classes),
             mask_predictor=_MaskPredictor(_MASK_FEATURES, _MASK_FEATURES, num_classes),
-            box_score_thresh=score_threshold,
-            box_nms_thresh=nms_threshold,
-            box_detections_per_img=detections_per_image,
+            box_score_thresh=0.05,
+            box_nms_thresh=0.5,
+            box_detections_per_img=100,
         )
         self.num_classes = num_classes
         self.transform = nn.Identity()  # readers resize, the engine normalises

@@ -32,29 +32,19 @@ class RetinaNet(TorchvisionRetinaNet):
         num_classes: labels are 0..num_classes - 1, there is no background class.
         anchor_scale: side of a level's smallest anchor, in strides. 4 as published; less for objects smaller than
             32 pixels.
-        score_threshold, nms_threshold, detections_per_image: of what is detected.
     """
 
     class_heads = ("head.classification_head.cls_logits",)
     """Modules whose size depends on the number of classes, for `convmlp.weights`."""
 
-    def __init__(
-        self,
-        backbone: Pyramid,
-        num_classes: int,
-        *,
-        anchor_scale: float = 4.0,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        detections_per_image: int = 100,
-    ) -> None:
+    def __init__(self, backbone: Pyramid, num_classes: int, *, anchor_scale: float = 4.0) -> None:
         super().__init__(
             backbone,
             num_classes,
             anchor_generator=Anchors(_STRIDES, anchor_scale, octaves=3),
-            score_thresh=score_threshold,
-            nms_thresh=nms_threshold,
-            detections_per_img=detections_per_image,
+            score_thresh=0.05,
+            nms_thresh=0.5,
+            detections_per_img=100,
         )
         self.num_classes = num_classes
         self.transform = nn.Identity()  # readers resize, the engine normalises

@@ -12,6 +12,7 @@ from convmlp.tasks.heads.pyramid import Pyramid, create_body
 from convmlp.weights import Weights
 
 _STRIDES = (4, 8, 16, 32)
+_CHANNELS, _DROPOUT = 128, 0.1
 
 
 class SemanticFPN(nn.Module):
@@ -24,30 +25,26 @@ class SemanticFPN(nn.Module):
     Args:
         backbone: a pyramid of strides 4, 8, 16, 32.
         num_classes: channels of the output.
-        channels: of the head.
-        dropout: probability of dropping a channel before the classifier.
     """
 
     class_heads = ("classifier",)
     """Modules whose size depends on the number of classes, for `convmlp.weights`."""
 
-    def __init__(
-        self, backbone: Pyramid, num_classes: int, *, channels: int = 128, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, backbone: Pyramid, num_classes: int) -> None:
         super().__init__()
         self.backbone, self.num_classes = backbone, num_classes
         width = backbone.out_channels
         self.levels = nn.ModuleList(
             nn.Sequential(
                 *(
-                    Conv2dNormActivation(width if step == 0 else channels, channels, bias=False)
+                    Conv2dNormActivation(width if step == 0 else _CHANNELS, _CHANNELS, bias=False)
                     for step in range(max(1, level))
                 )
             )
             for level in range(len(_STRIDES))
         )
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.dropout = nn.Dropout2d(_DROPOUT)
+        self.classifier = nn.Conv2d(_CHANNELS, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = list(self.backbone(images).values())

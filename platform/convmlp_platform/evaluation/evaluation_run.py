@@ -48,6 +48,7 @@ from data_prep.storage.urls import shown
 Say = Callable[[str], None]
 _DETECTION_SIDES = 1280 / 800
 """Of the images that the papers count multiply-accumulates for."""
+_TELL_EVERY_S = 20.0
 
 
 @dataclass
@@ -136,14 +137,14 @@ def _watchers(
     )
 
 
-def _progress(loader: EvalLoader, say: Say, every: float = 20.0) -> Callable[[], None]:
+def _progress(loader: EvalLoader, say: Say) -> Callable[[], None]:
     """Says how far the evaluation is, if it takes long."""
     done, started, said = 0, time.monotonic(), time.monotonic()
 
     def progress() -> None:
         nonlocal done, said
         done = min(done + loader.batch_size, len(loader.split))
-        if time.monotonic() - said > every:
+        if time.monotonic() - said > _TELL_EVERY_S:
             said = time.monotonic()
             say(f"  {done:,} of {len(loader.split):,} images, {done / (said - started):,.1f} a second")
 

@@ -12,7 +12,6 @@ proves, one by one and none by means of another:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +39,12 @@ from data_prep.storage.json_files import DamagedJson
 CHUNK_SAMPLES = 1 << 20
 
 
-def check_ledger(
-    run_dir: str | Path,
-    *,
-    dataset: str | Path | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
-) -> LedgerReport:
+def check_ledger(run_dir: str | Path, *, dataset: str | Path | None = None) -> LedgerReport:
     """Prove what the run in `run_dir` has used, up to the last step that all of its ranks recorded.
 
     Args:
         run_dir: the run's folder (it holds run.json and ledger/).
         dataset: the prepared dataset's folder; without it, checksums of payloads are not compared.
-        progress: called with (steps looked at, steps in all).
 
     Returns: the report, which has all that is wrong with the samples or their record.
 
@@ -72,7 +65,7 @@ def check_ledger(
     payloads = None if dataset is None else PayloadChecksums(dataset, header)
     counts = EpochCounts(order.num_samples)
     walk = LedgerWalk(order, batch, header.micro_batch_size, findings, payloads, counts)
-    _follow(spans, attempts, walk, progress)
+    _follow(spans, attempts, walk)
     complete = complete_epochs(order, batch, spans[-1].stop)
     walk.end(complete)
     return LedgerReport(
@@ -94,18 +87,12 @@ def check_ledger(
     )
 
 
-def _follow(
-    spans: list[Span],
-    attempts: dict[int, RecordedAttempt],
-    walk: LedgerWalk,
-    progress: Callable[[int, int], None],
-) -> None:
+def _follow(spans: list[Span], attempts: dict[int, RecordedAttempt], walk: LedgerWalk) -> None:
     chunk = max(1, CHUNK_SAMPLES // walk.global_batch_size)
     for span in spans:
         for start in range(span.start, span.stop, chunk):
             stop = min(start + chunk, span.stop)
             walk.steps(attempts[span.attempt], range(start, stop))
-            progress(stop, spans[-1].stop)
 
 
 def _check_belongs(run: Path, attempts: dict[int, RecordedAttempt]) -> None:

@@ -41,7 +41,7 @@ class Search:
     runs: int
 
 
-def find_culprits(fails: Callable[[Places], bool], size: int, most: int = MOST_CULPRITS) -> Search:
+def find_culprits(fails: Callable[[Places], bool], size: int) -> Search:
     """Search the places 0..size - 1, which are known to fail together.
 
     Halves are tried: where the first passes, the second must fail, and at the end the one place that is left must
@@ -51,7 +51,6 @@ def find_culprits(fails: Callable[[Places], bool], size: int, most: int = MOST_C
 
     Args:
         fails: whether these places alone fail; called with at least one.
-        most: stop after so many culprits.
     """
     runs = 0
 
@@ -78,7 +77,7 @@ def find_culprits(fails: Callable[[Places], bool], size: int, most: int = MOST_C
             return Search(culprits, [], None, runs)
         if not tried(rest):
             return Search(culprits, [], True, runs)
-        if len(culprits) >= most:
+        if len(culprits) >= MOST_CULPRITS:
             return Search(culprits, [], False, runs)
 
 

@@ -62,10 +62,11 @@ def dead_pid() -> int:
 def holder_process(path: Path) -> Iterator[int]:
     """A helper of a process of its own holds the lock; yields its id. Both are killed in the end."""
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom data_prep.storage.locks import holding\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom data_prep.storage.locks import Lock\n"
         "pid = os.fork()\n"
         "if pid:\n    print(pid, flush=True)\n    time.sleep(600)\n"
-        "with holding(Path(sys.argv[1]), helper=True):\n    print('held', flush=True)\n    time.sleep(600)\n"
+        "lock = Lock(Path(sys.argv[1]), helper=True)\n"
+        "assert lock.try_take()\nprint('held', flush=True)\ntime.sleep(600)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -137,7 +137,7 @@ def load_remote_manifest(url: str, patience: Patience | None = None) -> DatasetM
         raise data_error(error, "data.path: ") from error
 
 
-def check_remote_shards(url: str, shards: list[ShardInfo], patience: Patience | None = None) -> list[str]:
+def check_remote_shards(url: str, shards: list[ShardInfo]) -> list[str]:
     """Returns a line for each shard that is missing or has another size than the manifest says.
 
     The storage is listed for that (a request for 1,000 files). Where it can't be listed, as over plain HTTP, no line is
@@ -160,7 +160,7 @@ def check_remote_shards(url: str, shards: list[ShardInfo], patience: Patience | 
         }
 
     try:
-        sizes = retried(listed, url, patience)
+        sizes = retried(listed, url)
     except DataPrepError as error:
         raise data_error(error) from error
     problems = []

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convmlp_platform.config.paths import REGISTRY_SCHEME
-from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.evaluation.compare.compare_runs import compared_mlflow, compared_run
 from convmlp_platform.evaluation.compare.compared import (
@@ -38,9 +37,7 @@ class _Sweep:
     trials: list[str]
 
 
-def find_compared(
-    text: str, metric: str | None = None, tracking: TrackingTarget | None = None
-) -> list[Compared]:
+def find_compared(text: str, metric: str | None = None) -> list[Compared]:
     """The lines that `text` stands for: of a sweep one for each trial that has begun, else one.
 
     `metric` says which of a run's evaluations is its best; default: its task's.
@@ -51,9 +48,9 @@ def find_compared(
     folder = locate(text, _BELOW)
     if folder is None:
         if RUN_ID.fullmatch(text):
-            return [compared_mlflow(read_run(text, tracking), metric)]
+            return [compared_mlflow(read_run(text), metric)]
         if is_remote(text) or text.startswith(REGISTRY_SCHEME):
-            return [_model(text, tracking)]
+            return [_model(text)]
         raise ConfigError(f"{text}: there is no such file or folder{missing(text, _BELOW)}; {_FORMS}")
     folder = folder.resolve()
     if (folder / SWEEP_NAME).is_file():
@@ -65,7 +62,7 @@ def find_compared(
             raise ConfigError(str(error)) from None
     if (folder / "run.json").is_file():
         return [compared_run(folder, metric=metric)]
-    return [_model(str(folder), tracking)]
+    return [_model(str(folder))]
 
 
 def of_evaluation(result: EvaluationResult) -> Compared:
@@ -132,12 +129,12 @@ def warnings_of(lines: Sequence[Compared], metric: str) -> list[str]:
     return found
 
 
-def _model(text: str, tracking: TrackingTarget | None) -> Compared:
+def _model(text: str) -> Compared:
     from convmlp_platform.runs.find_model import find_model
     from convmlp_platform.training.evaluation.evaluate import scores_of
 
     try:
-        found = find_model(text, tracking)
+        found = find_model(text)
     except ConfigError as error:
         raise ConfigError(f"{str(error).partition('; give ')[0]}; {_FORMS}") from None
     if found.spec is None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.delivery_state import without_secrets
 from convmlp_platform.tracking.mlflow.server import mlflow_errors, settle_mlflow, silence
@@ -125,13 +124,13 @@ class RunRecord:
     seconds: float | None
 
 
-def read_run(run_id: str, section: TrackingTarget | None = None) -> RunRecord:
-    """The run of this id.
+def read_run(run_id: str) -> RunRecord:
+    """The run of this id, at `MLFLOW_TRACKING_URI` or its default.
 
     Raises:
         TrackingError: MLflow doesn't answer, or has no such run.
     """
-    uri = tracking_uri(section)
+    uri = tracking_uri(None)
     if (reason := silence(uri)) is not None:
         raise TrackingError(f"MLflow at {without_secrets(uri)} can't be asked for run {run_id}: {reason}")
     path = sqlite_path(uri)
