@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from convmlp_platform.goodput.account import Goodput
 from convmlp_platform.goodput.report_text import NAMES, headline
 from convmlp_platform.goodput.slices import TimeClass, TimeSlice
-from convmlp_platform.pictures.style import FAINT, FRAME, INK, Color
+from convmlp_platform.pictures.style import FAINT, FRAME, INK, Color, hex_color
 
 # Of each class: work is green to blue, overheads are warm, loss is red, nothing is grey.
 _COLORS: dict[TimeClass, Color] = {
@@ -42,7 +42,7 @@ def plot(run: str, found: Goodput, path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    from convmlp_platform.pictures.class_histogram import save_figure
+    from convmlp_platform.pictures.charts import save_figure
 
     kinds = [kind for kind in TimeClass if found.seconds[kind] > 0.0]
     workers = 1 + max((worker for one in found.slices for worker in one.workers), default=0)
@@ -64,15 +64,20 @@ def plot(run: str, found: Goodput, path: Path) -> Path:
     names = [str(g[0]) if len(g) == 1 else f"{g[0]} to {g[-1]}" for g in groups]
     axes.set_yticks([lane + 0.45 for lane in range(len(groups))], names, fontsize=8.5)
     axes.set(xlim=(0, whole / divisor), ylim=(len(groups), 0.0 if not marks else -0.55))
-    axes.set_xlabel(f"{unit} since the run began", fontsize=9, color=_hex(FAINT))
-    axes.set_ylabel("worker", fontsize=9, color=_hex(FAINT))
-    axes.tick_params(length=0, colors=_hex(INK), labelsize=9)
+    axes.set_xlabel(f"{unit} since the run began", fontsize=9, color=hex_color(FAINT))
+    axes.set_ylabel("worker", fontsize=9, color=hex_color(FAINT))
+    axes.tick_params(length=0, colors=hex_color(INK), labelsize=9)
     axes.spines[:].set_visible(False)
     _legend(figure, {f"{NAMES[kind]}  {100 * found.share(kind):.1f} %": _COLORS[kind] for kind in kinds})
     figure.suptitle(
-        f"{run}: where the time went", x=0.012, ha="left", fontsize=14, fontweight="bold", color=_hex(INK)
+        f"{run}: where the time went",
+        x=0.012,
+        ha="left",
+        fontsize=14,
+        fontweight="bold",
+        color=hex_color(INK),
     )
-    axes.set_title(headline(found), loc="left", fontsize=9.5, color=_hex(FAINT))
+    axes.set_title(headline(found), loc="left", fontsize=9.5, color=hex_color(FAINT))
     return save_figure(figure, path)
 
 
@@ -106,13 +111,13 @@ def _lane(
     kinds: Sequence[TimeClass],
 ) -> None:
     bottom = lane + 0.9
-    axes.fill_between(edges[[0, -1]], lane, bottom, color=_hex(FRAME), linewidth=0, zorder=0)
+    axes.fill_between(edges[[0, -1]], lane, bottom, color=hex_color(FRAME), linewidth=0, zorder=0)
     tops = bottom - 0.9 * np.minimum(np.cumsum(shares, axis=0), 1.0)
     below = np.full(shares.shape[1], bottom)
     for kind, top in zip(kinds, tops, strict=True):
         if (top < below - 1e-9).any():
             low, high = (np.append(line, line[-1]) for line in (below, top))
-            axes.fill_between(edges, low, high, step="post", color=_hex(_COLORS[kind]), linewidth=0)
+            axes.fill_between(edges, low, high, step="post", color=hex_color(_COLORS[kind]), linewidth=0)
         below = top
 
 
@@ -121,20 +126,16 @@ def _marks(axes: Any, marks: Sequence[tuple[float, str]], lanes: int) -> None:
     right = -np.inf
     span = axes.get_xlim()[1] if not marks else max(place for place, _ in marks)
     for place, text in marks:
-        axes.plot([place, place], [-0.1, lanes], color=_hex(INK), linewidth=0.8)
+        axes.plot([place, place], [-0.1, lanes], color=hex_color(INK), linewidth=0.8)
         if place > right:
-            axes.text(place, -0.18, text, fontsize=7.5, color=_hex(INK), ha="left", va="bottom")
+            axes.text(place, -0.18, text, fontsize=7.5, color=hex_color(INK), ha="left", va="bottom")
             right = place + 0.014 * span * len(text)
 
 
 def _legend(figure: Any, names: Mapping[str, Color]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=_hex(color), label=name) for name, color in names.items()]
+    handles = [Patch(color=hex_color(color), label=name) for name, color in names.items()]
     figure.legend(
         handles=handles, loc="outside lower left", ncols=4, frameon=False, fontsize=9, handlelength=1.0
     )
-
-
-def _hex(color: Color) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)

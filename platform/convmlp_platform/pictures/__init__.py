@@ -5,7 +5,7 @@ Files in reading order:
     style              The style that all pictures share
     annotate           Boxes, masks and class areas drawn over images
     contact_sheet      Many small pictures with captions on one page
-    class_histogram    How many samples each class has, as a chart that is legible with ten classes and with
+    charts             Charts by matplotlib: how they look, and values of classes
     predictions        Predictions beside the truth, as a sheet
     object_matches     The objects found by a model that are there, and those that it missed
     feature_map_sheet  Feature maps as pictures

@@ -55,9 +55,11 @@ def _overlaps(
     found: NDArray[np.floating], truth: NDArray[np.floating], is_crowd: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Intersection over union, shape (n, m); with crowds, over the found box's own area."""
-    corner = np.minimum(found[:, None, 2:], truth[None, :, 2:])
-    sides = np.clip(corner - np.maximum(found[:, None, :2], truth[None, :, :2]), 0, None)
-    common = sides.prod(axis=2)
-    own, true = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (found, truth))
-    union = np.where(is_crowd, own[:, None], own[:, None] + true - common)
-    return np.divide(common, union, out=np.zeros(common.shape), where=union > 0)
+    from pycocotools import mask
+
+    if not len(found) or not len(truth):
+        return np.zeros((len(found), len(truth)))
+    sized = [
+        np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dtype=np.float64) for boxes in (found, truth)
+    ]
+    return np.asarray(mask.iou(*sized, is_crowd.astype(np.uint8)))

@@ -53,6 +53,11 @@ def ink_on(color: Color) -> Color:
     return (20, 20, 20) if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else (255, 255, 255)
 
 
+def hex_color(color: Color) -> str:
+    """As matplotlib takes it: `#1c1e22`."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and knows most alphabets of class names."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convmlp_platform.pictures.style import FAINT, INK, Color, class_color
+from convmlp_platform.pictures.style import FAINT, INK, class_color, hex_color
 
 # Models whose costs lie further apart than this are drawn on a logarithmic scale.
 _LOG_FROM = 8.0
@@ -39,12 +39,12 @@ def trade_off(points: Sequence[Point], score: str, *, title: str, subtitle: str 
     drawn = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for number, (axes, (name, cost, unit)) in enumerate(zip(drawn, shown, strict=True)):
         _panel(axes, [(point, value / unit) for point in points if (value := cost(point))], families)
-        axes.set_xlabel(name, fontsize=9.5, color=_hex(FAINT))
+        axes.set_xlabel(name, fontsize=9.5, color=hex_color(FAINT))
         if not number:
-            axes.set_ylabel(score, fontsize=9.5, color=_hex(FAINT))
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=_hex(INK))
+            axes.set_ylabel(score, fontsize=9.5, color=hex_color(FAINT))
+    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=hex_color(INK))
     if subtitle:
-        drawn[0].set_title(subtitle, loc="left", fontsize=9.5, color=_hex(FAINT))
+        drawn[0].set_title(subtitle, loc="left", fontsize=9.5, color=hex_color(FAINT))
     return figure
 
 
@@ -64,7 +64,7 @@ def _panel(axes: Any, places: Sequence[tuple[Point, float]], families: Sequence[
         axes.plot(
             [x for x, _ in own],
             [y for _, y in own],
-            color=_hex(class_color(number)),
+            color=hex_color(class_color(number)),
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=8,
             linewidth=1.4,
@@ -77,15 +77,15 @@ def _panel(axes: Any, places: Sequence[tuple[Point, float]], families: Sequence[
             _offset(point, x, places, axes.get_xscale() == "log"),
             textcoords="offset points",
             fontsize=9,
-            color=_hex(INK),
+            color=hex_color(INK),
             va="center",
             path_effects=[withStroke(linewidth=3, foreground="white")],  # readable where a line passes
         )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_hex(FAINT))
+    axes.spines[["left", "bottom"]].set_color(hex_color(FAINT))
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, colors=_hex(INK), labelsize=9)
+    axes.tick_params(which="both", length=0, colors=hex_color(INK), labelsize=9)
 
 
 def _scale(axes: Any, costs: Sequence[float], scores: Sequence[float]) -> None:
@@ -121,7 +121,3 @@ def _offset(point: Point, x: float, places: Sequence[tuple[Point, float]], log: 
             continue
         shift += 7.0 if (point.score, point.label) > (other.score, other.label) else -7.0
     return 9.0, shift
-
-
-def _hex(color: Color) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)

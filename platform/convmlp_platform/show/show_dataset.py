@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convmlp_platform.data.dataset.sample_view import ROOM, ClassCounts, SplitView
 from convmlp_platform.errors import DataError
-from convmlp_platform.pictures.class_histogram import class_histogram, save_figure
+from convmlp_platform.pictures.charts import class_histogram, save_figure
 from convmlp_platform.pictures.contact_sheet import contact_sheet
 from convmlp_platform.pictures.style import FAINT, Color
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME, describe, objects_of

@@ -14,7 +14,7 @@ from convmlp_platform.data.dataset import sample_view as view_module
 from convmlp_platform.data.dataset.sample_view import SplitView
 from convmlp_platform.errors import DataError
 from convmlp_platform.pictures.annotate import draw_classes, draw_objects
-from convmlp_platform.pictures.class_histogram import class_histogram, save_figure
+from convmlp_platform.pictures.charts import class_histogram, save_figure
 from convmlp_platform.pictures.contact_sheet import Cell, contact_sheet, fit
 from convmlp_platform.pictures.style import class_color, font, shorten
 from convmlp_platform.show.show_dataset import show

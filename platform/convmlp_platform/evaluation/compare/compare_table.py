@@ -71,7 +71,7 @@ def plot(lines: Sequence[Compared], metric: str, path: Path, *, title: str, subt
     Raises:
         OSError, ValueError: it can't be written, or matplotlib knows no such format.
     """
-    from convmlp_platform.pictures.class_histogram import save_figure
+    from convmlp_platform.pictures.charts import save_figure
     from convmlp_platform.pictures.trade_off import Point, trade_off
 
     points = [
