@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convmlp.feature_maps import create_feature_extractor, stage_maps
-from convmlp.tasks.heads.retinanet import create_retinanet
+from convmlp.tasks.heads import create_dense_model
 from convmlp.zoo import create_model
 
 IMAGE = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def test_weights_are_the_ones_given_also_out_of_a_detector() -> None:
         wanted = model.forward_intermediates(IMAGE[None], intermediates_only=True)
     for one, values in zip(maps, wanted, strict=True):
         assert torch.equal(one.values, values[0])
-    detector = create_retinanet("convmlp_tiny", 3, pyramid_channels=16).eval()
+    detector = create_dense_model("retinanet", "convmlp_tiny", 3, pyramid_channels=16).eval()
     maps = stage_maps(create_feature_extractor("convmlp_tiny", weights=detector.state_dict()), IMAGE)
     with torch.inference_mode():
         inside = detector.backbone.body(IMAGE[None])  # type: ignore[operator,union-attr]

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from timm.models.mlp_mixer import MlpMixer
 
 from convmlp import create_model
-from convmlp.tasks.heads.retinanet import create_retinanet
-from convmlp.tasks.heads.semantic_fpn import create_semantic_fpn
+from convmlp.tasks.heads import create_dense_model
 from convmlp.weights import load_pretrained, match_pretrained
 
 CYCLE = {"dims": (8, 12, 16, 20), "blocks": (1, 1, 1, 1)}
@@ -258,17 +257,19 @@ def test_a_training_checkpoint_of_ddp_loads(tmp_path: Path) -> None:
 
 
 def test_a_segmenter_takes_a_whole_segmenter_or_another_model_s_backbone() -> None:
-    detector = create_retinanet("convmlp_tiny", 3, pyramid_channels=16)
-    segmenter = create_semantic_fpn("convmlp_tiny", 2, pyramid_channels=16)
+    detector = create_dense_model("retinanet", "convmlp_tiny", 3, pyramid_channels=16)
+    segmenter = create_dense_model("semantic_fpn", "convmlp_tiny", 2, pyramid_channels=16)
     fresh = segmenter.classifier.weight.detach().clone()
     report = load_pretrained(segmenter, detector.state_dict())
     assert report.backbone_only and report.fresh == report.replaced == ()
     body = {f"backbone.body.model.{key}" for key in report.loaded}
     assert all(torch.equal(segmenter.state_dict()[key], detector.state_dict()[key]) for key in body)
     assert torch.equal(segmenter.classifier.weight, fresh)
-    of_other_classes = create_semantic_fpn("convmlp_tiny", 5, pyramid_channels=16).to("meta")
+    of_other_classes = create_dense_model("semantic_fpn", "convmlp_tiny", 5, pyramid_channels=16).to("meta")
     report = match_pretrained(of_other_classes, segmenter.state_dict())
     assert not report.backbone_only and report.replaced == ("classifier.bias", "classifier.weight")
     assert len(report.loaded) == len(segmenter.state_dict()) - 2
     with pytest.raises(ValueError, match=r"the state_dict does not fit[\s\S]*shape: backbone\.fpn"):
-        match_pretrained(create_semantic_fpn("convmlp_tiny", 2, pyramid_channels=8), segmenter.state_dict())
+        match_pretrained(
+            create_dense_model("semantic_fpn", "convmlp_tiny", 2, pyramid_channels=8), segmenter.state_dict()
+        )

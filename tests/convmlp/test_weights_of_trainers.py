@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from convmlp import create_model
-from convmlp.tasks.heads.retinanet import create_retinanet
+from convmlp.tasks.heads import create_dense_model
 from convmlp.weight_files import read_weights
 from convmlp.weights import load_pretrained, match_pretrained
 
@@ -133,8 +133,8 @@ def test_a_prefix_that_is_in_the_way_of_nothing_is_no_excuse(raw: State) -> None
 
 
 def test_a_wrapped_detector_gives_its_backbone(raw: State) -> None:
-    detector = create_retinanet("convmlp_tiny", 3, pyramid_channels=16)
-    source = create_retinanet("convmlp_tiny", 3, pyramid_channels=16).state_dict()
+    detector = create_dense_model("retinanet", "convmlp_tiny", 3, pyramid_channels=16)
+    source = create_dense_model("retinanet", "convmlp_tiny", 3, pyramid_channels=16).state_dict()
     report = load_pretrained(detector, prefixed(source, "module._orig_mod."))
     assert not report.backbone_only and same(detector, source)
     assert match_pretrained(detector, prefixed(raw, "_orig_mod.")).backbone_only

@@ -12,14 +12,14 @@ May import: convmlp.weights, convmlp.zoo.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from convmlp.tasks.heads.mask_rcnn import MaskRCNN, create_mask_rcnn
-from convmlp.tasks.heads.retinanet import RetinaNet, create_retinanet
-from convmlp.tasks.heads.semantic_fpn import SemanticFPN, create_semantic_fpn
+from convmlp.tasks.heads.mask_rcnn import MaskRCNN
+from convmlp.tasks.heads.pyramid import Pyramid, create_body
+from convmlp.tasks.heads.retinanet import RetinaNet
+from convmlp.tasks.heads.semantic_fpn import SemanticFPN
+from convmlp.weights import Weights
 
-DENSE_TASKS = ("retinanet", "mask_rcnn", "semantic_fpn")
 ANCHOR_SCALES = {"retinanet": 4.0, "mask_rcnn": 8.0}
 """Side of a level's smallest anchor, in strides, as published."""
 
@@ -29,25 +29,28 @@ def create_dense_model(
     name: str,
     num_classes: int,
     *,
-    weights: str | Path | None = None,
+    weights: Weights | None = None,
     pyramid_channels: int = 256,
     anchor_scale: float | None = None,
     **options: Any,
 ) -> RetinaNet | MaskRCNN | SemanticFPN:
-    """The model of one of `DENSE_TASKS` over the network `name`; see `convmlp.tasks.heads.pyramid.create_body`.
+    """The model of a task (retinanet, mask_rcnn or semantic_fpn) over the network `name`.
 
     Args:
-        weights: file of the backbone's classifier.
+        weights, options: see `convmlp.tasks.heads.pyramid.create_body`.
+        pyramid_channels: of every map.
         anchor_scale: of detectors; default: `ANCHOR_SCALES`.
 
     Raises:
         ValueError: no such task, the network has not the feature maps it needs, or the weights don't fit.
     """
-    options |= {"weights": weights, "pyramid_channels": pyramid_channels}
     if task == "semantic_fpn":
-        return create_semantic_fpn(name, num_classes, **options)
+        body = create_body(name, SemanticFPN.body_strides, weights=weights, **options)
+        return SemanticFPN(Pyramid(body, pyramid_channels), num_classes)
     if task not in ANCHOR_SCALES:
-        raise ValueError(f"no task is named {task!r}: there are {', '.join(DENSE_TASKS)}")
-    create = create_retinanet if task == "retinanet" else create_mask_rcnn
+        raise ValueError(f"no task is named {task!r}: there are {', '.join(ANCHOR_SCALES)}, semantic_fpn")
+    detector = RetinaNet if task == "retinanet" else MaskRCNN
+    body = create_body(name, detector.body_strides, weights=weights, **options)
+    pyramid = Pyramid(body, pyramid_channels, detector.coarser_maps(body, pyramid_channels))
     scale = ANCHOR_SCALES[task] if anchor_scale is None else anchor_scale
-    return create(name, num_classes, anchor_scale=scale, **options)
+    return detector(pyramid, num_classes, anchor_scale=scale)

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torchvision.models.detection.mask_rcnn import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
-from convmlp.tasks.heads.pyramid import RATIOS, Anchors, Pyramid, create_body, pad_images
+from convmlp.tasks.heads.pyramid import RATIOS, Anchors, Pyramid, pad_images
 from convmlp.tasks.heads.retinanet import Detected, Target
-from convmlp.weights import Weights
 
-_BODY_STRIDES, _STRIDES = (4, 8, 16, 32), (4, 8, 16, 32, 64)
+_STRIDES = (4, 8, 16, 32, 64)
 _BOX_FEATURES, _MASK_FEATURES = 1024, 256
 
 
@@ -29,17 +28,23 @@ class MaskRCNN(TorchvisionMaskRCNN):
     boxes from 7 x 7 samples and two linear layers of 1,024; masks from 14 x 14 samples and four convolutions.
 
     Args:
-        backbone: from `create_mask_rcnn`.
+        backbone: a pyramid of strides 4 to 64.
         num_classes: labels are 0..num_classes - 1; the background class is added within.
         anchor_scale: side of a level's square anchor, in strides; 8 as published.
     """
 
+    body_strides = (4, 8, 16, 32)
     class_heads = (
         "roi_heads.box_predictor.cls_score",
         "roi_heads.box_predictor.bbox_pred",
         "roi_heads.mask_predictor.mask_fcn_logits",
     )
     """Modules whose size depends on the number of classes, for `convmlp.weights`."""
+
+    @staticmethod
+    def coarser_maps(body: nn.Module, channels: int) -> ExtraFPNBlock:
+        """Makes the map of stride 64 of a pyramid's last one."""
+        return LastLevelMaxPool()
 
     def __init__(self, backbone: Pyramid, num_classes: int, *, anchor_scale: float = 8.0) -> None:
         super().__init__(
@@ -131,23 +136,3 @@ def _as_in_training(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = False
-
-
-def create_mask_rcnn(
-    name: str,
-    num_classes: int,
-    *,
-    weights: Weights | None = None,
-    pyramid_channels: int = 256,
-    anchor_scale: float = 8.0,
-    **options: Any,
-) -> MaskRCNN:
-    """Mask R-CNN over the network `name`; see `MaskRCNN` and `create_body` for the arguments.
-
-    Raises:
-        ValueError: the network has no maps of strides 4, 8, 16 and 32, or the weights don't fit.
-    """
-    body = create_body(name, _BODY_STRIDES, weights=weights, **options)
-    return MaskRCNN(
-        Pyramid(body, pyramid_channels, LastLevelMaxPool()), num_classes, anchor_scale=anchor_scale
-    )

@@ -74,7 +74,7 @@ class Pyramid(nn.Module):
     def __init__(self, body: nn.Module, out_channels: int = 256, extra: ExtraFPNBlock | None = None) -> None:
         super().__init__()
         self.body, self.out_channels = body, out_channels
-        self.fpn = FeaturePyramidNetwork(channels(body), out_channels, extra)
+        self.fpn = FeaturePyramidNetwork(map_channels(body), out_channels, extra)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Finest first; names of extra maps are torchvision's."""
@@ -82,7 +82,7 @@ class Pyramid(nn.Module):
         return self.fpn({str(place): map_ for place, map_ in enumerate(maps)})
 
 
-def channels(body: nn.Module) -> list[int]:
+def map_channels(body: nn.Module) -> list[int]:
     """Of each feature map, finest first."""
     return list(_info(body).channels())
 

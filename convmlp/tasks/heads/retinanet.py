@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
-from convmlp.tasks.heads.pyramid import Anchors, Pyramid, channels, create_body, pad_images
-from convmlp.weights import Weights
+from convmlp.tasks.heads.pyramid import Anchors, Pyramid, map_channels, pad_images
 
-_BODY_STRIDES, _STRIDES = (8, 16, 32), (8, 16, 32, 64, 128)
+_STRIDES = (8, 16, 32, 64, 128)
 
 Target = dict[str, Any]
 Detected = dict[str, Tensor]
@@ -28,14 +27,20 @@ class RetinaNet(TorchvisionRetinaNet):
     cell; focal loss (alpha 0.25, gamma 2) and L1; anchors are objects from IoU 0.5 on and background below 0.4.
 
     Args:
-        backbone: from `create_retinanet`.
+        backbone: a pyramid of strides 8 to 128.
         num_classes: labels are 0..num_classes - 1, there is no background class.
         anchor_scale: side of a level's smallest anchor, in strides. 4 as published; less for objects smaller than
             32 pixels.
     """
 
+    body_strides = (8, 16, 32)
     class_heads = ("head.classification_head.cls_logits",)
     """Modules whose size depends on the number of classes, for `convmlp.weights`."""
+
+    @staticmethod
+    def coarser_maps(body: nn.Module, channels: int) -> ExtraFPNBlock:
+        """Makes the maps of strides 64 and 128 of a body's last one, for a pyramid of so many channels."""
+        return LastLevelP6P7(map_channels(body)[-1], channels)
 
     def __init__(self, backbone: Pyramid, num_classes: int, *, anchor_scale: float = 4.0) -> None:
         super().__init__(
@@ -79,22 +84,3 @@ class RetinaNet(TorchvisionRetinaNet):
             [list(torch.split(image, counts)) for image in anchors],
             padded.image_sizes,
         )
-
-
-def create_retinanet(
-    name: str,
-    num_classes: int,
-    *,
-    weights: Weights | None = None,
-    pyramid_channels: int = 256,
-    anchor_scale: float = 4.0,
-    **options: Any,
-) -> RetinaNet:
-    """RetinaNet over the network `name`; see `RetinaNet` and `create_body` for the arguments.
-
-    Raises:
-        ValueError: the network has no maps of strides 8, 16 and 32, or the weights don't fit.
-    """
-    body = create_body(name, _BODY_STRIDES, weights=weights, **options)
-    extra = LastLevelP6P7(channels(body)[-1], pyramid_channels)
-    return RetinaNet(Pyramid(body, pyramid_channels, extra), num_classes, anchor_scale=anchor_scale)

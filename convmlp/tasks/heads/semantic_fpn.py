@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from convmlp.tasks.heads.pyramid import Pyramid, create_body
-from convmlp.weights import Weights
+from convmlp.tasks.heads.pyramid import Pyramid
 
-_STRIDES = (4, 8, 16, 32)
 _CHANNELS, _DROPOUT = 128, 0.1
 
 
@@ -27,6 +23,7 @@ class SemanticFPN(nn.Module):
         num_classes: channels of the output.
     """
 
+    body_strides = (4, 8, 16, 32)
     class_heads = ("classifier",)
     """Modules whose size depends on the number of classes, for `convmlp.weights`."""
 
@@ -41,7 +38,7 @@ class SemanticFPN(nn.Module):
                     for step in range(max(1, level))
                 )
             )
-            for level in range(len(_STRIDES))
+            for level in range(len(self.body_strides))
         )
         self.dropout = nn.Dropout2d(_DROPOUT)
         self.classifier = nn.Conv2d(_CHANNELS, num_classes, 1)
@@ -57,20 +54,3 @@ class SemanticFPN(nn.Module):
                 x = F.interpolate(block(x), size=finer, mode="bilinear")
             total = total + x
         return self.classifier(self.dropout(total))
-
-
-def create_semantic_fpn(
-    name: str,
-    num_classes: int,
-    *,
-    weights: Weights | None = None,
-    pyramid_channels: int = 256,
-    **options: Any,
-) -> SemanticFPN:
-    """Semantic FPN over the network `name`; see `SemanticFPN` and `create_body` for the arguments.
-
-    Raises:
-        ValueError: the network has no maps of strides 4, 8, 16 and 32, or the weights don't fit.
-    """
-    body = create_body(name, _STRIDES, weights=weights, **options)
-    return SemanticFPN(Pyramid(body, pyramid_channels), num_classes)

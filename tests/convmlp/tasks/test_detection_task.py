@@ -11,17 +11,16 @@ from torch import Tensor
 
 import convmlp
 from convmlp.tasks.detection import DetectionTask
-from convmlp.tasks.heads.mask_rcnn import create_mask_rcnn
+from convmlp.tasks.heads import create_dense_model
 from convmlp.tasks.heads.pyramid import Anchors, create_body, pad_images
-from convmlp.tasks.heads.retinanet import create_retinanet
 from convmlp.transforms.object_transforms import pack_masks
 
-MAKERS = {"retinanet": create_retinanet, "mask_rcnn": create_mask_rcnn}
+KINDS = ("retinanet", "mask_rcnn")
 
 
 def task(kind: str, anchor_scale: float = 4.0) -> DetectionTask:
     torch.manual_seed(0)
-    model = MAKERS[kind]("convmlp_tiny", 3, pyramid_channels=16, anchor_scale=anchor_scale)
+    model = create_dense_model(kind, "convmlp_tiny", 3, pyramid_channels=16, anchor_scale=anchor_scale)
     if kind == "mask_rcnn":  # a CPU has not all day
         model.roi_heads.fg_bg_sampler.batch_size_per_image = 32
         model.rpn._post_nms_top_n = {"training": 100, "testing": 50}
@@ -30,19 +29,19 @@ def task(kind: str, anchor_scale: float = 4.0) -> DetectionTask:
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "parameters"),
+    ("kind", "name", "parameters"),
     [
-        (create_retinanet, "convmlp_s", 18_742_484),
-        (create_retinanet, "convmlp_m", 27_130_068),
-        (create_retinanet, "convmlp_l", 52_896_004),
-        (create_mask_rcnn, "convmlp_s", 28_659_920),
-        (create_mask_rcnn, "convmlp_m", 37_047_504),
-        (create_mask_rcnn, "convmlp_l", 62_231_808),
+        ("retinanet", "convmlp_s", 18_742_484),
+        ("retinanet", "convmlp_m", 27_130_068),
+        ("retinanet", "convmlp_l", 52_896_004),
+        ("mask_rcnn", "convmlp_s", 28_659_920),
+        ("mask_rcnn", "convmlp_m", 37_047_504),
+        ("mask_rcnn", "convmlp_l", 62_231_808),
     ],
 )
-def test_parameters_are_the_published_ones(make: Any, name: str, parameters: int) -> None:
+def test_parameters_are_the_published_ones(kind: str, name: str, parameters: int) -> None:
     with torch.device("meta"):
-        model = make(name, 80)
+        model = create_dense_model(kind, name, 80)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
@@ -66,7 +65,7 @@ def test_a_few_steps_reduce_the_loss_and_every_parameter_takes_part(kind: str) -
     assert min(losses[-2:]) < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_has_loss_and_detections_and_leaves_the_generator_alone(kind: str) -> None:
     images, targets = pictures(1, 2)
     for target in targets:  # published at twice the size
@@ -93,7 +92,7 @@ def test_evaluation_has_loss_and_detections_and_leaves_the_generator_alone(kind:
     assert detector.best_metric in metrics.compute()
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_images_without_objects_train(kind: str) -> None:
     images, targets = pictures(1)
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "size": (64, 64)}
@@ -118,7 +117,7 @@ def test_masks_as_bits_are_the_same() -> None:
     assert loss(targets) == loss(packed)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_detects_the_same_places(kind: str) -> None:
     """Anchors, boxes and scores are float32 whatever the layers compute in: no box is off by the 8 pixels that
     bfloat16 leaves at 1,000."""
@@ -185,12 +184,12 @@ def test_unknown_classes_are_refused() -> None:
 
 def test_heads_must_fit_the_dataset() -> None:
     with pytest.raises(ValueError, match="RetinaNet has 3 classes, the dataset has 2"):
-        DetectionTask(create_retinanet("convmlp_tiny", 3, pyramid_channels=16), [1, 2])
+        DetectionTask(create_dense_model("retinanet", "convmlp_tiny", 3, pyramid_channels=16), [1, 2])
 
 
 def test_networks_without_a_pyramid_are_refused() -> None:
     with pytest.raises(ValueError, match=r"strides .16, 16, 16., detection and segmentation need"):
-        create_retinanet("vit_tiny_patch16_224", 3)
+        create_dense_model("retinanet", "vit_tiny_patch16_224", 3)
 
 
 @pytest.mark.parametrize("name", ["convmlp_tiny", "resnet18", "regnety_002"])

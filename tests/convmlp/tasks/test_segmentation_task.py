@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from shapes import label_map, pictures
 from torch import Tensor
 
-from convmlp.tasks.heads.semantic_fpn import create_semantic_fpn
+from convmlp.tasks.heads import create_dense_model
 from convmlp.tasks.segmentation import SegmentationTask
 
 
 def task(num_classes: int = 4) -> SegmentationTask:
     torch.manual_seed(0)
     return SegmentationTask(
-        create_semantic_fpn("convmlp_tiny", num_classes, pyramid_channels=16), num_classes
+        create_dense_model("semantic_fpn", "convmlp_tiny", num_classes, pyramid_channels=16), num_classes
     )
 
 
@@ -30,7 +30,7 @@ def batch() -> tuple[Tensor, Tensor]:
 )
 def test_parameters_are_the_published_ones(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        model = create_semantic_fpn(name, 150)
+        model = create_dense_model("semantic_fpn", name, 150)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
