@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from convmlp_platform.pictures.trade_off import Point, trade_off
+from convmlp_platform.pictures.charts import Point, trade_off
 
 POINTS = [
     Point("convmlp-l", "convmlp", 80.2, 42_700_000, 9_900_000_000),

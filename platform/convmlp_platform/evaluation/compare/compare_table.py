@@ -71,8 +71,7 @@ def plot(lines: Sequence[Compared], metric: str, path: Path, *, title: str, subt
     Raises:
         OSError, ValueError: it can't be written, or matplotlib knows no such format.
     """
-    from convmlp_platform.pictures.charts import save_figure
-    from convmlp_platform.pictures.trade_off import Point, trade_off
+    from convmlp_platform.pictures.charts import Point, save_figure, trade_off
 
     points = [
         Point(line.label, line.family, line.metrics[metric], line.parameters, line.macs)
