@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
 
 from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.data.storage.block_cache import BlockCache, CacheOptions
@@ -69,20 +69,12 @@ class ReadAhead:
     @contextmanager
     def running(self, start: int, stop: int) -> Iterator[Progress]:
         """Fetch for the steps start..stop-1 while the caller goes through them, telling where it is."""
-        plan = {
-            "url": self.url,
-            "shards": [shard.model_dump() for shard in self.shards],
-            "cache": {"dir": str(self.cache.dir), "bytes": self.cache.bytes},
-            "order": asdict(self.order),
-            "global_batch_size": self.global_batch_size,
-            "micro_batch_size": self.micro_batch_size,
-            "numbers": self.numbers,
-            "windows": self.windows,
-            "max_bytes": self.max_bytes,
-            "threads": self.threads,
-        }
+        plan = _PLAN.dump_python(self, mode="json")
         with Progress(json.dumps({"plan": plan, "start": start, "stop": stop})) as progress:
             yield progress
+
+
+_PLAN = TypeAdapter(ReadAhead)
 
 
 class Progress:
@@ -206,19 +198,6 @@ class ReadAheadWalk:
             _log.warning("reading ahead: %s", error)
 
 
-def plan_from(fields: dict[str, Any]) -> ReadAhead:
-    """The plan as `ReadAhead.running` sent it."""
-    shards = [ShardInfo.model_validate(shard) for shard in fields.pop("shards")]
-    cache = fields.pop("cache")
-    return ReadAhead(
-        shards=shards,
-        cache=CacheOptions(Path(cache["dir"]), cache["bytes"]),
-        order=SampleOrder(**fields.pop("order")),
-        numbers=tuple(fields.pop("numbers")),
-        **fields,
-    )
-
-
 def _listen(walk: ReadAheadWalk) -> None:
     for line in sys.stdin:
         walk.reached(int(line))
@@ -230,7 +209,7 @@ def main() -> None:
     """Read the request from standard input and walk."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     request = json.loads(sys.stdin.readline())
-    plan = plan_from(request["plan"])
+    plan = _PLAN.validate_python(request["plan"])
     storage = RemoteStorage(plan.url, plan.shards, BlockCache(plan.cache), plan.order.block)
     walk = ReadAheadWalk(plan, storage, request["start"], request["stop"])
     threading.Thread(target=_listen, args=(walk,), daemon=True).start()

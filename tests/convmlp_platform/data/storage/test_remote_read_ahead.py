@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from prepared import digits
+from pydantic import TypeAdapter
 from s3_server import BUCKET, S3Proxy, s3_server
 
 from convmlp.transforms.image_transforms import train_transform
@@ -23,7 +24,7 @@ from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import TrainLoader
 from convmlp_platform.data.sample_order import SampleOrder
 from convmlp_platform.data.storage.block_cache import BlockCache, CacheOptions
-from convmlp_platform.data.storage.read_ahead import ReadAhead, ReadAheadWalk, plan_from
+from convmlp_platform.data.storage.read_ahead import ReadAhead, ReadAheadWalk
 from convmlp_platform.data.storage.remote import Block, RemoteStorage
 from convmlp_platform.data.storage.storage import shards_of
 from data_prep.copy_dataset import copy_dataset
@@ -137,7 +138,7 @@ def test_the_plan_arrives_as_it_was_sent(tmp_path: Path) -> None:
         patch.setattr("convmlp_platform.data.storage.read_ahead.Progress.__init__", record)
         with plan.running(0, 1):
             pass
-    assert plan_from(json.loads(sent[0])["plan"]) == plan
+    assert TypeAdapter(ReadAhead).validate_python(json.loads(sent[0])["plan"]) == plan
 
 
 def test_it_ends_when_the_rank_is_killed(server: S3Proxy, tmp_path: Path) -> None:
