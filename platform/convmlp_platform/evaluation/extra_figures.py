@@ -15,23 +15,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convmlp.tasks.detection import DetectionTask
-from convmlp.tasks.heads.pyramid import pad_images
-from convmlp.tasks.task import Metrics
 from convmlp.transforms.pixel_order import Order, instead_of, permute_pixels, pixel_order
 from convmlp_platform.config.evaluate_job import PermutationSection, ThroughputSection
-from convmlp_platform.data.reading.loader import MicroBatch
-from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import DataError
 from convmlp_platform.evaluation.result import Hardware, Permutation, Permuted, Throughput, ThroughputRow
 from data_prep.storage.json_files import DamagedJson, read_json
+
+if TYPE_CHECKING:
+    from convmlp.tasks.task import Metrics
+    from convmlp_platform.data.reading.loader import MicroBatch
+    from convmlp_platform.engine.engine import Engine
 
 NUM_IMAGES, NUM_CLASSES = 50_000, 1000
 _KEY = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -174,6 +174,9 @@ def measure(engine: Engine, images: Sequence[Any], section: ThroughputSection) -
     Args:
         images: [3, H, W] each, some real ones of the split; repeated to fill a batch.
     """
+    from convmlp.tasks.detection import DetectionTask
+    from convmlp.tasks.heads.pyramid import pad_images
+
     engine.task.eval()
     device = engine.world.device
     rows = []
@@ -225,6 +228,8 @@ def _row(size: int, seconds: list[float]) -> ThroughputRow:
 
 
 def _as_micro_batch(images: Any, size: int) -> MicroBatch:
+    from convmlp_platform.data.reading.loader import MicroBatch
+
     nothing = torch.zeros(size, dtype=torch.int64)
     return MicroBatch(images, nothing, nothing, nothing, nothing, nothing.bool(), 0)
 

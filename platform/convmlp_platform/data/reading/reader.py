@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from convmlp_platform.data.dataset.damage import Damage, DamagedSample, cause_of_all
 from convmlp_platform.data.dataset.split import ReadPayload, ShardedSplit
 from convmlp_platform.data.reading.batch_memory import ReadBatch, Room
-from convmlp_platform.data.reading.task_reading import ClassificationReading, SampleDraft, TaskReading
+from convmlp_platform.data.reading.task_reading import (
+    ClassificationReading,
+    DetectionReading,
+    SampleDraft,
+    SegmentationReading,
+    TaskReading,
+)
 from convmlp_platform.data.sample_order import Indices, SampleOrder, derive_key
 from convmlp_platform.errors import DataError, StorageUnreachable
 from data_prep.dataset.manifest import DatasetManifest
@@ -30,7 +36,7 @@ def task_reading(manifest: DatasetManifest, transform: Any) -> TaskReading:
     """How a dataset's samples are read, by its task.
 
     Args:
-        transform: the task's own: of `convmlp.transforms.image_transforms`, `detection` or `segmentation`.
+        transform: the task's own, of `convmlp.transforms`.
 
     Raises:
         DataError: it is another task's.
@@ -40,7 +46,6 @@ def task_reading(manifest: DatasetManifest, transform: Any) -> TaskReading:
     # Imported where they are needed: pycocotools is not, for classification.
     if manifest.task == "detection":
         from convmlp.transforms.object_transforms import DetectionTransform
-        from convmlp_platform.data.reading.task_reading import DetectionReading
 
         if isinstance(transform, DetectionTransform):
             return DetectionReading(transform, manifest.class_ids)
@@ -49,7 +54,6 @@ def task_reading(manifest: DatasetManifest, transform: Any) -> TaskReading:
             SegmentationEvalTransform,
             SegmentationTrainTransform,
         )
-        from convmlp_platform.data.reading.task_reading import SegmentationReading
 
         if isinstance(transform, SegmentationTrainTransform | SegmentationEvalTransform):
             return SegmentationReading(transform, manifest.num_classes)

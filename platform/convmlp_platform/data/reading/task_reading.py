@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convmlp.transforms.label_map_transforms import SegmentationEvalTransform, SegmentationTrainTransform
-from convmlp.transforms.object_transforms import DetectionTransform, Objects
 from convmlp_platform.data.dataset.split import ReadPayload
 from convmlp_platform.data.reading.batch_memory import Places, ReadTargets, Room, images_in_rows
 from data_prep.annotations.annotations import Detection, parse_detection
 from data_prep.errors import RejectedSample
 from data_prep.images.masks import check_values, read_mask
+
+# convmlp's transforms take seconds to import, and classification reads without them.
+if TYPE_CHECKING:
+    from convmlp.transforms.label_map_transforms import SegmentationEvalTransform, SegmentationTrainTransform
+    from convmlp.transforms.object_transforms import DetectionTransform, Objects
 
 
 class SampleDraft(ABC):
@@ -207,6 +210,8 @@ class _ObjectsDraft(RowsDraft):
 
 def _usable(found: Detection, masks: bool) -> Objects:
     """Returns the objects that training can use; with `masks`, only objects that have a mask."""
+    from convmlp.transforms.object_transforms import Objects
+
     usable = found.usable_masks if masks else found.usable
     segmentations = [item.get("segmentation") for item in found.objects]
     kept = np.flatnonzero(usable & ~found.is_crowd)
@@ -226,12 +231,16 @@ class SegmentationReading(TaskReading):
     num_classes: int
 
     def room(self, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        from convmlp.transforms.label_map_transforms import SegmentationEvalTransform
+
         if isinstance(self.transform, SegmentationEvalTransform):
             return (size, 3 * self.transform.most_pixels), np.dtype(np.uint8)
         side = self.transform.size
         return (size, side, side, 3), np.dtype(np.uint8)
 
     def draft(self, size: int, room: Room | None) -> SampleDraft:
+        from convmlp.transforms.label_map_transforms import SegmentationEvalTransform
+
         if isinstance(self.transform, SegmentationEvalTransform):
             return _WholeDraft(size, self.transform, self.num_classes, room)
         return _CropsDraft(size, self.transform, self.num_classes, room)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from convmlp import create_model
-from convmlp.tasks.classification import create_mixing
 from convmlp.tasks.task import Task
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.sample_order import derive_key
@@ -90,7 +89,7 @@ def build_task(job: TrainJob, manifest: DatasetManifest) -> Task:
 
 
 def _classification(job: TrainJob, model: nn.Module, num_classes: int) -> Task:
-    from convmlp.tasks.classification import ClassificationTask
+    from convmlp.tasks.classification import ClassificationTask, create_mixing
 
     augment = job.augment
     mixing = create_mixing(
