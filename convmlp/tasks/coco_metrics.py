@@ -104,15 +104,8 @@ class CocoMetrics:
         self, kind: str, images: list[_Annotation], truth: list[_Annotation], found: list[_Annotation]
     ) -> dict[str, float]:
         """pycocotools' evaluation of boxes or masks; its report goes nowhere."""
-        if kind == "segm":
-            truth = [item for item in truth if item.get("segmentation")]
-            areas = [float(runs.area(item["segmentation"])) for item in found]
-        else:
-            areas = [item["bbox"][2] * item["bbox"][3] for item in found]
-        found = [item | {"area": area} for item, area in zip(found, areas, strict=True)]
+        evaluation = self._matched(kind, images, truth, found)
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self._coco(images, truth), self._coco(images, found), kind)
-            evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         name = _KINDS[kind]
@@ -124,6 +117,32 @@ class CocoMetrics:
         }
         scores = {f"{name}_{figure}": float(v) for figure, v in zip(_NAMES, evaluation.stats, strict=True)}
         return {f"{name}_ap": 0.0} | {figure: value for figure, value in scores.items() if value >= 0}
+
+    def matches(self, kind: str) -> list[dict[str, Any]]:
+        """pycocotools' record of each image and class that has objects, true or found, of this process's images and of
+        all sizes: image_id, category_id, dtScores [found], dtMatches and dtIgnore [10 IoU thresholds, found],
+        gtIgnore [true].
+
+        Args:
+            kind: `bbox` or `segm`.
+        """
+        evaluation = self._matched(kind, self._images, self._truth, self._found)
+        every = list(evaluation.params.areaRng[0])
+        return [one for one in evaluation.evalImgs if one is not None and list(one["aRng"]) == every]
+
+    def _matched(
+        self, kind: str, images: list[_Annotation], truth: list[_Annotation], found: list[_Annotation]
+    ) -> COCOeval:
+        if kind == "segm":
+            truth = [item for item in truth if item.get("segmentation")]
+            areas = [float(runs.area(item["segmentation"])) for item in found]
+        else:
+            areas = [item["bbox"][2] * item["bbox"][3] for item in found]
+        found = [item | {"area": area} for item, area in zip(found, areas, strict=True)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(self._coco(images, truth), self._coco(images, found), kind)
+            evaluation.evaluate()
+        return evaluation
 
     def _coco(self, images: list[_Annotation], annotations: list[_Annotation]) -> COCO:
         """As pycocotools would have read it of a file. Ids are new: pycocotools takes a match with id 0 for none."""

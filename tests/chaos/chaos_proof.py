@@ -15,6 +15,7 @@ from chaos_site import REPOSITORY, ChaosError, is_alive, of_root, shared_memory,
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer, load
 from convmlp_platform.ledger.proof import check_ledger
+from convmlp_platform.registry.decision_log import is_log
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
 from convmlp_platform.training.evaluation.evaluations import RECORD, metrics_of
@@ -149,7 +150,9 @@ def check_mlflow(run: Run) -> list[str]:
         if missing := sorted(steps - sent):
             problems.append(f"MLflow lacks {len(missing)} of {len(steps)} points of {name}: {missing[:9]}")
     for model in client.search_registered_models():
+        if is_log(model.name):
+            continue
         versions = [version.version for version in client.search_model_versions(f"name='{model.name}'")]
-        if len(versions) != 1 or model.aliases != {"champion": versions[0]}:
+        if len(versions) != 1 or model.aliases != {"candidate": versions[0], "champion": versions[0]}:
             problems.append(f"{model.name} has versions {versions} and aliases {model.aliases}")
     return problems

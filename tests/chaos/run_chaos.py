@@ -159,7 +159,7 @@ def main() -> int:
             quiet = round(time.monotonic() - started, 1)
             print(f"undisturbed: {quiet} s, {expected.step} steps", flush=True)
             job |= {"launch__min_workers": 1} if options.elastic else {}
-            job |= {"tracking__register_as": "{name: chaos, alias: champion}"}
+            job |= {"tracking__register_as": "{name: chaos, automatic: true}"}
             outcome = play(site, faults, options.seed, job, expected, elastic=options.elastic)
             outcome.undisturbed_seconds = quiet
     finally:

@@ -142,7 +142,7 @@ def test_a_version_names_its_ancestor(site: Site) -> None:
 def test_what_the_registry_lacks_is_told_with_what_it_has(site: Site) -> None:
     recipe = {key.replace(".", "__"): value for key, value in RECIPE.items()}
     for source, said in (
-        ("models:/convmlp-digits@best", "its aliases: @champion; its versions: 1"),
+        ("models:/convmlp-digits@best", "its aliases: @candidate, @champion; its versions: 1"),
         ("models:/convmlp-digit/1", "there are: convmlp-digits"),
     ):
         told = site.convmlp(

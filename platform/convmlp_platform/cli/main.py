@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli.commands import data, jobs, models, pictures, replay, runs
+from convmlp_platform.cli.commands import data, jobs, models, pictures, registry, replay, runs
 from convmlp_platform.cli.common import fail
 from convmlp_platform.errors import DataError, PlatformError
 from data_prep.console import guarded
@@ -73,6 +73,7 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     jobs.add_commands(commands)
     models.add_model_list(commands)
     models.add_predict(commands)
+    registry.add_commands(commands)
     data.add_commands(commands)
     pictures.add_commands(commands)
     runs.add_checkpoints(commands)

@@ -8,6 +8,7 @@ Files in reading order:
     paths         Relative paths of a job file
     overrides     `--set a.b=c`
     evaluate_job  The sections of an evaluation job (`kind
+    promote_job   The sections of a promotion (`kind
     sweep_job     The file of a sweep (`kind
     sections/     The sections of a job file: a frozen class for each
     explain/      Reads YAML by our rules and says what is wrong with it

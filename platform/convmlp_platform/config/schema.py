@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from convmlp_platform.config import paths
 from convmlp_platform.config.evaluate_job import EvaluateJob
+from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.sections.execution import (
     CheckpointSection,
     DataSection,
@@ -166,11 +167,14 @@ def _combination_problems(job: TrainJob) -> list[str]:
     return problems
 
 
-Job = PrepareJob | TrainJob | SweepJob | EvaluateJob
-JOB_KINDS: dict[str, type[PrepareJob] | type[TrainJob] | type[EvaluateJob] | type[SweepJob]] = {
+Job = PrepareJob | TrainJob | SweepJob | EvaluateJob | PromoteJob
+JOB_KINDS: dict[
+    str, type[PrepareJob] | type[TrainJob] | type[EvaluateJob] | type[PromoteJob] | type[SweepJob]
+] = {
     "prepare": PrepareJob,
     "train": TrainJob,
     "evaluate": EvaluateJob,
+    "promote": PromoteJob,
     "sweep": SweepJob,
 }
 """`kind` → the class of its jobs. What is done with them: `jobs.kinds`."""

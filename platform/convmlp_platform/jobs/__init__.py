@@ -7,9 +7,10 @@ Files in reading order:
     training_job     A training job: on a Ray cluster under its supervisor, or in this process
     preparation_job  A data preparation, on a Ray cluster or in this process; then its pictures and its run in MLflow
     evaluation_job   An evaluation, on one worker of a Ray cluster or in this process; then its run in MLflow
+    promotion_job    A promotion, on one worker of a Ray cluster or in a child process; its record
     demo             `convmlp demo`, `make demo`
 
 May import: config, data_prep.annotations, data_prep.console, data_prep.dataset, data_prep.errors,
 data_prep.output_folder, data_prep.prepare, data_prep.shards, data_prep.storage, distributed, errors, evaluation,
-launch, runs, show, sweep, tracking, training.
+launch, promotion, runs, show, sweep, tracking, training.
 """

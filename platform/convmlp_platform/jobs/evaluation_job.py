@@ -6,14 +6,13 @@ MLflow may not cost the result: what goes wrong there is said in a line.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import flatten, parse_job
-from convmlp_platform.errors import ErrorRecord, LaunchError, PlatformError, recorded
+from convmlp_platform.errors import PlatformError
 from convmlp_platform.evaluation.report.table import console_lines
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult
 from convmlp_platform.launch.supervisor.lease import result_lease
@@ -22,7 +21,7 @@ from data_prep import console
 from data_prep.storage.urls import shown
 
 if TYPE_CHECKING:
-    from convmlp_platform.launch.cluster.capacity import Node
+    pass
 
 
 def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
@@ -106,22 +105,6 @@ def _metrics(result: EvaluationResult) -> Iterator[tuple[str, float]]:
             yield f"throughput/batch_{row.batch_size}", row.images_per_second
 
 
-def capacity_problems(job: EvaluateJob, nodes: Sequence[Node]) -> list[str]:
-    """Returns the problems that keep the job from running on a cluster of these nodes; empty if there are none."""
-    fitting = [node for node in nodes if node.cpus >= job.launch.cpus]
-    problems = []
-    if not fitting:
-        most = max((node.cpus for node in nodes), default=0)
-        problems.append(
-            f"launch.cpus (={job.launch.cpus}): the largest node has {most}: --set launch.cpus={max(most, 1)}"
-        )
-    if job.launch.use_gpu is True and not any(node.gpus for node in nodes):
-        problems.append("launch.use_gpu: the cluster has no GPU: --set launch.use_gpu=false")
-    elif job.evaluate.precision == "fp16" and not any(node.gpus for node in nodes):
-        problems.append("evaluate.precision: fp16 needs a GPU, and the cluster has none: use bf16 or fp32")
-    return problems
-
-
 def _here(job: EvaluateJob) -> EvaluationResult:
     from convmlp_platform.evaluation.evaluation_run import run_evaluation
 
@@ -129,39 +112,14 @@ def _here(job: EvaluateJob) -> EvaluationResult:
 
 
 def _on_ray(job: EvaluateJob) -> EvaluationResult:
-    from convmlp_platform.launch.cluster.capacity import cluster_nodes
-    from convmlp_platform.launch.cluster.connect import connect
-    from convmlp_platform.launch.cluster.worker_environment import private_variables, shared_env_vars
+    from convmlp_platform.launch.one_worker import on_one_worker
 
-    with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus)):
-        import ray
-        from ray.exceptions import RayError
-
-        nodes = cluster_nodes()
-        if problems := capacity_problems(job, nodes):
-            raise LaunchError("\n".join(problems))
-        gpu = job.launch.use_gpu is not False and any(node.gpus for node in nodes)
-        remote = ray.remote(num_cpus=job.launch.cpus, num_gpus=int(gpu), max_retries=0)(_in_worker)
-        try:
-            outcome = ray.get(remote.remote(job.model_dump(mode="json"), private_variables()))
-        except RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise LaunchError(f"{job.name}: the worker ended without a result: {reason}") from error
-    if "problem" in outcome:
-        raise ErrorRecord.from_json(outcome["problem"]).error()
-    return EvaluationResult.model_validate(outcome["result"])
+    values = job.model_dump(mode="json")
+    (result,) = on_one_worker(job.name, job.launch, job.evaluate.precision, _in_worker, [(values,)])
+    return EvaluationResult.model_validate(result)
 
 
-def _in_worker(values: dict[str, Any], private: dict[str, str]) -> dict[str, Any]:
-    """In a Ray task: plain values in and out, so that no class of ours has to be the same on both sides.
-
-    `private` becomes part of the worker's environment: where MLflow is, and its password.
-    """
-    console.adapt_streams()
-    os.environ.update(private)
+def _in_worker(values: dict[str, Any]) -> dict[str, Any]:
     job = parse_job(values, "job")
     assert isinstance(job, EvaluateJob)
-    try:
-        return {"result": _here(job).model_dump(mode="json")}
-    except PlatformError as error:
-        return {"problem": recorded(error).to_json()}
+    return _here(job).model_dump(mode="json")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.config.evaluate_job import EvaluateJob
+from convmlp_platform.config.evaluate_job import EvaluateJob, EvaluateLaunchSection
+from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
 from convmlp_platform.config.sweep_job import SweepJob
 
@@ -157,16 +158,46 @@ class EvaluationKind(JobKind):
 
     def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
         """See JobKind."""
-        from convmlp_platform.jobs.evaluation_job import capacity_problems
-        from convmlp_platform.launch.cluster import capacity
-
-        return capacity_problems(self.job, (nodes or capacity.cluster_nodes)())
+        return _one_workers_room(self.job.launch, self.job.evaluate.precision, nodes)
 
     def run(self, *, use_ray: bool) -> int:
         """See JobKind."""
         from convmlp_platform.jobs.evaluation_job import evaluate
 
         return evaluate(self.job, use_ray=use_ray)
+
+
+@dataclass
+class PromotionKind(JobKind):
+    """`kind: promote`."""
+
+    job: PromoteJob
+
+    def preflight(self, *, deep: bool) -> PreflightReport:
+        """See JobKind."""
+        from convmlp_platform.promotion.promotion_preflight import preflight_promotion
+
+        return preflight_promotion(self.job)
+
+    def lease(self) -> Lease | None:
+        """See JobKind."""
+        from convmlp_platform.launch.supervisor.lease import result_lease
+
+        return result_lease(Path(self.job.output.path) / self.job.name)
+
+    def address(self) -> str | None:
+        """See JobKind."""
+        return self.job.launch.address
+
+    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
+        """See JobKind."""
+        return _one_workers_room(self.job.launch, self.job.evaluate.precision, nodes)
+
+    def run(self, *, use_ray: bool) -> int:
+        """See JobKind."""
+        from convmlp_platform.jobs.promotion_job import promote_model
+
+        return promote_model(self.job, use_ray=use_ray)
 
 
 @dataclass
@@ -212,9 +243,17 @@ KINDS: Mapping[str, Callable[[Any], JobKind]] = {
     "prepare": PreparationKind,
     "train": TrainingKind,
     "evaluate": EvaluationKind,
+    "promote": PromotionKind,
     "sweep": SweepKind,
 }
 """`kind` → what is done with such a job; the same names as `config.schema.JOB_KINDS`."""
+
+
+def _one_workers_room(launch: EvaluateLaunchSection, precision: str, nodes: CountNodes | None) -> list[str]:
+    from convmlp_platform.launch.cluster import capacity
+    from convmlp_platform.launch.one_worker import capacity_problems
+
+    return capacity_problems(launch, precision, (nodes or capacity.cluster_nodes)())
 
 
 def kind_of(job: Job) -> JobKind:

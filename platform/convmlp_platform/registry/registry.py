@@ -7,7 +7,10 @@ the same result twice is noticed.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,9 @@ from typing import TYPE_CHECKING
 from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.models.bundle import WEIGHTS_NAME, read_spec
+from convmlp_platform.registry.decision_log import Decision, who
 from convmlp_platform.registry.log_model import log_bundle
+from convmlp_platform.registry.promotions import SAMPLES_FILE, SAMPLES_FOLDER, SAMPLES_TAG, PromotionDesk
 from convmlp_platform.tracking.mlflow.client import ensure_experiment, fluent_at, open_client
 from convmlp_platform.tracking.mlflow.delivery import run_exists
 from convmlp_platform.tracking.mlflow.server import mlflow_errors
@@ -29,15 +34,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DATASET_DIGEST_TAG = "dataset.digest"
+DATASET_DIGEST_TAG, SPLIT_TAG = "dataset.digest", "dataset.split"
+SEEN_TAG = "dataset.seen_share"
+"""Share of the images of its evaluation that a version was trained on."""
+CANDIDATE = "candidate"
+"""The alias of the newest version, which training gives: `kind: promote` judges it."""
+_MAX_SEEN_SHARE = 0.01
 TASK_TAG, GATE_TAG = "task", "gate.metric"
 _FIRST_GATE = "top1"  # of versions from when the registry held classifiers only, which have no such tag
 WEIGHTS_TAG = "weights.sha256"
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of a registered model. `alias` is None where the gate kept it; `reason` says why."""
+    """A version of a registered model. `alias`: that it has now; `reason`: why it is not the champion, or is."""
 
     name: str
     version: str
@@ -65,15 +76,18 @@ def register_bundle(
     example_image: bytes,
     metrics: dict[str, float],
     tags: dict[str, str],
+    training_samples: bytes | None = None,
 ) -> RegisteredVersion:
-    """Log `bundle` as the run's pyfunc model, register it by `section.register_as`, maybe move the alias.
+    """Log `bundle` as the run's pyfunc model, register it by `section.register_as`, and nominate it: it gets the alias
+    `candidate`. Weights that are a version of the name already make no second one.
 
-    The alias moves where nobody holds it, or where its holder was measured on the same dataset (tag
-    "dataset.digest", taken from the bundle's provenance `dataset_digest` where `tags` lacks it) and had no better
-    value of the task's metric: top1, box_ap, mask_ap or miou (tag "gate.metric"). Weights that are a version of the
-    name already make no second one.
+    With `register_as.automatic` it takes `register_as.alias`, too, where nobody ever had it, or where its holder was
+    measured on the same images (tags "dataset.digest", taken from the bundle's provenance where `tags` lacks it, and
+    "dataset.split") and had no better value of the task's metric: top1, box_ap, mask_ap or miou (tag "gate.metric").
+    That is on record in the log of promotions.
 
     Args:
+        training_samples: the record of what it was trained on (registry.training_samples), kept with the run.
         run_id: the MLflow run it came from; a run of its own is made where that is None or gone.
         example_image: an encoded image file for the model's input example.
         metrics: of the evaluation; the task's own decides about the alias.
@@ -103,15 +117,27 @@ def register_bundle(
                     ensure_experiment(client, uri, section.experiment), run_name=f"register-{name}"
                 )
                 run_id = str(run.info.run_id)
+            if training_samples is not None:
+                all_tags[SAMPLES_TAG] = _log_samples(client, run_id, training_samples)
             version = log_bundle(uri, run_id, bundle, example_image, name=name, tags=all_tags)
-        moves, reason = _gate(client, name, alias, version, all_tags)
-        if moves:
-            client.set_registered_model_alias(name, alias, version)
-            client.set_model_version_tag(name, version, f"alias.{alias}", reason)
+        client.set_registered_model_alias(name, CANDIDATE, version)
+    if not section.register_as.automatic:
+        reason = f"nominated as {CANDIDATE}: `convmlp registry promote {name}` compares it with the {alias}"
+        return RegisteredVersion(name, version, CANDIDATE, f"models:/{name}@{CANDIDATE}", reason)
+    moves, reason = _promote(section, name, alias, version, all_tags)
     if not moves:
         logger.warning("models:/%s/%s is registered but does not become %s: %s", name, version, alias, reason)
     target = f"models:/{name}@{alias}" if moves else f"models:/{name}/{version}"
-    return RegisteredVersion(name, version, alias if moves else None, target, reason)
+    return RegisteredVersion(name, version, alias if moves else CANDIDATE, target, reason)
+
+
+def _log_samples(client: MlflowClient, run_id: str, content: bytes) -> str:
+    """The record as an artifact of the run; its SHA-256."""
+    with tempfile.TemporaryDirectory(prefix="convmlp-samples-") as folder:
+        path = Path(folder) / SAMPLES_FILE
+        path.write_bytes(content)
+        client.log_artifact(run_id, str(path), SAMPLES_FOLDER)
+    return hashlib.sha256(content).hexdigest()
 
 
 def resolve(uri: str, *, section: TrackingTarget | None = None, into: Path | None = None) -> ResolvedModel:
@@ -147,35 +173,88 @@ def resolve(uri: str, *, section: TrackingTarget | None = None, into: Path | Non
     )
 
 
-def _gate(
-    client: MlflowClient, name: str, alias: str, version: str, candidate: Mapping[str, str]
+def _promote(
+    section: TrackingSection, name: str, alias: str, version: str, candidate: Mapping[str, str]
 ) -> tuple[bool, str]:
-    holder = client.get_registered_model(name).aliases.get(alias)
-    if holder is None:
-        return True, f"first {alias}"
-    if str(holder) == version:
-        return True, f"is {alias} already"
-    return alias_verdict(f"models:/{name}/{holder}", client.get_model_version(name, holder).tags, candidate)
+    """Give the alias to a version by the figures of training, on record; whether it has it now, and why (not)."""
+    try:
+        with PromotionDesk(section, name, alias) as desk:
+            for _ in range(_ATTEMPTS):
+                held = desk.champion()
+                if held.version == version:
+                    return True, f"is {alias} already"
+                if held.compared_with is None:
+                    moves, reason = first_verdict(alias, candidate)
+                else:
+                    rival = f"models:/{name}/{held.compared_with}"
+                    moves, reason = alias_verdict(rival, desk.tags_of(held.compared_with), candidate)
+                if not moves:
+                    return False, reason
+                decision = Decision("automatic", alias, held.version, version, who(), reason)
+                if desk.decide(decision)[1]:
+                    desk.client.set_model_version_tag(name, version, f"alias.{alias}", reason)
+                    return True, reason
+    except TrackingError as error:
+        return False, str(error)
+    return False, f"{alias} moved {_ATTEMPTS} times meanwhile"
+
+
+def first_verdict(alias: str, candidate: Mapping[str, str]) -> tuple[bool, str]:
+    """Whether a version tagged `candidate` may be the first to have the alias; and why (not)."""
+    if reason := _unfit(candidate):
+        return False, reason
+    return True, f"first {alias}"
 
 
 def alias_verdict(holder: str, held: Mapping[str, str], candidate: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether a version tagged `candidate` may take the alias from `holder`, tagged `held`; and why (not)."""
+    """Whether a version tagged `candidate` may take the alias from `holder`, tagged `held`; and why (not).
+
+    A holder whose figure is missing or no number can be replaced by one that has a figure.
+    """
     metric, other_metric = candidate.get(GATE_TAG, _FIRST_GATE), held.get(GATE_TAG, _FIRST_GATE)
-    key = f"metric.{metric}"
     digest, other = candidate.get(DATASET_DIGEST_TAG), held.get(DATASET_DIGEST_TAG)
+    if reason := _unfit(candidate):
+        return False, reason
     if not digest or digest != other:
         return (
             False,
             f"{holder} was measured on another dataset ({other or 'not recorded'}, not {digest or 'any'})",
         )
+    split, other_split = candidate.get(SPLIT_TAG), held.get(SPLIT_TAG)
+    if split and other_split and split != other_split:
+        return False, f"{holder} was measured on split {other_split!r}, not {split!r}"
     if metric != other_metric:
         return False, f"{holder} is of another task: judged by {other_metric}, not {metric}"
-    if key not in candidate or key not in held:
-        return False, f"no {metric} to compare it with {holder} by"
-    new, old = float(candidate[key]), float(held[key])
+    new, old = _figure(candidate), _figure(held)
+    assert new is not None
+    if old is None:
+        return True, f"{metric} {new:.4f}; {holder} has no {metric} that is a number"
     if new >= old:
         return True, f"{metric} {new:.4f} is not below {old:.4f} of {holder}"
     return False, f"{metric} {new:.4f} is below {old:.4f} of {holder}"
+
+
+def _unfit(candidate: Mapping[str, str]) -> str:
+    """The reason why a version can't have the alias by its own figures, or nothing."""
+    metric = candidate.get(GATE_TAG, _FIRST_GATE)
+    if _figure(candidate) is None:
+        return f"its {metric} is {candidate.get(f'metric.{metric}', 'not recorded')}, which is no figure to judge it by"
+    try:
+        seen = float(candidate.get(SEEN_TAG, "0"))
+    except ValueError:
+        seen = math.inf
+    if not seen <= _MAX_SEEN_SHARE:
+        return f"{seen:.1%} of the images of its evaluation are among those that it was trained on"
+    return ""
+
+
+def _figure(tags: Mapping[str, str]) -> float | None:
+    """The deciding metric in per cent; None where it is missing, no number, or none that a metric can have."""
+    try:
+        value = float(tags[f"metric.{tags.get(GATE_TAG, _FIRST_GATE)}"])
+    except (KeyError, ValueError):
+        return None
+    return value if 0.0 <= value <= 100.0 else None
 
 
 def _existing_version(client: MlflowClient, name: str, weights: str) -> str | None:

@@ -125,6 +125,7 @@ DOES_NOT_DECIDE = {
     "tracking.tags": {"a": "b"},
     "tracking.register_as.name": "m",
     "tracking.register_as.alias": "a",
+    "tracking.register_as.automatic": True,
     "launch.address": "local",
     "launch.num_workers": 2,
     "launch.use_gpu": False,

@@ -204,9 +204,9 @@ def test_message_of_an_impossible_combination(added: list[str], message: str) ->
     [
         (
             "kind: trian\n",
-            "x.yaml: kind: must be prepare, train, evaluate or sweep (got 'trian'); did you mean train?",
+            "x.yaml: kind: must be prepare, train, evaluate, promote or sweep (got 'trian'); did you mean train?",
         ),
-        ("name: x\n", "x.yaml: kind: required, but missing; one of prepare, train, evaluate, sweep"),
+        ("name: x\n", "x.yaml: kind: required, but missing; one of prepare, train, evaluate, promote, sweep"),
         ("", "x.yaml: a job file is a mapping that begins with `kind: train` or `kind: prepare`"),
         (TRAIN + "name: y\n", "x.yaml:7: key 'name' is given twice (first on line 2)"),
         (TRAIN + "loss: {a: 1, a: 2}\n", "x.yaml:7: key 'a' is given twice (first on line 7)"),

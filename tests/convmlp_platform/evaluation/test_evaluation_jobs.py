@@ -53,7 +53,7 @@ def trained(task: str, register: str | None = None, permute: str = "none") -> tu
     if not small:
         values["data"]["eval_split"] = "train"
     if register:
-        values["tracking"]["register_as"] = {"name": register}
+        values["tracking"]["register_as"] = {"name": register, "automatic": True}
     return folder, run(TrainJob.model_validate(values)).best
 
 

@@ -17,7 +17,7 @@ from convmlp_platform.config.sections.execution import RegisterSection, Tracking
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.models.bundle import BundleSpec, load_bundle, write_bundle
 from convmlp_platform.models.predictors.classifier import Classifier
-from convmlp_platform.registry.registry import alias_verdict, register_bundle, resolve
+from convmlp_platform.registry.registry import alias_verdict, first_verdict, register_bundle, resolve
 
 SPEC = BundleSpec(
     model="convmlp_tiny",
@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def registered(store: TrackingSection, bundle: Path, png: bytes) -> TrackingSection:
-    section = store.model_copy(update={"register_as": RegisterSection(name="toy")})
+    section = store.model_copy(update={"register_as": RegisterSection(name="toy", automatic=True)})
     version = register_bundle(
         section, run_id=None, bundle=bundle, example_image=png, metrics={"top1": 90.0}, tags={"run": "r1"}
     )
@@ -77,7 +77,29 @@ def test_the_alias_moves_only_to_what_is_no_worse_on_the_same_data() -> None:
     assert alias_verdict("models:/m/1", held, held | {"metric.top1": "90.0"})[0]
     for change in ({"metric.top1": "89.9"}, {"dataset.digest": "sha256:two"}, {"dataset.digest": ""}):
         assert not alias_verdict("models:/m/1", held, held | change)[0]
-    assert not alias_verdict("models:/m/1", {"dataset.digest": "sha256:one"}, held)[0]
+    assert alias_verdict("models:/m/1", {"dataset.digest": "sha256:one"}, held)[0], (
+        "a holder without a figure"
+    )
+
+
+@pytest.mark.parametrize("figure", ["nan", "inf", "-1", "100.1", "1e9", "99.7%", "", None])
+def test_a_figure_that_is_none_neither_wins_nor_holds(figure: str | None) -> None:
+    good = {"dataset.digest": "sha256:one", "metric.top1": "50.0"}
+    odd = good | {"metric.top1": figure} if figure is not None else {"dataset.digest": "sha256:one"}
+    assert not alias_verdict("models:/m/1", good, odd)[0] and not first_verdict("champion", odd)[0]
+    moves, reason = alias_verdict("models:/m/1", odd, good)
+    assert moves and "models:/m/1 has no top1 that is a number" in reason
+
+
+@pytest.mark.parametrize("share", ["1.0", "0.02", "nan", "all"])
+def test_who_was_evaluated_on_its_training_images_gets_no_alias(share: str) -> None:
+    good = {"dataset.digest": "sha256:one", "dataset.split": "val", "metric.top1": "50.0"}
+    cheat = good | {"metric.top1": "99.0", "dataset.seen_share": share}
+    for moves, reason in (alias_verdict("models:/m/1", good, cheat), first_verdict("champion", cheat)):
+        assert not moves and "are among those that it was trained on" in reason
+    other = good | {"metric.top1": "99.0", "dataset.split": "train"}
+    assert "was measured on split 'val', not 'train'" in alias_verdict("models:/m/1", good, other)[1]
+    assert alias_verdict("models:/m/1", good, good | {"dataset.seen_share": "0.009"})[0]
 
 
 @pytest.mark.parametrize("metric", ["box_ap", "mask_ap", "miou"])
@@ -105,7 +127,7 @@ def test_a_worse_model_is_registered_without_the_alias(
     version = register_bundle(
         registered, run_id="0" * 32, bundle=worse, example_image=png, metrics={"top1": 80.0}, tags={}
     )
-    assert version.alias is None and version.uri.startswith("models:/toy/")
+    assert version.alias == "candidate" and version.uri.startswith("models:/toy/")
     assert "80.0000 is below 90.0000" in version.reason and version.reason in caplog.text
     found = resolve("models:/toy@champion", section=registered)
     assert found.version == "1" and found.tags["run"] == "r1" and found.tags["metric.top1"] == "90.0"
@@ -124,7 +146,10 @@ def test_registering_the_same_weights_again_makes_no_version(
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/toy@nobody", r"no alias or version 'nobody'; its aliases: @champion; its versions: 1"),
+        (
+            "models:/toy@nobody",
+            r"no alias or version 'nobody'; its aliases: @candidate, @champion; its versions: 1",
+        ),
         ("models:/toy/99", r"no alias or version '99'"),
         ("models:/tod@champion", r"no registered model is named 'tod'; there are: toy"),
         ("models:/toy", r"must be models:/NAME@ALIAS or models:/NAME/VERSION"),

@@ -45,7 +45,9 @@ print(json.dumps({k: base64.b64encode(v).decode() if isinstance(v, bytes) else v
 def test_a_job_registers_its_model_and_the_version_is_served(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = tiny_job(kind, tmp_path, tracking={"register_as": {"name": "tiny"}}, eval={"batch_size": 3})
+    job = tiny_job(
+        kind, tmp_path, tracking={"register_as": {"name": "tiny", "automatic": True}}, eval={"batch_size": 3}
+    )
     result = run(job)
     assert result.registered == "models:/tiny@champion"
     found = resolve("models:/tiny/1", section=job.tracking)

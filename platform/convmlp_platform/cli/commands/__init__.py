@@ -5,11 +5,12 @@ Files in reading order:
     jobs      Commands on job files; the demo
     data      `convmlp data ...`
     models    Commands on models: models, predict, compare
+    registry  `convmlp registry ...`
     runs      Commands on a run's records: checkpoints, goodput, replay-tracking
     replay    `convmlp replay`
     pictures  `convmlp pictures ...`
 
 May import: checkpoints, cli, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset,
-data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, replay,
-runs, show, tracking, training.
+data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, registry,
+replay, runs, show, tracking, training.
 """

@@ -78,7 +78,9 @@ def add_commands(commands: Any) -> None:
         command.set_defaults(call=call)
     schema = commands.add_parser("schema", help="print the JSON schema of job files, for editors")
     schema.add_argument(
-        "--kind", choices=("prepare", "train", "evaluate", "sweep"), help="of this kind of job only"
+        "--kind",
+        choices=("prepare", "train", "evaluate", "promote", "sweep"),
+        help="of this kind of job only",
     )
     schema.set_defaults(call=_schema)
 

@@ -154,7 +154,12 @@ class RegisterSection(Section):
         description="registered model: models:/NAME@ALIAS; auto: the dataset's name",
         json_schema_extra=also_auto,
     )
-    alias: Name = "champion"
+    alias: Name = Field("champion", description="of the version in use; `convmlp registry promote` moves it")
+    automatic: bool = Field(
+        False,
+        description="give the alias to a version that training found no worse than its holder on the same images, "
+        "without comparing the two again; for people alone on a machine",
+    )
 
 
 class TrackingTarget(Section):

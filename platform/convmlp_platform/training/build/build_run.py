@@ -68,8 +68,13 @@ class RunParts:
         """Put the best model of a run that was not stopped into the registry; its URI, or None (collective)."""
         if self.trainer.stopped is not None:
             return None
-        loader = self.trainer.eval_loader
-        return on_main(self.world, lambda: register_best(self.job, self.folder, state, self.tracker, loader))
+        trainer = self.trainer
+        return on_main(
+            self.world,
+            lambda: register_best(
+                self.job, self.folder, state, self.tracker, trainer.eval_loader, trainer.train_loader.split
+            ),
+        )
 
 
 def build_run(

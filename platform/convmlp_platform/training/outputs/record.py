@@ -7,12 +7,16 @@ import json
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+
 from convmlp_platform.config.load import flatten
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.data.dataset.split import ShardedSplit
 from convmlp_platform.data.reading.loader import EvalLoader
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import TrackingError
-from convmlp_platform.registry.registry import register_bundle
+from convmlp_platform.registry.registry import SEEN_TAG, register_bundle
+from convmlp_platform.registry.training_samples import checksums_of_split, record_of, seen
 from convmlp_platform.runs.run_folder import RunFolder, checkpoints_of
 from convmlp_platform.tracking.environment_tags import environment_tags
 from convmlp_platform.tracking.tracker import Tracker
@@ -61,6 +65,7 @@ def register_best(
     state: TrainState,
     tracker: Tracker | None,
     loader: EvalLoader,
+    trained_on: ShardedSplit,
 ) -> str | None:
     """Put the best model into the registry, once a run; returns its `models:/...` URI.
 
@@ -80,6 +85,7 @@ def register_best(
             error,
         )
         return None
+    samples = record_of(checksums_of_split(trained_on))
     try:
         version = register_bundle(
             job.tracking,
@@ -88,6 +94,8 @@ def register_best(
             example_image=_example(loader),
             metrics=scores_of(state.best),
             tags={
+                "dataset.split": job.data.eval_split,
+                SEEN_TAG: repr(float(np.mean(seen(checksums_of_split(loader.split), samples)))),
                 **environment_tags(),
                 **lineage_tags(folder.path),
                 "run": job.name,
@@ -95,6 +103,7 @@ def register_best(
                 "identity": folder.identity,
                 "checkpoints": shown(str(checkpoints_of(job))),
             },
+            training_samples=samples,
         )
     except TrackingError as error:
         logger.warning("the best model is not registered: %s; it is in %s", error, folder.best)

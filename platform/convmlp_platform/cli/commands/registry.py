@@ -1,0 +1,232 @@
+"""The command registry: registered models, their champions, and the decisions that made them so."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from convmlp_platform.errors import ConfigError
+from data_prep.console import say
+
+if TYPE_CHECKING:
+    from convmlp_platform.registry.decision_log import Decision
+    from convmlp_platform.registry.promotions import PromotionDesk
+
+_SHOWN_METRICS = 3
+
+
+def add_commands(commands: Any) -> None:
+    """Add `registry list | show | history | champion | promote | rollback | adopt` to the parser's commands."""
+    parser = commands.add_parser(
+        "registry",
+        help="registered models: list, compare, promote, roll back, and who was champion when",
+        description="Training nominates a version (alias candidate); `promote` measures it beside the champion, and "
+        "moves the alias champion if the rules say so. Every decision is on record in the registry.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="all models, with champion and candidate")
+    listing.set_defaults(call=_list)
+    shows = _named(actions, "show", "a model's versions", _show)
+    history = _named(actions, "history", "all decisions on a model, oldest first", _history)
+    champion = _named(actions, "champion", "the champion now, or on a day", _champion)
+    champion.add_argument("--on", metavar="DATE", help="2026-11-30 (its end, UTC) or 2026-11-30T12:00+01:00")
+    promote = _named(actions, "promote", "measure candidate and champion, and decide", _promote)
+    promote.add_argument("--data", required=True, metavar="PATH", help="the prepared dataset to judge on")
+    promote.add_argument("--split", default="val", help="default: val")
+    promote.add_argument(
+        "--candidate", default="candidate", metavar="VERSION", help="a number or an alias; default: candidate"
+    )
+    promote.add_argument(
+        *("--set",),
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a value of the job (`convmlp schema --kind promote`), e.g. rules.require=not_worse",
+    )
+    back = _named(actions, "rollback", "give the alias back to the champion before", _roll_back)
+    back.add_argument("--to", metavar="VERSION", help="a version that was champion; default: the one before")
+    adopt = _named(actions, "adopt", "put on record an alias that was set without this command", _adopt)
+    for action in (back, adopt):
+        action.add_argument("--why", required=True, metavar="TEXT", help="the reason, for the record")
+    for action in (listing, shows, history, champion):
+        action.add_argument("--json", action="store_true", help="for programs")
+
+
+def _named(actions: Any, name: str, about: str, call: Any) -> Any:
+    parser = actions.add_parser(name, help=about, description=about)
+    parser.add_argument("name", metavar="NAME", help="of the registered model")
+    parser.add_argument("--alias", default="champion", help="default: champion")
+    parser.set_defaults(call=call)
+    return parser
+
+
+def _desk(arguments: argparse.Namespace) -> PromotionDesk:
+    from convmlp_platform.config.sections.execution import TrackingTarget
+    from convmlp_platform.registry.promotions import PromotionDesk
+
+    return PromotionDesk(TrackingTarget(), arguments.name, arguments.alias)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.config.sections.execution import TrackingTarget
+    from convmlp_platform.registry.promotions import list_models
+
+    rows = list_models(TrackingTarget())
+    if arguments.json:
+        say(json.dumps(rows, indent=2))
+    elif not rows:
+        say("no registered models")
+    for row in rows if not arguments.json else []:
+        aliases = ", ".join(f"{alias} {version}" for alias, version in row["aliases"].items()) or "no alias"
+        say(f"{row['name']:<32} {row['versions']:>4} versions   {aliases}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    with _desk(arguments) as desk:
+        rows = [
+            {
+                "version": str(one.version),
+                "aliases": sorted(one.aliases),
+                "registered": _time(one.creation_timestamp / 1000),
+                "run": one.tags.get("run", ""),
+                "dataset": one.tags.get("dataset.digest", ""),
+                "split": one.tags.get("dataset.split", ""),
+                "metrics": _metrics(one.tags),
+            }
+            for one in desk.versions()
+        ]
+    if arguments.json:
+        say(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        figures = "  ".join(
+            f"{name} {value}" for name, value in list(row["metrics"].items())[:_SHOWN_METRICS]
+        )
+        names = ", ".join(f"@{alias}" for alias in row["aliases"])
+        say(f"{row['version']:>4}  {row['registered']}  run {row['run']}  {figures}  {names}".rstrip())
+    return 0
+
+
+def _metrics(tags: dict[str, str]) -> dict[str, str]:
+    """As training or a later evaluation gave them; the deciding one first."""
+    first = f"metric.{tags.get('gate.metric', 'top1')}"
+    names = sorted(
+        (name for name in tags if name.startswith("metric.")), key=lambda name: (name != first, name)
+    )
+    return {name.removeprefix("metric."): _figure(tags[name]) for name in names}
+
+
+def _figure(text: str) -> str:
+    try:
+        return f"{float(text):.4f}"
+    except ValueError:
+        return repr(text)
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    with _desk(arguments) as desk:
+        decisions = [one for one in desk.history() if one.alias == arguments.alias]
+    if arguments.json:
+        say(json.dumps([_as_json(one) for one in decisions], indent=2))
+        return 0
+    from convmlp_platform.registry.decision_log import in_force
+
+    done = {one.number for one in in_force(decisions, arguments.alias)}
+    if not decisions:
+        say(f"no decision on models:/{arguments.name}@{arguments.alias} is on record")
+    for one in decisions:
+        late = "" if one.number in done or not one.moves else "  (another decision came first: moved nothing)"
+        say(
+            f"{one.number:>4}  {_time(one.at)}  {one.who}  {one.kind}: {one.held or 'none'} -> {one.version}{late}"
+        )
+        say(f"      {one.reason}")
+    return 0
+
+
+def _champion(arguments: argparse.Namespace) -> int:
+    moment = None if arguments.on is None else _moment(arguments.on)
+    found: dict[str, str | None]
+    with _desk(arguments) as desk:
+        if moment is None:
+            held = desk.champion()
+            found = {"version": held.version, "note": held.note}
+            line = held.note or f"models:/{arguments.name}/{held.version}"
+            if held.version is None:
+                line = f"models:/{arguments.name} has no {arguments.alias}"
+        else:
+            reign = desk.champion_on(moment)
+            found = {"version": None, "since": None}
+            if reign is not None:
+                found = {"version": reign.version, "since": _time(reign.since)}
+            line = (
+                f"models:/{arguments.name} had no {arguments.alias} then, by the log"
+                if reign is None
+                else f"models:/{arguments.name}/{reign.version}, since {_time(reign.since)} by {reign.decision.who}: "
+                f"{reign.decision.reason}"
+            )
+    say(json.dumps(found) if arguments.json else line)
+    return 0
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.config.load import parse_job
+    from convmlp_platform.config.overrides import apply_overrides
+    from convmlp_platform.jobs.run_job import launch
+
+    values, names, problems = apply_overrides(
+        {
+            "kind": "promote",
+            "name": f"promote-{arguments.name}",
+            "model": {"name": arguments.name, "candidate": arguments.candidate, "alias": arguments.alias},
+            "data": {"path": arguments.data, "split": arguments.split},
+        },
+        arguments.set,
+    )
+    return launch(parse_job(values, "registry promote", names, problems).resolved(), use_ray=False)
+
+
+def _roll_back(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.registry.decision_log import who
+
+    with _desk(arguments) as desk:
+        _say_done(arguments, desk.roll_back(who(), arguments.why, arguments.to))
+    return 0
+
+
+def _adopt(arguments: argparse.Namespace) -> int:
+    from convmlp_platform.registry.decision_log import who
+
+    with _desk(arguments) as desk:
+        _say_done(arguments, desk.adopt(who(), arguments.why))
+    return 0
+
+
+def _say_done(arguments: argparse.Namespace, decision: Decision) -> None:
+    say(
+        f"models:/{arguments.name}@{arguments.alias} is version {decision.version} (was {decision.held or 'none'}); "
+        f"decision {decision.number} is on record"
+    )
+
+
+def _as_json(decision: Decision) -> dict[str, Any]:
+    names: Sequence[str] = ("number", "kind", "alias", "held", "version", "who", "reason", "evidence")
+    return {name: getattr(decision, name) for name in names} | {"at": _time(decision.at)}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _moment(text: str) -> datetime:
+    """A moment; of a day, its end in UTC."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--on {text}: give a day such as 2026-11-30, or 2026-11-30T12:00+01:00") from None
+    if len(text) <= len("2026-11-30"):
+        found += timedelta(days=1) - timedelta(milliseconds=1)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
