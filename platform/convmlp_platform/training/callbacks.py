@@ -10,6 +10,7 @@ from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weigh
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
 from convmlp_platform.training.step_plan import TrainState
+from data_prep.console import say
 
 
 class Callback:
@@ -88,7 +89,7 @@ class Console(Callback):
         self._say(f"told to stop ({reason}): step {state.step} is saved")
 
     def _say(self, line: str) -> None:
-        print(line, flush=True)
+        say(line)
 
 
 def _shown(scores: Mapping[str, float]) -> str:

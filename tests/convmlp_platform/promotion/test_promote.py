@@ -97,6 +97,11 @@ def val_checksums(toys: Toys) -> Any:
     )
 
 
+def slow(*values: Any) -> Any:
+    """Parameters of the slow tests: 5 s of a core each, and the fast ones show the path."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 Weights = dict[str, torch.Tensor]
 HEAD = "head.weight"
 
@@ -131,15 +136,15 @@ def filled(value: float) -> Callable[[Toys], Weights]:
     ("weights", "changes", "reason"),
     [
         (swapped, {}, "it is not better"),
-        (stale, {}, "it is not better"),
-        (quantised, {}, "it is not better"),
+        slow(stale, {}, "it is not better"),
+        slow(quantised, {}, "it is not better"),
         (filled(float("nan")), {}, "not finite|not all finite"),
-        (filled(float("inf")), {}, "not finite|not all finite"),
-        (None, {"mean": (0.9, 0.1, 0.5), "std": (0.05, 2.0, 0.25)}, "it is not better"),
-        (None, {"image_size": 8}, "it is not better|confidence"),
-        (lambda toys: toys.noisy(0.601, 1), {}, "it is not better|by chance"),
-        (lambda toys: toys.noisy(0.6, 2), {"tags": {"metric.top1": "99.7%"}}, "it is not better|by chance|loses"),
-        (None, {"known": False}, "nobody knows what version 2 was trained on"),
+        slow(filled(float("inf")), {}, "not finite|not all finite"),
+        slow(None, {"mean": (0.9, 0.1, 0.5), "std": (0.05, 2.0, 0.25)}, "it is not better"),
+        slow(None, {"image_size": 8}, "it is not better|confidence"),
+        slow(lambda toys: toys.noisy(0.601, 1), {}, "it is not better|by chance"),
+        slow(lambda toys: toys.noisy(0.6, 2), {"tags": {"metric.top1": "99.7%"}}, "it is not better|by chance|loses"),
+        slow(None, {"known": False}, "nobody knows what version 2 was trained on"),
         (None, {"classes": ("green", "blue", "red")}, "class 0 of the model is 'green'"),
     ],
 )  # fmt: skip
@@ -173,7 +178,7 @@ def test_a_good_one_passes_and_so_does_one_of_new_data(toys: Toys) -> None:
         tried(toys)
 
 
-@pytest.mark.parametrize(("share", "images"), [(1.0, 0), (0.05, 0), (0.005, 597)])
+@pytest.mark.parametrize(("share", "images"), [(1.0, 0), slow(0.05, 0), slow(0.005, 597)])
 def test_images_of_the_judgement_that_were_trained_on(toys: Toys, share: float, images: int) -> None:
     crown(toys)
     own = val_checksums(toys)
@@ -190,8 +195,14 @@ def bundle_file(toys: Toys, version: str) -> Path:
     return resolve(f"models:/{toys.name}/{version}", section=toys.section).bundle / WEIGHTS_NAME
 
 
-@pytest.mark.parametrize("whose", ["candidate", "champion"])
-@pytest.mark.parametrize("damage", ["cut", "exchanged", "gone"])
+@pytest.mark.parametrize(
+    ("whose", "damage"),
+    [
+        ("candidate", "exchanged"),
+        *(slow("candidate", damage) for damage in ("cut", "gone")),
+        *(slow("champion", damage) for damage in ("cut", "exchanged", "gone")),
+    ],
+)
 def test_weights_that_are_not_what_was_registered(toys: Toys, whose: str, damage: str) -> None:
     first, second = crown(toys), toys.add()
     file = bundle_file(toys, second if whose == "candidate" else first)
@@ -208,6 +219,7 @@ def test_weights_that_are_not_what_was_registered(toys: Toys, whose: str, damage
         assert not found.moved and f"version {second} can't be judged" in found.decision.reason
 
 
+@pytest.mark.slow
 def test_the_first_champion_must_know_something(toys: Toys) -> None:
     toys.add(swapped(toys))
     found = tried(toys)
@@ -217,6 +229,7 @@ def test_the_first_champion_must_know_something(toys: Toys) -> None:
     assert champion(toys) == "2"
 
 
+@pytest.mark.slow
 def test_a_deleted_champion_leaves_a_rule(toys: Toys) -> None:
     crown(toys, 0.3)
     second = toys.add()
@@ -231,6 +244,7 @@ def test_a_deleted_champion_leaves_a_rule(toys: Toys) -> None:
     assert tried(toys, rules__confidence=0.6).moved and champion(toys) == better
 
 
+@pytest.mark.slow
 def test_one_that_was_promoted_meanwhile_is_compared_with(toys: Toys) -> None:
     first, second, third = crown(toys), toys.add(toys.noisy(0.3)), toys.add(toys.noisy(0.31))
     done: list[str] = []
@@ -254,6 +268,7 @@ def test_one_that_was_promoted_meanwhile_is_compared_with(toys: Toys) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_latency_and_a_class_can_be_limits(toys: Toys) -> None:
     crown(toys)
     toys.add()

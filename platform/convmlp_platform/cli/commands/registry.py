@@ -222,11 +222,13 @@ def _time(seconds: float) -> str:
 
 
 def _moment(text: str) -> datetime:
-    """A moment; of a day, its end in UTC."""
+    """A moment; of a day or a second, its end; UTC unless it says otherwise."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"--on {text}: give a day such as 2026-11-30, or 2026-11-30T12:00+01:00") from None
     if len(text) <= len("2026-11-30"):
         found += timedelta(days=1) - timedelta(milliseconds=1)
+    elif not found.microsecond:
+        found += timedelta(milliseconds=999)
     return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -29,6 +29,7 @@ from convmlp_platform.training.outputs.sample_pictures import SamplePictures
 from convmlp_platform.training.step_plan import StepPlan, TrainState
 from convmlp_platform.training.stop_request import StopRequest
 from convmlp_platform.training.trainer import Trainer
+from data_prep.console import say
 
 # Seconds for MLflow when told to stop: who asks may kill soon, and the next start delivers the rest.
 SHORT_GOODBYE = 3.0
@@ -91,7 +92,7 @@ def build_run(
     plan = StepPlan(job, len(train_loader.split))
     task = parts.build_task(starting, manifest)
     if world.is_main and (line := start_line(starting, task.model, manifest)):
-        print(f"model: {line}", flush=True)
+        say(f"model: {line}")
     engine = parts.build_engine(job, task, manifest, world)
     tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
     watchers: list[Callback] = [goodput := GoodputLog(clock, folder, world, job.launch)]
