@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -10,10 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from convmlp.tasks.heads.mask_rcnn import MaskRCNN
-from convmlp.tasks.heads.retinanet import RetinaNet
 
 
 def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
@@ -36,6 +34,8 @@ def count_macs(model: nn.Module, image_size: int | tuple[int, int] = 224, batch_
     Raises:
         ValueError: the model doesn't take such images.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # with triton, 0.3 s
+
     height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     on_meta = {name: _to_meta(t) for name, t in chain(model.named_parameters(), model.named_buffers())}
     images = torch.empty(batch_size, 3, height, width, device="meta")
@@ -68,12 +68,10 @@ def count_task_macs(model: nn.Module, image_size: int | tuple[int, int]) -> int:
     Raises:
         ValueError: the model doesn't take such images.
     """
-    if isinstance(model, MaskRCNN):
-        heads = model.roi_heads
-        regions = _Regions(nn.Sequential(heads.box_head, heads.box_predictor), 7, model.backbone.out_channels)
-        masks = _Regions(
-            nn.Sequential(heads.mask_head, heads.mask_predictor), 14, model.backbone.out_channels
-        )
+    if (detector := _as_a("mask_rcnn", "MaskRCNN", model)) is not None:
+        heads, width = detector.roi_heads, detector.backbone.out_channels
+        regions = _Regions(nn.Sequential(heads.box_head, heads.box_predictor), 7, width)
+        masks = _Regions(nn.Sequential(heads.mask_head, heads.mask_predictor), 14, width)
         # One region is an "image" of a few channels: the counter makes it of the right shape.
         return (
             count_macs(dense_part(model), image_size)
@@ -88,11 +86,18 @@ def dense_part(model: nn.Module) -> nn.Module:
 
     Of a detector, these are backbone, pyramid and the head on all their cells; else it is the model itself.
     """
-    if isinstance(model, RetinaNet):
-        return _Dense(model.backbone, model.head)
-    if isinstance(model, MaskRCNN):
-        return _Dense(model.backbone, model.rpn.head)
+    if (detector := _as_a("retinanet", "RetinaNet", model)) is not None:
+        return _Dense(detector.backbone, detector.head)
+    if (detector := _as_a("mask_rcnn", "MaskRCNN", model)) is not None:
+        return _Dense(detector.backbone, detector.rpn.head)
     return model
+
+
+def _as_a(file: str, kind: str, model: nn.Module) -> Any:
+    """The model if it is a detector of this class of `convmlp.tasks.heads`, else None. Where the file isn't imported
+    there is no such model; importing it brings torchvision along, seconds that a classifier is spared."""
+    heads = sys.modules.get(f"convmlp.tasks.heads.{file}")
+    return model if heads is not None and isinstance(model, getattr(heads, kind)) else None
 
 
 class _Dense(nn.Module):

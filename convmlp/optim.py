@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import timm.optim
 import torch
 from torch import nn
 
@@ -46,14 +45,10 @@ def create_optimizer(
     Raises:
         ValueError: unknown name, or an option that this optimizer does not take.
     """
-    if decay not in ("weights", "all"):
-        raise ValueError(f"decay must be weights or all, not {decay!r}")
-    if name not in OPTIMIZERS:
-        raise ValueError(f"no optimizer is named {name!r}: choose from {', '.join(OPTIMIZERS)}")
     given: dict[str, Any] = {"betas": betas, "eps": eps, "momentum": momentum}
     options = {option: value for option, value in given.items() if value is not None}
-    if unused := sorted(options.keys() - OPTIMIZERS[name]):
-        raise ValueError(f"optimizer {name!r} does not take {', '.join(unused)}")
+    check_optimizer(name=name, decay=decay, **options)
+    import timm.optim  # with torch's compiler, which torch's optimizers load as well, seconds of import
 
     def groups_of(module: nn.Module, **kwargs: Any) -> list[dict[str, Any]]:
         if decay == "all":
@@ -66,6 +61,20 @@ def create_optimizer(
     return timm.optim.create_optimizer_v2(
         model, opt=name, lr=lr, weight_decay=weight_decay, param_group_fn=groups_of, **options
     )
+
+
+def check_optimizer(*, name: str, decay: str = "weights", **options: Any) -> None:
+    """Raises ValueError for arguments of `create_optimizer` that it refuses; nothing is made or imported."""
+    if decay not in ("weights", "all"):
+        raise ValueError(f"decay must be weights or all, not {decay!r}")
+    if name not in OPTIMIZERS:
+        raise ValueError(f"no optimizer is named {name!r}: choose from {', '.join(OPTIMIZERS)}")
+    if unused := sorted(options.keys() - OPTIMIZERS[name]):
+        raise ValueError(f"optimizer {name!r} does not take {', '.join(unused)}")
+    if name == "sgd" and options.get("momentum") == 0:
+        raise ValueError("momentum must be above 0 for Nesterov's: leave Nesterov out, or raise it")
+    if not all(0 <= beta < 1 for beta in options.get("betas", ())):
+        raise ValueError(f"betas must lie in [0, 1), not {tuple(options['betas'])}")
 
 
 def _no_weight_decay(module: nn.Module) -> set[str]:

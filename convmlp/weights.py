@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureHookNet
 from torch import Tensor, nn
 
 from convmlp.models.cycle_mlp import CycleFC, read_shifts
 from convmlp.models.mixer import Mixer
+from convmlp.timm_internals import is_feature_extractor, wrapped_network
 from convmlp.weight_files import Choice, FileWeights, read_weights
 
 Weights = str | Path | Mapping[str, Tensor] | FileWeights
@@ -123,7 +123,7 @@ def _plan(
         raise Misfit(name, network, problems, weights)
     _check_offsets(network, source, name)
     notes = [f"{name}: {weights.choice}"] if weights.choice else []
-    if isinstance(network, Mixer) and network.gelu == "exact" and weights.is_flax:
+    if weights.is_flax and getattr(network, "gelu", None) == "exact":  # Mixer's
         notes.append(
             f"{name} was trained with the tanh approximation of GELU and the model has the exact one: outputs differ "
             "slightly from Google's; make the model with gelu='tanh' for equal ones"
@@ -158,8 +158,8 @@ def _plan_of_names(
     body = getattr(getattr(model, "backbone", None), "body", None)
     backbone_only = body is not None and not _is_alike(model, source)
     target: nn.Module = body if body is not None and backbone_only else model
-    is_backbone = isinstance(target, FeatureGetterNet | FeatureDictNet | FeatureHookNet)
-    network: nn.Module = target.model if isinstance(target, FeatureGetterNet) else target
+    is_backbone = is_feature_extractor(target)
+    network = wrapped_network(target) or target
     if is_backbone:
         source = _backbone_part(source)
         if network is target:

@@ -8,9 +8,10 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from convmlp.models.layers import height_width, take_indices
 
 
 class HierarchicalBackbone(nn.Module):
@@ -83,7 +84,7 @@ class HierarchicalBackbone(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
         self.check_images(x)
-        take, max_index = feature_take_indices(len(self.feature_info), indices)
+        take, max_index = take_indices(len(self.feature_info), indices)
         wanted = {self.feature_info[i]["module"]: i for i in take}
         last_needed = self.feature_info[max_index]["module"]
         maps = []
@@ -106,7 +107,7 @@ class HierarchicalBackbone(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the parts that no feature map of `indices` needs; returns the indices, none negative."""
-        take, max_index = feature_take_indices(len(self.feature_info), indices)
+        take, max_index = take_indices(len(self.feature_info), indices)
         names = [name for name, _ in self.parts()]
         self.keep_parts(names.index(self.feature_info[max_index]["module"]) + 1)
         if prune_norm:
@@ -207,3 +208,23 @@ def check_stages(**per_stage: Any) -> None:
     if len(lengths) != 1 or lengths.pop() < 2:
         names = ", ".join(f"{name}={tuple(values)}" for name, values in per_stage.items())
         raise ValueError(f"there must be one entry per stage, for at least two stages; got {names}")
+
+
+def check_patches(img_size: int | tuple[int, int], patch_size: int) -> None:
+    """Raises ValueError unless images of `img_size` split into whole patches."""
+    height, width = height_width(img_size)
+    if min(height, width) < patch_size or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"img_size {height}x{width} must be a multiple of the patch size {patch_size}: "
+            "choose another image size or a model with smaller patches"
+        )
+
+
+def check_fixed_size(model: nn.Module, x: Tensor, size: tuple[int, int]) -> None:
+    """Raises ValueError unless `x` holds images of exactly the `size` that the model was made for."""
+    in_chans: int = model.in_chans  # type: ignore[assignment]
+    if x.ndim != 4 or tuple(x.shape[1:]) != (in_chans, *size):
+        raise ValueError(
+            f"{type(model).__name__} takes images [B, {in_chans}, {size[0]}, {size[1]}], not {list(x.shape)}: "
+            "its token-mixing weights fit one image size; make it with img_size=... for another"
+        )

@@ -12,10 +12,10 @@ Shape letters: B batch, C channels, H and W height and width. Modules take and g
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from convmlp.models.backbone import BlockSequence, HierarchicalBackbone, check_stages, linear_rates
+from convmlp.models.layers import DropPath, Mlp
 
 StemStride = Literal[2, 4]
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from convmlp.models.backbone import (
@@ -26,6 +25,7 @@ from convmlp.models.backbone import (
     check_stages,
     linear_rates,
 )
+from convmlp.models.layers import DropPath, Mlp
 
 Shifts = tuple[tuple[int, int], ...]
 """(dy, dx) in pixels: channel i reads its input at (y + dy, x + dx) of entry i mod the tuple's length."""

@@ -7,11 +7,12 @@ linearly over the blocks, Flax's initialisation, and the choice of GELU that Goo
 from functools import partial
 from typing import Literal
 
-from timm.layers import DropPath, lecun_normal_, to_2tuple
+from timm.layers import lecun_normal_
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
-from convmlp.models.backbone import linear_rates
+from convmlp.models.backbone import check_fixed_size, check_patches, linear_rates
+from convmlp.models.layers import DropPath, height_width
 
 Gelu = Literal["exact", "tanh"]
 
@@ -59,7 +60,7 @@ class Mixer(MlpMixer):
             drop_rate=drop_rate,
         )
         self.gelu = gelu
-        self.fixed_image_size: tuple[int, int] = to_2tuple(img_size)
+        self.fixed_image_size: tuple[int, int] = height_width(img_size)
         for block, rate in zip(self.blocks, rates, strict=True):
             block.drop_path = DropPath(rate) if rate > 0 else nn.Identity()
 
@@ -99,23 +100,3 @@ class Mixer(MlpMixer):
     def no_weight_decay(self) -> set[str]:
         """Parameters excluded from decay beyond timm's rule (1-D tensors and biases): none."""
         return set()
-
-
-def check_patches(img_size: int | tuple[int, int], patch_size: int) -> None:
-    """Raises ValueError unless images of `img_size` split into whole patches."""
-    height, width = to_2tuple(img_size)
-    if min(height, width) < patch_size or height % patch_size or width % patch_size:
-        raise ValueError(
-            f"img_size {height}x{width} must be a multiple of the patch size {patch_size}: "
-            "choose another image size or a model with smaller patches"
-        )
-
-
-def check_fixed_size(model: nn.Module, x: Tensor, size: tuple[int, int]) -> None:
-    """Raises ValueError unless `x` holds images of exactly the `size` that the model was made for."""
-    in_chans: int = model.in_chans  # type: ignore[assignment]
-    if x.ndim != 4 or tuple(x.shape[1:]) != (in_chans, *size):
-        raise ValueError(
-            f"{type(model).__name__} takes images [B, {in_chans}, {size[0]}, {size[1]}], not {list(x.shape)}: "
-            "its token-mixing weights fit one image size; make it with img_size=... for another"
-        )

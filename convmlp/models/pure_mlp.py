@@ -10,11 +10,17 @@ rule. It ties the network to one image size, which is what ConvMLP does away wit
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import DropPath, Mlp, to_2tuple
 from torch import Tensor, nn
 
-from convmlp.models.backbone import BlockSequence, HierarchicalBackbone, check_stages, linear_rates
-from convmlp.models.mixer import check_fixed_size, check_patches
+from convmlp.models.backbone import (
+    BlockSequence,
+    HierarchicalBackbone,
+    check_fixed_size,
+    check_patches,
+    check_stages,
+    linear_rates,
+)
+from convmlp.models.layers import DropPath, Mlp, height_width
 
 
 class PureMLPBlock(nn.Module):
@@ -90,7 +96,7 @@ class PureMLP(HierarchicalBackbone):
         strides = [patch_size * 2**i for i in range(len(dims))]
         check_patches(img_size, strides[-1])
         self.num_classes, self.num_features, self.in_chans = num_classes, dims[-1], in_chans
-        self.fixed_image_size: tuple[int, int] = to_2tuple(img_size)
+        self.fixed_image_size: tuple[int, int] = height_width(img_size)
         self.min_image_size = min(self.fixed_image_size)
         height, width = self.fixed_image_size
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -111,6 +110,8 @@ def create_mixing(
         raise ValueError(f"mixup and cutmix must not be negative: got mixup={mixup}, cutmix={cutmix}")
     if mixup == 0 and cutmix == 0:
         return None
+    from timm.data import Mixup  # seconds of import, which jobs without mixing are spared
+
     mix = Mixup(
         mixup_alpha=mixup,
         cutmix_alpha=cutmix,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,12 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
-from timm.data.auto_augment import RandAugment, posterize, rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
-from torchvision.transforms import ColorJitter
 
 from convmlp.transforms.pixels import (
     INTERPOLATIONS,
@@ -93,14 +89,9 @@ class TrainTransform:
         crop: Crop = "random_resized",
         pad: int = 4,
     ) -> None:
-        if crop not in ("random_resized", "pad", "none"):
-            raise ValueError(f"crop must be random_resized, pad or none, not {crop!r}")
-        if interpolation not in (*INTERPOLATIONS, "random"):
-            raise ValueError(f"interpolation must be bilinear, bicubic or random, not {interpolation!r}")
-        if rand_augment is not None and not rand_augment.startswith("rand"):
-            raise ValueError(f"rand_augment must look like 'rand-m9-mstd0.5-inc1', not {rand_augment!r}")
-        if crop == "pad" and not 0 <= pad < image_size:
-            raise ValueError(f"pad must lie in [0, {image_size}) for images of {image_size} px, not {pad}")
+        check_augmentation(
+            image_size, crop=crop, pad=pad, interpolation=interpolation, rand_augment=rand_augment
+        )
         self.size, self.crop, self.pad, self.hflip = image_size, crop, pad, hflip
         self.scale, self.ratio = scale, ratio
         self.interpolations = INTERPOLATIONS if interpolation == "random" else (interpolation,)
@@ -110,10 +101,14 @@ class TrainTransform:
         if rand_augment is not None:
             self._color = _rand_augment(rand_augment, image_size, mean, interpolation)
         elif color_jitter > 0:
+            from torchvision.transforms import ColorJitter
+
             self._color = ColorJitter(color_jitter, color_jitter, color_jitter)
-        self._erase = (
-            RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing > 0 else None
-        )
+        self._erase: Any = None
+        if random_erasing > 0:
+            from timm.data.random_erasing import RandomErasing
+
+            self._erase = RandomErasing(random_erasing, mode="pixel", device="cpu")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -183,6 +178,46 @@ class TrainTransform:
 train_transform = TrainTransform
 
 
+def check_augmentation(
+    image_size: int, *, crop: str, pad: int, interpolation: str, rand_augment: str | None
+) -> None:
+    """Raises ValueError for arguments of `TrainTransform` that it refuses, without making it: the libraries that
+    augment take seconds to import."""
+    if crop not in ("random_resized", "pad", "none"):
+        raise ValueError(f"crop must be random_resized, pad or none, not {crop!r}")
+    if interpolation not in (*INTERPOLATIONS, "random"):
+        raise ValueError(f"interpolation must be bilinear, bicubic or random, not {interpolation!r}")
+    if rand_augment is not None:
+        _check_rand_augment(rand_augment)
+    if crop == "pad" and not 0 <= pad < image_size:
+        raise ValueError(f"pad must lie in [0, {image_size}) for images of {image_size} px, not {pad}")
+
+
+_SECTIONS: dict[str, Callable[[str], float]] = {
+    "m": int, "n": int, "p": float, "mstd": float, "mmax": int, "inc": int,
+}  # fmt: skip
+"""timm's sections of a RandAugment specification, and their numbers; t and a name is a set of operations."""
+
+
+def _check_rand_augment(spec: str) -> None:
+    first, *sections = spec.split("-")
+    if first != "rand":
+        raise ValueError(f"rand_augment must look like 'rand-m9-mstd0.5-inc1', not {spec!r}")
+    for section in sections:
+        name, *rest = re.split(r"(\d.*)", section)
+        if section.startswith("t") or not rest:  # of the latter timm says nothing
+            continue
+        if name not in _SECTIONS:
+            raise ValueError(
+                f"rand_augment (={spec!r}): no section is named {name!r}: choose from {', '.join(_SECTIONS)}, t"
+            )
+        try:
+            _SECTIONS[name](rest[0])
+        except ValueError:
+            kind = "a whole number" if _SECTIONS[name] is int else "a number"
+            raise ValueError(f"rand_augment (={spec!r}): {name} takes {kind}, not {rest[0]!r}") from None
+
+
 class EvalTransform:
     """timm's recipe, by Pillow: resize the shorter side to floor(image_size / crop_pct), cut the centre.
 
@@ -201,9 +236,8 @@ class EvalTransform:
     ) -> None:
         self.size, self.dtype = image_size, np.dtype(np.uint8)
         self.normalize = Normalize(mean, std)
-        self._cut = create_transform(
-            image_size, is_training=False, crop_pct=crop_pct, interpolation=interpolation, normalize=False
-        )
+        self._resized = math.floor(image_size / crop_pct)
+        self._interpolation = Image.Resampling[interpolation.upper()]
 
     def render(self, image: Image.Image, out: Pixels) -> None:
         """Fill `out` (size, size, 3)."""
@@ -215,29 +249,46 @@ class EvalTransform:
 
     def _pixels(self, image: Image.Image) -> Tensor:
         """Returns the pixels that the network looks at: uint8 [3, size, size]."""
-        return self._cut(_to_rgb(_middle(image)))
+        image = _to_rgb(_middle(image))
+        width, height = image.size
+        shorter = min(width, height)
+        width, height = (int(self._resized * side / shorter) for side in (width, height))
+        image = image.resize((width, height), self._interpolation)
+        left, top = (_before(side, self.size) for side in (width, height))
+        # Beyond the image, where `crop_pct` is above 1, the cut is black.
+        cut = image.crop((left, top, left + self.size, top + self.size))
+        return torch.from_numpy(np.array(cut)).permute(2, 0, 1)
 
 
 eval_transform = EvalTransform
 
 
-def _rand_augment(spec: str, image_size: int, mean: Sequence[float], interpolation: str) -> RandAugment:
+def _before(side: int, size: int) -> int:
+    """Pixels to cut off before the middle `size` of a `side`; below zero: to add."""
+    return round((side - size) / 2) if side >= size else -((size - side) // 2)
+
+
+def _rand_augment(
+    spec: str, image_size: int, mean: Sequence[float], interpolation: str
+) -> Callable[[Image.Image], Image.Image]:
+    from timm.data.auto_augment import posterize, rand_augment_transform
+
     params: dict[str, Any] = {
         "translate_const": int(image_size * 0.45),
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
     }
     if interpolation != "random":
-        params["interpolation"] = str_to_pil_interp(interpolation)
+        params["interpolation"] = Image.Resampling[interpolation.upper()]
+
+    def posterize_to_one(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
+        """timm asks for 0 bits at the highest magnitude; Pillow 13 refuses (older ones gave black): keep one."""
+        return posterize(image, max(1, bits_to_keep), **kwargs)
+
     augment = rand_augment_transform(spec, params)
     for op in augment.ops:
         if op.aug_fn is posterize:
-            op.aug_fn = _posterize
+            op.aug_fn = posterize_to_one
     return augment
-
-
-def _posterize(image: Image.Image, bits_to_keep: int, **kwargs: Any) -> Image.Image:
-    """timm asks for 0 bits at the highest magnitude; Pillow 13 refuses (older ones gave black): keep one."""
-    return posterize(image, max(1, bits_to_keep), **kwargs)
 
 
 def _middle(image: Image.Image) -> Image.Image:

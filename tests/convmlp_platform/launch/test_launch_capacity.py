@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.launch.cluster.capacity import Node, check, uses_gpu, workers_that_fit
+from convmlp_platform.launch.cluster.capacity import Node, _own_cpus, check, uses_gpu, workers_that_fit
 
 
 def job(precision: str = "fp32", **launch: Any) -> TrainJob:
@@ -70,3 +71,45 @@ def test_no_problem_means_that_the_workers_fit_one_by_one(cpus: list[int], worke
     problems = check(job(num_workers=workers, cpus_per_worker=each), [Node(count, 0) for count in cpus])
     fits = sum(count // each for count in cpus) >= workers
     assert (problems == []) == fits
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000", "cpu.max": "100000 100000"},
+        {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+        {"cpu/cpu.cfs_quota_us": "0", "cpu/cpu.cfs_period_us": "100000"},
+        {"cpu.max": "max 100000"},
+        {"cpu.max": "350000 100000", "cpuset/cpuset.cpus": "0-1,4"},
+        {"cpu.max": "150000 100000", "cpuset/cpuset.cpus": "0,4-6"},
+        {"cpu.max": "nonsense", "cpuset/cpuset.cpus": "none"},
+    ],
+    ids=str,
+)
+def test_own_cpus_are_counted_as_ray_counts_them(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own count is `ray._private.utils.get_num_cpus`: private, and its import takes a second."""
+    import ray._private.utils as theirs
+
+    for name in ("get_num_cpus", "_get_docker_cpus"):
+        assert hasattr(theirs, name), (
+            f"ray: no ray._private.utils.{name}; with it, compare launch/cluster/capacity.py"
+        )
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    read = theirs._get_docker_cpus
+    monkeypatch.setattr(
+        theirs,
+        "_get_docker_cpus",
+        lambda: read(
+            *(str(tmp_path / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")),
+            str(tmp_path / "cpuset/cpuset.cpus"),
+            str(tmp_path / "cpu.max"),
+        ),
+    )
+    assert _own_cpus(tmp_path) == int(theirs.get_num_cpus(override_docker_cpu_warning=True))
+    monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")
+    assert _own_cpus(tmp_path) == theirs.get_num_cpus()

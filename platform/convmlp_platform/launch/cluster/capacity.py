@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from convmlp_platform.config.schema import TrainJob
 
@@ -32,9 +33,46 @@ def cluster_nodes() -> list[Node]:
 def own_nodes() -> list[Node]:
     """The one node of a Ray that would be started on this machine, without starting it."""
     import torch
-    from ray._private.utils import get_num_cpus  # as its raylet counts them; tests/.../test_launch_check.py
 
-    return [Node(int(get_num_cpus(override_docker_cpu_warning=True)), torch.cuda.device_count())]
+    return [Node(_own_cpus(), torch.cuda.device_count())]
+
+
+def _own_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs of this machine as a Ray would count them: all, or what a container's quota and CPU set leave of them.
+
+    Ray's own count is private, and importing Ray takes a second. tests/.../test_launch_capacity.py compares them.
+    """
+    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):
+        return os.cpu_count() or 1
+    limits = [limit for limit in (_cpu_quota(cgroup), _cpu_set(cgroup)) if limit]
+    return int(min(limits)) if limits else os.cpu_count() or 1
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """Of control groups version 1 if they are there, else of version 2; None: as many CPUs as there are."""
+    one, two = (cgroup / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")), cgroup / "cpu.max"
+    try:
+        quota, period = (file.read_text() for file in one)
+    except OSError:
+        try:
+            quota, period = two.read_text().split()
+        except (OSError, ValueError):
+            return None
+    try:
+        share = float(quota) / float(period)
+    except (ValueError, ZeroDivisionError):  # "max" is no limit
+        return None
+    return 1 if share == 0 else share if share > 0 else None
+
+
+def _cpu_set(cgroup: Path) -> int | None:
+    """The number of CPUs in a set like 0-3,8; None: there is none."""
+    try:
+        ranges = (cgroup / "cpuset" / "cpuset.cpus").read_text().split(",")
+        ends = [one.split("-") for one in ranges]
+        return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
+    except (OSError, ValueError):
+        return None
 
 
 def uses_gpu(job: TrainJob, nodes: Sequence[Node]) -> bool:

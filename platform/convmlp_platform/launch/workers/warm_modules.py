@@ -15,6 +15,8 @@ _ALWAYS = (
     "matplotlib.backends.backend_agg",
     "PIL.JpegImagePlugin",
     "PIL.PngImagePlugin",
+    "timm.data",
+    "timm.optim",
     "torchmetrics",
 )
 _STRATEGIES = {

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from convmlp import create_model
+from convmlp.optim import OPTIMIZERS
 from convmlp.tasks.task import Task
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.sections.recipe import OptimizerSection
 from convmlp_platform.data.sample_order import derive_key
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.training.build.initial_weights import load_initial
@@ -63,6 +65,14 @@ def task_mismatch(job: TrainJob, manifest: DatasetManifest) -> str | None:
         f"task.name (={job.task.name}) needs a dataset of {job.task.dataset}, the one at data.path is for "
         f"{manifest.task}"
     )
+
+
+def optimizer_options(section: OptimizerSection) -> dict[str, Any]:
+    """Name, decay and the options that this optimizer takes: arguments of `create_optimizer`, without the rates."""
+    name = "momentum" if section.name == "sgd" and not section.nesterov else section.name
+    options = {"betas": section.betas, "eps": section.eps, "momentum": section.momentum}
+    taken = {option: value for option, value in options.items() if option in OPTIMIZERS[name]}
+    return {"name": name, "decay": section.decay, **taken}
 
 
 def build_task(job: TrainJob, manifest: DatasetManifest) -> Task:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from convmlp.optim import OPTIMIZERS, create_optimizer
+from convmlp.optim import create_optimizer
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.dataset.damage import Quarantine
@@ -32,6 +32,7 @@ from convmlp_platform.errors import ConfigError
 from convmlp_platform.ledger.ledger import Ledger, LedgerHeader
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.training.build.build_task import build_task as build_task
+from convmlp_platform.training.build.build_task import optimizer_options
 from convmlp_platform.training.build.build_transforms import (
     eval_transform_of,
     normalisation_of,
@@ -123,16 +124,8 @@ def open_split(
 def build_optimizer(job: TrainJob, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer over all of the module's parameters."""
     section = job.optimizer
-    name = "momentum" if section.name == "sgd" and not section.nesterov else section.name
-    options = {"betas": section.betas, "eps": section.eps, "momentum": section.momentum}
-    taken = {option: value for option, value in options.items() if option in OPTIMIZERS[name]}
     return create_optimizer(
-        module,
-        name=name,
-        lr=section.lr,
-        weight_decay=section.weight_decay,
-        decay=section.decay,
-        **taken,  # type: ignore[arg-type]
+        module, lr=section.lr, weight_decay=section.weight_decay, **optimizer_options(section)
     )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 import convmlp
 from convmlp.model_cost import dense_part
+from convmlp.models.backbone import HierarchicalBackbone
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.training.build.build_transforms import max_side_of
 
 FLOAT = 4
+_SMALL = 64
+"""Pixels: a side that our networks run on in no time, a multiple of their last feature map's stride."""
 # State tensors of a parameter's shape that each optimizer keeps (timm's create_optimizer_v2).
 OPTIMIZER_SLOTS = {"adamw": 2, "adam": 2, "sgd": 1}
 
@@ -97,19 +102,42 @@ def _image_size(job: TrainJob) -> tuple[int, int]:
 
 
 def _saved_bytes_per_image(model: nn.Module, image_size: tuple[int, int]) -> int:
-    """fp32 bytes that autograd keeps for one image, weights aside: each storage that forward saves, once."""
-    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    saved: dict[int, Any] = {}
+    """fp32 bytes that autograd keeps for one image, weights aside.
+
+    The network runs without memory for its tensors, on "meta". There torch computes with Python functions that bring
+    its compiler and sympy along, 3 s of CPU: ours of any image size run for real instead, on a small image.
+    """
+    if not isinstance(model, HierarchicalBackbone):
+        return sum(_saved_bytes(model, image_size, "meta"))
+    if hasattr(model, "fixed_image_size") or max(image_size) <= _SMALL:
+        return sum(_saved_bytes(model, image_size, "cpu"))
+    fixed, maps = _saved_bytes(model, (_SMALL, _SMALL), "cpu")
+    return fixed + maps * math.prod(image_size) // _SMALL**2
+
+
+def _saved_bytes(model: nn.Module, image_size: tuple[int, int], device: str) -> tuple[int, int]:
+    """Bytes of the storages that forward saves, each once, for one image: vectors, such as BatchNorm's statistics,
+    and what grows with the image."""
+    weights = {
+        name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device, requires_grad=tensor.requires_grad)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    own = {id(storage): storage for storage in map(Tensor.untyped_storage, weights.values())}
+    saved: dict[int, tuple[Any, bool]] = {}  # held, so that no later storage can be taken for one of them
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = storage  # held, so that no later storage can get its address
+        if id(storage) not in own:
+            saved[id(storage)] = storage, tensor.ndim == 1
         return tensor
 
     batch = 2  # BatchNorm at 1x1 refuses a single image in training mode
     model.train()
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(torch.empty(batch, 3, *image_size, device="meta"))
+        output = functional_call(model, weights, (torch.zeros(batch, 3, *image_size, device=device),))
     del output
-    return sum(int(storage.nbytes()) for storage in saved.values()) // batch
+    vectors, maps = (
+        sum(int(storage.nbytes()) for storage, is_vector in saved.values() if is_vector is kind)
+        for kind in (True, False)
+    )
+    return vectors // batch, maps // batch

@@ -152,7 +152,8 @@ def _check_model(
     job: TrainJob, manifest: DatasetManifest | None, report: PreflightReport
 ) -> nn.Module | None:
     """The model on "meta"; None where it can't be made, which is told."""
-    from convmlp_platform.training.build.parts import build_optimizer
+    from convmlp.optim import check_optimizer
+    from convmlp_platform.training.build.build_task import optimizer_options
     from convmlp_platform.training.preflight.memory import build_on_meta, estimate_memory
 
     given = job.model.num_classes
@@ -172,7 +173,7 @@ def _check_model(
     if (problem := single_value(job, known or 1000)) is not None:
         report.problems.append(problem)
     try:
-        build_optimizer(job, model)
+        check_optimizer(**optimizer_options(job.optimizer))
     except ValueError as error:
         report.problems.append(f"optimizer: {error}")
     workers = job.launch.num_workers
@@ -222,13 +223,12 @@ def _check_begun(job: TrainJob, deep: bool) -> None:
 
 
 def _check_augment(job: TrainJob, report: PreflightReport) -> None:
-    from convmlp.transforms.image_transforms import train_transform
+    from convmlp.transforms.image_transforms import check_augmentation
 
-    augment, half = job.augment, (0.5, 0.5, 0.5)
-    options = augment.model_dump(include={"crop", "pad", "rand_augment", "interpolation"})
+    options = job.augment.model_dump(include={"crop", "pad", "rand_augment", "interpolation"})
     try:
-        train_transform(job.data.image_size, mean=half, std=half, **options)
-    except (ValueError, AssertionError, KeyError) as error:
+        check_augmentation(job.data.image_size, **options)
+    except ValueError as error:
         report.problems.append(f"augment: {error}")
 
 
