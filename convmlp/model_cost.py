@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-
 def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
     """Numbers in the module's parameters, each shared one once; buffers such as BatchNorm's aren't counted."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from convmlp.models.cycle_mlp import CycleFC, read_shifts
-from convmlp.models.mixer import Mixer
 from convmlp.timm_internals import is_feature_extractor, wrapped_network
 from convmlp.weight_files import Choice, FileWeights, read_weights
 

@@ -23,6 +23,7 @@ Files in reading order:
     config/       Job files: typed, strict, explained
     pictures/     Draws pictures; knows arrays, not runs
     distributed   The place of this process among the workers, and the few collectives the platform needs
+    torch_internals  torch's private names that the platform uses
     errors        The errors a user can fix, and the cause of any error
 
 May import: convmlp, data_prep.annotations, data_prep.config, data_prep.console, data_prep.copy_dataset,

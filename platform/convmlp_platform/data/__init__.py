@@ -8,5 +8,5 @@ Files in reading order:
     reading/      Reads, decodes and augments micro-batches
 
 May import: convmlp, data_prep.annotations, data_prep.dataset, data_prep.errors, data_prep.images, data_prep.storage,
-distributed, errors, pictures.
+distributed, errors, pictures, torch_internals.
 """

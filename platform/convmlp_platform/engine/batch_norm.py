@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from convmlp_platform.distributed import sum_over_ranks
+from convmlp_platform.torch_internals import add_all, copy_all
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class BatchNormAverager:
@@ -18,7 +20,7 @@ class BatchNormAverager:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
         self._running: list[Tensor] = [
             buffer for m in norms for buffer in (m.running_mean, m.running_var) if buffer is not None
         ]
@@ -39,8 +41,8 @@ class BatchNormAverager:
         if not self._running:
             return
         if counts:
-            torch._foreach_add_(self._sums, self._running)
-        torch._foreach_copy_(self._running, self._start)
+            add_all(self._sums, self._running)
+        copy_all(self._running, self._start)
 
     @torch.no_grad()
     def end_step(self, num_micro_batches: int) -> None:
@@ -58,6 +60,6 @@ class BatchNormAverager:
     def undo_step(self) -> None:
         """Leave the statistics where they stood at the step's begin."""
         if self._running:
-            torch._foreach_copy_(self._running, self._start)
+            copy_all(self._running, self._start)
         for count, start in zip(self._counts, self._count_start if self._running else (), strict=True):
             count.copy_(start)

@@ -20,7 +20,8 @@ from convmlp_platform.engine.optimizer_state import (
     load_optimizer_slots,
     optimizer_slots,
 )
-from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State, norms_of, scale_all
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
+from convmlp_platform.torch_internals import norms_of, scale_all
 
 
 class DdpEngine(Engine):

@@ -20,7 +20,6 @@ os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine as DeepSpeedWrapper
-from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_get_local_optimizer_state,
@@ -31,13 +30,14 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from convmlp_platform.engine import deepspeed_internals as internals
 from convmlp_platform.engine.ema import WeightAverage
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.optimizer_state import SEPARATOR
-from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State, norms_of
+from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
+from convmlp_platform.torch_internals import norms_of
 
-# On the CPU accelerator DeepSpeed compiles a C++ op at its first start (28 s), used by inference alone.
-sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+internals.skip_shared_memory_kernel()
 
 
 class DeepSpeedEngine(Engine):
@@ -47,7 +47,9 @@ class DeepSpeedEngine(Engine):
     optimizer is always one of torch's, handed over: DeepSpeed's own by name are compiled at the first start.
 
     Its own loss scaler for fp16 is taken out: it clips gradients that are still scaled, looks for overflows on each
-    rank alone, and never lowers the scale (0.19.8). `custom_loss_scaler` is its way to be told of another's scale.
+    rank alone, and never lowers the scale (0.19.8). It can be told of another's scale.
+
+    DeepSpeed's names beyond its documentation are in `deepspeed_internals`.
     """
 
     weights_keep_layout = False
@@ -65,8 +67,9 @@ class DeepSpeedEngine(Engine):
                 f"DeepSpeed gave {found} where ZeRO-{self.stage} on {self.world.size} ranks was asked for"
             )
         self._zero, self._parameters = zero, dict(self.model.named_parameters())
-        zero.torch_autocast_gradscaler = None
-        zero.override_loss_scale(self.loss_scale.scale)
+        offload = wrapped.zero_offload_optimizer()
+        self._offloads = offload is not None and offload.device != "none"
+        internals.take_over_loss_scale(zero, self.loss_scale.scale)
         return wrapped, zero.optimizer
 
     def _config(self) -> dict[str, Any]:
@@ -96,47 +99,30 @@ class DeepSpeedEngine(Engine):
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        self._zero.external_loss_scale = self.loss_scale.scale
+        self._zero.override_loss_scale(self.loss_scale.scale)
         self.wrapped.backward(loss)
 
     def gradient_norms(self) -> Sequence[Tensor]:
         """Of what ZeRO has reduced into its own buffers. Where these are offloaded it has the norms already."""
         if self._offloads:
-            return [torch.as_tensor(norm) for norm in self._zero.norm_for_param_grads.values()]
-        groups = self._zero.averaged_gradients.values()
-        return norms_of([gradient for group in groups for gradient in group])
+            return internals.offloaded_norms(self._zero)
+        return norms_of(internals.reduced_gradients(self._zero))
 
     def optimizer_step(self, grad_norm: float) -> None:
         self.wrapped.step()
-        if self._zero.overflow:
+        if not self.wrapped.was_step_applied():
             raise RuntimeError(f"DeepSpeed refused an update whose gradient norm is {grad_norm:g}")
 
     def drop_gradients(self) -> None:
         """Drops the gradients as ZeRO's own step does where it finds that they overflow."""
-        zero = self._zero
         if self.stage == 3:
-            zero._pre_step()
-            zero._partition_all_parameters()
-            zero._overflow_clean_up(zero.loss_scale)
-            return
-        zero.micro_step_id = INITIAL_MICRO_STEP_ID
-        zero.zero_grad(set_to_none=True)
-        zero._release_preflattened_grad_buffers()
-        if self._offloads:
-            zero._offload_accumulated_param_ids = set()
-            zero.reset_cpu_buffers()
+            internals.drop_sharded_gradients(self._zero)
         else:
-            for group in zero.averaged_gradients:
-                zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
-
-    @property
-    def _offloads(self) -> bool:
-        """Whether gradients lie on the CPU (or a disk) while the rest is on a GPU."""
-        return bool(self._zero.offload_optimizer if self.stage == 3 else self._zero.cpu_offload)
+            internals.drop_reduced_gradients(self._zero, self._offloads)
 
     def local_tensors(self) -> State:
         parameters = {
-            name: p.ds_tensor if self.stage == 3 else p  # type: ignore[attr-defined]
+            name: internals.partition(p) if self.stage == 3 else p
             for name, p in self.model.named_parameters()
         }
         buffers = {name: b for name, b in self.model.named_buffers() if b.is_floating_point()}
@@ -176,7 +162,7 @@ class DeepSpeedEngine(Engine):
                 safe_set_full_optimizer_state(parameter, value, slot)
             return
         # The library's full setters fail where a parameter's size isn't a multiple of the world's.
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        size = internals.partition(parameter).numel()
         padded = nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
         own = padded.narrow(0, size * self.world.rank, size)
         if slot is None:
@@ -201,10 +187,9 @@ class DeepSpeedEngine(Engine):
         if self.stage < 3 or parameter is None:
             return (local, None) if self.world.is_main else None
         start = self.world.rank * local.numel()
-        real = min(local.numel(), parameter.ds_numel - start)  # type: ignore[attr-defined]
-        if real <= 0:
-            return None
-        return local.flatten()[:real], (tuple(parameter.ds_shape), start)  # type: ignore[attr-defined]
+        shape, count = internals.whole_shape(parameter)
+        real = min(local.numel(), count - start)
+        return (local.flatten()[:real], (shape, start)) if real > 0 else None
 
     def own_slots(self) -> Pieces:
         slots = self._slots()
@@ -215,9 +200,9 @@ class DeepSpeedEngine(Engine):
                 if self.stage == 3:
                     local = _required(safe_get_local_optimizer_state(parameter, slot))
                     own[f"{name}{SEPARATOR}{slot}"] = self.own_piece(name, local)
-                elif (held := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
-                    run = (tuple(parameter.shape), held.lp_fragment_address.start)
-                    own[f"{name}{SEPARATOR}{slot}"] = held.get_optim_state_fragment(slot), run
+                elif (fragment := internals.slot_fragment(parameter, slot)) is not None:
+                    values, start = fragment
+                    own[f"{name}{SEPARATOR}{slot}"] = values, (tuple(parameter.shape), start)
         return {key: piece for key, piece in own.items() if piece is not None}
 
     def _slots(self) -> list[str]:
@@ -232,18 +217,15 @@ class DeepSpeedEngine(Engine):
         )
 
     def _link_optimizer_state(self) -> None:
-        """ZeRO 1 and 2 link parameters to their optimizer state once, after the first update of the first
-        parameter group, when the others have none yet: link them all."""
         if self.stage < 3:
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
+            internals.link_optimizer_state(self._zero)
 
     def load_full_optimizer_state(self, state: State, updates: int) -> None:
         slots = sorted({key.rsplit(SEPARATOR, 1)[1] for key in state})
         for group in self.optimizer.param_groups if self.stage < 3 else []:
             for flat in group["params"]:
                 self._fill(flat, slots, updates)
-        for flat in self._zero.fp32_partitioned_groups_flat if self.stage == 3 else []:
+        for flat in internals.master_partitions(self._zero) if self.stage == 3 else []:
             self._fill(flat, slots, updates)
         for group in self.optimizer.param_groups:
             if "step" in group:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from convmlp_platform.torch_internals import move_all
+
 
 class WeightAverage:
     """The mean of the weights after every update, each with `decay` times the weight of the one after it.
@@ -38,7 +40,7 @@ class WeightAverage:
         """Move towards `tensors`, which are the weights after this many updates (1, 2, ...)."""
         current = [tensors[name].detach() for name in self._average]
         share = (1.0 - self.decay) / -math.expm1(updates * math.log(self.decay))
-        torch._foreach_lerp_(list(self._average.values()), current, share)
+        move_all(list(self._average.values()), current, share)
 
     @torch.no_grad()
     def swap(self, tensors: dict[str, Tensor]) -> None:

@@ -20,11 +20,11 @@ from convmlp.transforms.pixels import Normalize
 from convmlp_platform.distributed import World
 from convmlp_platform.engine.batch_norm import BatchNormAverager
 from convmlp_platform.engine.ema import WeightAverage
-from convmlp_platform.engine.loss_scale import LossScale
 from convmlp_platform.engine.types import (
     Computed,
     EngineOptions,
     EngineState,
+    LossScale,
     MicroBatchLike,
     OptimizerFactory,
     OwnState,

@@ -1,27 +1,16 @@
-"""The values that go into an engine and come out of it.
-
-Norms and factors of many gradients in few calls.
-"""
+"""The values that go into an engine and come out of it, and the scale of its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-
-def norms_of(tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    """The L2 norm of each tensor that has elements."""
-    return list(torch._foreach_norm([tensor for tensor in tensors if tensor is not None and tensor.numel()]))
-
-
-def scale_all(tensors: Sequence[Tensor | None], factor: float) -> None:
-    """Multiply in place."""
-    if factor != 1.0:
-        torch._foreach_mul_([tensor for tensor in tensors if tensor is not None], factor)
+# Of fp16's loss scale, as torch.amp.GradScaler has them.
+FIRST_SCALE, GROWTH_INTERVAL = 65536.0, 2000
 
 
 State = dict[str, Tensor]
@@ -99,3 +88,41 @@ class OwnState:
     groups: dict[str, State]
     runs: dict[str, dict[str, Run]]
     changing: frozenset[str]
+
+
+class LossScale:
+    """Loss scaling of fp16: small gradients must not vanish, and no large one overflow (arXiv:1710.03740).
+
+    The factor on the loss: halved after an overflow, doubled after 2,000 updates in a row; 1 unless `enabled`. torch's
+    GradScaler learns of an overflow on each rank for itself, and DeepSpeed's use of it never lowers the scale. Here the
+    one global gradient norm that all ranks know before the update decides, the same under every strategy.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scale = FIRST_SCALE if enabled else 1.0
+        self._updates = 0
+
+    def updated(self) -> None:
+        """The gradients were finite."""
+        if not self.enabled:
+            return
+        self._updates += 1
+        if self._updates == GROWTH_INTERVAL:
+            self.scale, self._updates = 2 * self.scale, 0
+
+    def overflowed(self) -> bool:
+        """The gradients weren't; halves the scale. False where it can't be the scale's fault."""
+        if self.scale <= 1.0:
+            return False
+        self.scale, self._updates = self.scale / 2, 0
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """As torch's GradScaler names it."""
+        return {"scale": self.scale, "_growth_tracker": self._updates}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Undo `state`."""
+        if self.enabled:
+            self.scale, self._updates = float(state["scale"]), int(state["_growth_tracker"])

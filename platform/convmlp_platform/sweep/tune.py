@@ -13,7 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch.cluster.capacity import Node, uses_gpu
-from convmlp_platform.launch.cluster.ray_messages import quiet_deaths
+from convmlp_platform.launch.cluster.ray_internals import quiet_deaths
 from convmlp_platform.launch.cluster.worker_environment import private_variables
 from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
 from convmlp_platform.sweep.run_trial import EPOCHS, STATUS, Board, SweepTrial

@@ -9,5 +9,5 @@ Files in reading order:
     process_name  A reader process as the system sees it
 
 May import: convmlp, data.dataset, data.sample_order, data.storage, data_prep.annotations, data_prep.dataset,
-data_prep.errors, data_prep.images, distributed, errors.
+data_prep.errors, data_prep.images, distributed, errors, torch_internals.
 """

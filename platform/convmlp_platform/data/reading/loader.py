@@ -32,6 +32,7 @@ from convmlp_platform.data.sample_order import Indices, SampleOrder, share_of
 from convmlp_platform.data.storage.read_ahead import ReadAhead
 from convmlp_platform.data.storage.remote import RemoteStorage
 from convmlp_platform.distributed import raised_in
+from convmlp_platform.torch_internals import READER_DIED_IN
 
 # Micro-batches that each reader has ready or under way; and, of those that a step holds at a time, how many are
 # given memory of the pool: more than that are copied.
@@ -289,10 +290,7 @@ def _read(
 def reader_died(error: BaseException) -> bool:
     """Whether a reader process was killed, or left without a word, which torch tells as a plain RuntimeError: from the
     handler of its death, or where its batch is waited for."""
-    return type(error) is RuntimeError and raised_in(error) in (
-        "torch.utils.data.dataloader",
-        "torch.utils.data._utils.signal_handling",
-    )
+    return type(error) is RuntimeError and raised_in(error) in READER_DIED_IN
 
 
 def _as_read(read: Any) -> Any:

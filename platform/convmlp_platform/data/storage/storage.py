@@ -156,7 +156,7 @@ def check_remote_shards(url: str, shards: list[ShardInfo]) -> list[str]:
         return {
             entry["name"].lstrip("/"): int(entry["size"] or 0)
             for folder in folders
-            for entry in fs.ls(fs._strip_protocol(folder), detail=True)
+            for entry in fs.ls(open_filesystem(folder)[1], detail=True)
         }
 
     try:

@@ -9,7 +9,7 @@ Files in reading order:
     worker_environment  The part of the driver's environment that must be the same in every process of a job
     working_dir         Code that comes with a job (`ray job submit --working-dir .`) wins over the package
     local_cluster       A real Ray cluster of several nodes on this machine
-    ray_messages        Ray prints a paragraph for each worker or node that dies
+    ray_internals       Ray's private names that launching uses, each in one function
 
 May import: config, data_prep.console, data_prep.storage, errors, launch.workers.
 """

@@ -7,16 +7,14 @@ start therefore gets RAY_AUTH_MODE, and its token, through its environment. See 
 
 from __future__ import annotations
 
-import importlib
 import ipaddress
 import os
 import secrets
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from convmlp_platform.errors import LaunchError
+from convmlp_platform.launch.cluster import ray_internals
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 # Set by Ray's job manager in the environment of a job's entrypoint.
@@ -62,10 +60,7 @@ def settle(address: str | None, environment: Mapping[str, str] | None = None) ->
 def apply(address: str | None) -> None:
     """Put `settle(address)` into this process's environment, which its children inherit."""
     os.environ.update(settle(address))
-    if "ray" in sys.modules:  # Ray read the environment when it was imported: have it read again
-        raylet: Any = importlib.import_module("ray._raylet")
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray_internals.read_auth_again()
 
 
 def is_loopback(address: str) -> bool:

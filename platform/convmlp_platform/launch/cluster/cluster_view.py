@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
-from ray.core.generated import common_pb2
+
+from convmlp_platform.launch.cluster import ray_internals
 
 _ANSWER_S, _CONNECT_S = 30.0, 1.0
 
@@ -79,14 +79,8 @@ def _answering(nodes: list[str]) -> set[str]:
 
 
 def _taken_away(node: str) -> bool:
-    reasons = common_pb2.NodeDeathInfo
-    orderly = (
-        reasons.EXPECTED_TERMINATION,
-        reasons.AUTOSCALER_DRAIN_PREEMPTED,
-        reasons.AUTOSCALER_DRAIN_IDLE,
-    )
-    names = {reasons.Reason.Name(number) for number in orderly} | set(orderly)
-    return any(one["NodeID"] == node and one.get("DeathReason") in names for one in ray.nodes())
+    orderly = ray_internals.orderly_deaths()
+    return any(one["NodeID"] == node and one.get("DeathReason") in orderly for one in ray.nodes())
 
 
 def _listens(node: dict[str, Any]) -> bool:
@@ -98,8 +92,6 @@ def _listens(node: dict[str, Any]) -> bool:
 
 
 def _look() -> ClusterView:
-    state = ray._private.state
     alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
-    notices = state.state.get_draining_nodes()
-    deadlines = {node: at / 1000 if at else math.inf for node, at in notices.items() if node in alive}
-    return ClusterView(alive, state.available_resources_per_node(), deadlines)
+    deadlines = {node: at for node, at in ray_internals.draining_nodes().items() if node in alive}
+    return ClusterView(alive, ray_internals.available_resources(), deadlines)

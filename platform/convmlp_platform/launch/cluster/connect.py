@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch.cluster import auth
+from convmlp_platform.launch.cluster import auth, ray_internals
 from convmlp_platform.launch.cluster.worker_environment import secrets_among
 from convmlp_platform.launch.workers.process_files import folder_for_ray
 from data_prep import console
@@ -65,10 +63,9 @@ def _initialised(
 ) -> Iterator[None]:
     start_s = start_seconds()
     import ray
-    import ray._private.services
 
     try:
-        with _patient_start(ray._private.services, start_s) if target is None else nullcontext():
+        with ray_internals.patient_start(start_s) if target is None else nullcontext():
             ray.init(
                 address=target or "local",
                 log_to_driver=True,
@@ -95,13 +92,10 @@ def _own_ray() -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as ends:
         if LOOPBACK not in os.environ:
             ends.enter_context(_variable(LOOPBACK, "0"))
-        constants: Any = importlib.import_module("ray._private.ray_constants")
-        before = constants.ENABLE_RAY_CLUSTER  # read from the environment where Ray was imported before
-        constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK] != "0"
-        ends.callback(setattr, constants, "ENABLE_RAY_CLUSTER", before)
+        ends.enter_context(ray_internals.clusters_of_several_nodes(os.environ[LOOPBACK] != "0"))
         options: dict[str, Any] = {"include_dashboard": False}
         if not os.environ.get("RAY_TMPDIR"):
-            options["_temp_dir"] = str(ends.enter_context(folder_for_ray()))
+            options[ray_internals.TEMP_DIR_OPTION] = str(ends.enter_context(folder_for_ray()))
         yield options
 
 
@@ -143,28 +137,6 @@ def start_seconds() -> float:
         return float(text)
     except ValueError:
         raise LaunchError(f"{START_VARIABLE} must be seconds, not {text!r}") from None
-
-
-@contextmanager
-def _patient_start(services: Any, seconds: float) -> Iterator[None]:
-    """Within: a Ray that is started may take as long as CONVMLP_RAY_START_S says until its node is known. Ray itself
-    gives up after 30 s, and has no setting for that."""
-    deadline, asked = time.monotonic() + seconds, services.get_node
-
-    def get_node(*arguments: Any) -> Any:
-        while True:
-            try:
-                return asked(*arguments)
-            except RuntimeError:  # not known yet
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-
-    services.get_node = get_node
-    try:
-        yield
-    finally:
-        services.get_node = asked
 
 
 def _origin(address: str) -> str:

@@ -17,7 +17,7 @@ from convmlp_platform.errors import LaunchError, PlatformError
 from convmlp_platform.health.events import RunEvents, read_events
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.cluster.cluster_view import answering
-from convmlp_platform.launch.cluster.ray_messages import quiet_deaths
+from convmlp_platform.launch.cluster.ray_internals import quiet_deaths
 from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
 from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recovery

@@ -7,6 +7,7 @@ Files in reading order:
     delivery      Handing journal records to one MLflow run
     client        Opening MLflow, and the record of one run in it
     server        MLflow's server as MLflow's own client reaches it
+    mlflow_internals  MLflow's names that its documentation doesn't promise
     tracking_uri  The MLflow server or store that a run uses, and the check that it is there
 
 May import: config, data_prep.storage, errors, tracking.

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from convmlp_platform.errors import PlatformError, TrackingError
 from convmlp_platform.tracking.delivery_state import split_login, without_secrets
+from convmlp_platform.tracking.mlflow.mlflow_internals import ask
 from data_prep.storage.urls import scrubbed
 
 if TYPE_CHECKING:
@@ -118,12 +119,7 @@ def _is_server(uri: str) -> bool:
 
 def _ask(uri: str, path: str) -> Response:
     settle_mlflow()
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    return http_request(
-        get_default_host_creds(uri), path, "GET", max_retries=0, timeout=_SECONDS, raise_on_status=False
-    )
+    return ask(uri, path, _SECONDS)
 
 
 def _secrets(uri: str) -> set[str]:
