@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,10 @@ def listed() -> dict[str, str]:
     return dict(rows)
 
 
-def product_files() -> list[Path]:
-    return sorted(path for folder in PRODUCT for path in folder.rglob("*.py"))
+@cache
+def product() -> dict[str, ast.Module]:
+    files = sorted(path for folder in PRODUCT for path in folder.rglob("*.py"))
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in files}
 
 
 def is_private(name: str) -> bool:
@@ -46,10 +49,11 @@ def of_a_library(dotted: str) -> bool:
     return first in LIBRARIES and (undocumented or any(map(is_private, rest)))
 
 
-def own_names(trees: list[ast.Module]) -> set[str]:
+@cache
+def own_names() -> set[str]:
     """Private names that our code defines, and some of Python's own."""
     found = {"_replace", "_asdict", "_fields", "_make", "_exit", "_Decompress"}
-    for tree in trees:
+    for tree in product().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
                 found.add(node.name)
@@ -62,9 +66,9 @@ def own_names(trees: list[ast.Module]) -> set[str]:
     return found
 
 
-def uses(tree: ast.Module, ours: set[str], strings: bool = True) -> list[str]:
+def uses(tree: ast.Module, strings: bool = True) -> list[str]:
     """`line: name` of each private name of a library."""
-    found = []
+    found, ours = [], own_names()
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -82,17 +86,6 @@ def uses(tree: ast.Module, ours: set[str], strings: bool = True) -> list[str]:
     return found
 
 
-def violations(files: list[Path], root: Path) -> list[str]:
-    trees = {path: ast.parse(path.read_text()) for path in files}
-    ours, allowed = own_names(list(trees.values())), listed()
-    return [
-        f"{path.relative_to(root)}:{use}"
-        for path, tree in trees.items()
-        if (name := path.relative_to(root).as_posix()) not in allowed
-        for use in uses(tree, ours, strings=name not in ONLY_NAMED)
-    ]
-
-
 def test_the_table_names_files_and_tests_that_are_there() -> None:
     assert len(listed()) > 5
     missing = [name for pair in listed().items() for name in pair if not (ROOT / name).is_file()]
@@ -100,14 +93,18 @@ def test_the_table_names_files_and_tests_that_are_there() -> None:
 
 
 def test_each_listed_file_uses_something_private() -> None:
-    trees = {path: ast.parse(path.read_text()) for path in product_files()}
-    ours = own_names(list(trees.values()))
-    idle = [name for name in listed() if not uses(trees[ROOT / name], ours)]
+    idle = [name for name in listed() if not uses(product()[name])]
     assert idle == [], "files in CONTRIBUTING's table that use nothing private any more"
 
 
 def test_no_other_file_uses_a_private_name_of_a_library() -> None:
-    assert violations(product_files(), ROOT) == []
+    found = [
+        f"{name}:{use}"
+        for name, tree in product().items()
+        if name not in listed()
+        for use in uses(tree, strings=name not in ONLY_NAMED)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +123,5 @@ def test_no_other_file_uses_a_private_name_of_a_library() -> None:
     ],
 )
 def test_a_planted_use_is_found(line: str) -> None:
-    files = product_files()
-    ours = own_names([ast.parse(path.read_text()) for path in files])
-    assert len(uses(ast.parse(line), ours)) == 1
-    assert uses(ast.parse("import torch; torch.nn.Linear(1, 1); self._x = part._replace(a=1)"), ours) == []
+    assert len(uses(ast.parse(line))) == 1
+    assert uses(ast.parse("import torch; torch.nn.Linear(1, 1); self._x = part._replace(a=1)")) == []

@@ -68,7 +68,7 @@ def imported(tmp_path: Path, words: list[str], forbidden: tuple[str, ...]) -> tu
         (["check", "jobs/finetune_folder.yaml", "--set", "data.path=DIGITS"], CHECK, 0),
         (["check", "jobs/pretrain_cyclemlp.yaml", "--set", "data.path=DIGITS"], CHECK, 2),
         (["check", "jobs/prep_digits.yaml"], ("torch", "timm", "ray", "mlflow", "matplotlib"), 0),
-        (["data", "show", "DIGITS", "--out", "SHOWN"], ("torch", "timm", "ray", "mlflow", "pandas", "sklearn"), 0),
+        (["data", "show", "DIGITS", "--output", "SHOWN"], ("torch", "timm", "ray", "mlflow", "pandas", "sklearn"), 0),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
