@@ -17,7 +17,7 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a third of their time: three at once on two cores, four at most.
 TEST_WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$(( cores < 3 ? 3 : cores > 4 ? 4 : cores )))
 
-.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity shape lint format typecheck clean
+.PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity shape lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"

@@ -62,9 +62,14 @@ def lr_at(
 def _remaining(name: ScheduleName, progress: float, power: float) -> float:
     """Returns the share of the way from the base rate to the lowest one that is left at `progress` in [0, 1) of the
     decay."""
-    if name == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    return 1 - progress if name == "linear" else float((1 - progress) ** power)
+    match name:
+        case "cosine":
+            return (1 + math.cos(math.pi * progress)) / 2
+        case "linear":
+            return 1 - progress
+        case "poly":
+            return float((1 - progress) ** power)
+    raise ValueError(f"schedule {name!r} has no decay")
 
 
 def _check(samples_seen: int, total: int, warmup: int, cooldown: int, name: str, decay_from: str) -> None:

@@ -4,11 +4,11 @@ Files in reading order:
 
     source             The interface of every source of images
     digits             scikit-learn's handwritten digits
-    cifar              CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny
+    cifar              CIFAR-10 and CIFAR-100, as published
     image_folder       Folders of image files in ImageNet's layout
-    webdataset_shards  Existing WebDataset shards (Aizman, Maltby and Breuel, "High Performance I/O For Large
-    flowers102         Oxford Flowers-102 (Nilsback and Zisserman, "Automated Flower Classification over a
-    stl10              STL-10 (Coates, Ng and Lee, "An Analysis of Single-Layer Networks in Unsupervised
+    webdataset_shards  Existing WebDataset shards
+    flowers102         Oxford Flowers-102, as published
+    stl10              STL-10, as published
     ade20k             ADE20K SceneParse150, and any set in its layout
     coco/              COCO: images beside a JSON document of their annotations
     imagenet/          ImageNet as folders or as published archives

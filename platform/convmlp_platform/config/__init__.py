@@ -7,9 +7,9 @@ Files in reading order:
     identity      Identity of a training run
     paths         Relative paths of a job file
     overrides     `--set a.b=c`
-    evaluate_job  The sections of an evaluation job (`kind
-    promote_job   The sections of a promotion (`kind
-    sweep_job     The file of a sweep (`kind
+    evaluate_job  The sections of an evaluation job, `kind: evaluate`
+    promote_job   The sections of a promotion, `kind: promote`
+    sweep_job     The file of a sweep, `kind: sweep`
     sections/     The sections of a job file: a frozen class for each
     explain/      Reads YAML by our rules and says what is wrong with it
     automatic     Values that a training job leaves to its dataset

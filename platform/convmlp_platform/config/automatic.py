@@ -92,7 +92,7 @@ def decided(values: dict[str, Any], where: str, open_manifest: OpenManifest | No
 def _manifest_in_folder(path: str) -> DatasetManifest:
     folder = local_path(path)
     if folder is None:
-        raise ConfigError("it is no folder here")
+        raise ConfigError("it is no folder on this machine: name one, or write the values instead of auto")
     return load_manifest(folder)
 
 

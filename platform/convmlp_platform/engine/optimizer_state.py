@@ -24,13 +24,23 @@ def optimizer_slots(
 
 
 def live_slots(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[tuple[str, str], Tensor]:
-    """(name, slot) → the optimizer's own tensor, for every slot of a parameter's own shape."""
-    return {
-        (name, slot): value
-        for name, parameter in model.named_parameters()
-        for slot, value in sorted(optimizer.state.get(parameter, {}).items())
-        if isinstance(value, Tensor) and value.shape == parameter.shape and slot != "step"
-    }
+    """(name, slot) → the optimizer's own tensor, for every slot of a parameter's own shape.
+
+    Raises:
+        ValueError: a slot has another shape: a checkpoint couldn't hold it.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        for slot, value in sorted(optimizer.state.get(parameter, {}).items()):
+            if slot == "step" or not isinstance(value, Tensor):
+                continue
+            if value.shape != parameter.shape:
+                raise ValueError(
+                    f"{type(optimizer).__name__}'s {slot} of {name} has shape {tuple(value.shape)}, not "
+                    f"{tuple(parameter.shape)} as the parameter: checkpoints hold no such state"
+                )
+            found[name, slot] = value
+    return found
 
 
 def load_optimizer_slots(

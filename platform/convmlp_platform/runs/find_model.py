@@ -58,8 +58,8 @@ def find_model(
         return found
     if found.spec is not None:
         raise ConfigError(
-            f"{shown(text)}: a finished model is one set of weights, so there is no {choice!r} to choose; a run's "
-            "checkpoints (RUN/checkpoints/step-...) have both where it kept a moving average"
+            f"{shown(text)}: a finished model has only one set of weights, so {choice!r} can't be chosen. Checkpoints "
+            "of a run with training.ema_decay (RUN/checkpoints/step-...) have both"
         )
     return replace(found, choice=choice)
 

@@ -73,7 +73,7 @@ class Board:
         self._all: str | None = None
 
     def give(self, jobs: dict[str, dict[str, Any]], private: dict[str, str]) -> None:
-        """Keep the trials' jobs (all values, by trial) and `environment.private_variables`."""
+        """Keep the trials' jobs (all values, by trial) and `worker_environment.private_variables`."""
         self._jobs, self._private = jobs, private
 
     def take(self, trial: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -40,7 +40,7 @@ class _End(Enum):
 
 @dataclass
 class Trainer:
-    """A run's parts, built by `training.build.parts`; `fit` is the same under every strategy and launcher."""
+    """A run's parts, built by `training.build.build_run`; `fit` is the same under every strategy and launcher."""
 
     plan: StepPlan
     engine: Engine

@@ -115,7 +115,7 @@ def test_without_a_dataset_there_is_one_sentence(tmp_path: Path) -> None:
     ) as error:
         load_job(FINETUNE, [f"data.path={tmp_path}"])
     assert len(str(error.value).splitlines()) == 1
-    with pytest.raises(ConfigError, match="it is no folder here"):
+    with pytest.raises(ConfigError, match="it is no folder on this machine: name one"):
         load_job(FINETUNE, ["data.path=s3://bucket/photos"])
     with pytest.raises(ConfigError, match="no split 'test'; it has train"):
         finetune(42, "data.train_split=test")

@@ -282,7 +282,7 @@ def test_of_two_sets_of_weights_the_job_chooses(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no moving average"):
         find_model(str(tmp_path / "one" / "step-000000005"), choice="ema").state_dict()
     source = bundle(tmp_path, DIGITS)
-    with pytest.raises(ConfigError, match="a finished model is one set of weights"):
+    with pytest.raises(ConfigError, match="a finished model has only one set of weights"):
         find_model(str(source), choice="raw")
 
 

@@ -120,7 +120,7 @@ _DRAFT = re.compile(rf"{re.escape(STAGING)}step-\d+-(.*)")
 
 
 class LocalDraft:
-    """A staging folder beside the committed steps. See `store.Draft`."""
+    """A staging folder beside the committed steps. See `store.CheckpointDraft`."""
 
     def __init__(self, folder: Path, staging: Path, step: int, replaces: str | None = None) -> None:
         self._folder, self._staging, self._step, self._replaces = folder, staging, step, replaces

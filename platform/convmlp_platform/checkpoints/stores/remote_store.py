@@ -149,7 +149,7 @@ class RemoteStore:
 
 
 class RemoteDraft:
-    """Objects below a step and the token of a save. See `store.Draft`."""
+    """Objects below a step and the token of a save. See `store.CheckpointDraft`."""
 
     def __init__(self, store: RemoteStore, step: int, token: str, replaces: str | None = None) -> None:
         self._store, self._step, self._token, self._replaces = store, step, token, replaces

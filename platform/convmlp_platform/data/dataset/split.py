@@ -107,7 +107,7 @@ class ReadPayload:
     orientation: int = UPRIGHT
 
     def pixels(self, smallest: tuple[int, int] | None = None) -> Pixels:
-        """Shape (height, width, 3), read-only; `smallest` as in `data.dataset.split`, which also says what is
+        """Shape (height, width, 3), read-only; `smallest` as in `decode`, which also says what is
         raised."""
         if self.encoding == RAW_RGB:
             return np.frombuffer(self.content, np.uint8).reshape(self.height, self.width, 3)

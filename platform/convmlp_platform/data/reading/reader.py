@@ -134,7 +134,7 @@ class TrainReader:
         return self._reading.room(self.micro_batch_size)
 
     def read(self, place: tuple[int, int], room: Room | None = None) -> ReadBatch:
-        """See `batch.Reader`.
+        """See `batch_memory.Reader`.
 
         Raises:
             DataError: a sample is damaged and not replaced; StorageUnreachable where the storage is away.
@@ -177,7 +177,7 @@ class EvalReader:
         return self._reading.room(self.batch_size)
 
     def read(self, samples: range, room: Room | None = None) -> ReadBatch:
-        """See `batch.Reader`.
+        """See `batch_memory.Reader`.
 
         Raises:
             DataError: a sample is damaged, and has no intact twin; StorageUnreachable where the storage is away.

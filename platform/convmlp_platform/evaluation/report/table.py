@@ -115,8 +115,10 @@ def _metric_lines(result: EvaluationResult) -> list[str]:
             values = [result.metrics.get(f"{kind}_{key}") for kind in kinds]
             lines.append(f"  {label:<{_WIDTH - 2}}" + "".join(f"{_number(value):>10}" for value in values))
         return lines
-    shown = {name: value for name, value in result.metrics.items() if name in LABELS}
-    lines = [_line(LABELS[name], f"{value:6.2f} %{_note(result, name)}") for name, value in shown.items()]
+    shown = {name: value for name, value in result.metrics.items() if name not in ("loss", "real_images")}
+    lines = [
+        _line(LABELS.get(name, name), f"{value:6.2f} %{_note(result, name)}") for name, value in shown.items()
+    ]
     return [*lines, _line("loss", f"{result.metrics['loss']:6.4f}")]
 
 

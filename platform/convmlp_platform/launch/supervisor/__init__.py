@@ -3,10 +3,10 @@
 Files in reading order:
 
     supervisor  The loop in the driver that keeps a run alive
-    attempt     One attempt
+    attempt     One attempt: its workers, from the first to the last word of each
     verdict     The verdict on an attempt that has ended; the error that ends a run
     restarts    Restarts of a run
-    lease       RUN/driver.json
+    lease       Who may write a run or a result: the lock RUN/driver.json
     signals     SIGINT and SIGTERM to the driver
 
 May import: config, data_prep.console, data_prep.storage, errors, health, launch, launch.cluster, launch.workers,

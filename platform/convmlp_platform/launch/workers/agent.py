@@ -3,10 +3,8 @@
 It imports no torch, and does next to nothing itself: the fork server (a child) holds what training needs, imported, and
 forks a training process for each attempt.
 
-The network interface that gloo is bound to, so that ranks reach each other from other machines.
-
-Left alone, gloo takes what the machine's own name resolves to, on many systems 127.0.0.1, and the other nodes'
-connections are refused.
+It also finds the network interface for gloo. Left alone, gloo takes what the machine's own name resolves to, on many
+systems 127.0.0.1, and the other nodes' connections are refused.
 """
 
 from __future__ import annotations
@@ -144,8 +142,8 @@ class Agent:
             return int(one.getsockname()[1])
 
     def start(self, settings: dict[str, Any]) -> int | None:
-        """Start the training process of an attempt (`settings` of `process.main`, but `folder` and `forked`); its
-        id, None where the fork server is gone."""
+        """Start the training process of an attempt (`settings` of `training_process.main`, but `folder` and
+        `forked`); its id, None where the fork server is gone."""
         with self._news:
             self._start, self._pid, self._exit = settings["start"], None, None
             self._words.clear()
@@ -266,7 +264,7 @@ class Agent:
 
 
 class _Outcome(BaseModel):
-    """Of what `process.finished` and `process.failed` write, the part that decides what becomes of it."""
+    """Of what `training_process.finished` and `failed` write, the part that decides what becomes of it."""
 
     model_config = ConfigDict(extra="allow")
 

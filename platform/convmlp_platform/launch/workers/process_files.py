@@ -34,7 +34,7 @@ class ProcessFiles:
     """Seconds from the fork to `begun`, `joined`, `loaded` and `stepped` (its first step is finished), and the `step`
     it goes on after; JSON."""
     outcome: Path
-    """Written once, at the end: see `process.finished` and `process.failed`."""
+    """Written once, at the end: see `training_process.finished` and `failed`."""
 
     @classmethod
     def within(cls, folder: Path, start: int) -> ProcessFiles:

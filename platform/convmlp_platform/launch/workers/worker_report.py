@@ -13,7 +13,7 @@ from data_prep.console import pass_on
 @dataclass(frozen=True)
 class Exit:
     """How the training process ended: `code` as subprocess has it (-9: killed by signal 9), `at` unix seconds;
-    `outcome` is what it wrote, see `process`."""
+    `outcome` is what it wrote, see `training_process`."""
 
     code: int
     at: float
