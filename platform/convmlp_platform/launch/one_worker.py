@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.evaluate_job import EvaluateLaunchSection
 from convmlp_platform.errors import ErrorRecord, LaunchError, PlatformError, recorded
-from convmlp_platform.launch.cluster.capacity import Node, cluster_nodes
-from convmlp_platform.launch.cluster.connect import connect
 from convmlp_platform.launch.cluster.worker_environment import private_variables, shared_env_vars
 from data_prep import console
+
+if TYPE_CHECKING:
+    from convmlp_platform.launch.cluster.capacity import Node
 
 Work = Callable[..., Any]
 
@@ -45,6 +46,9 @@ def on_one_worker(
         PlatformError: the work's own, as it was.
         LaunchError: the cluster has no room, or a worker ended without a result.
     """
+    from convmlp_platform.launch.cluster.capacity import cluster_nodes
+    from convmlp_platform.launch.cluster.connect import connect
+
     with connect(launch.address, shared_env_vars(threads=launch.cpus)):
         import ray
         from ray.exceptions import RayError

@@ -272,6 +272,7 @@ def promote_often(uri: str, name: str, versions: list[str]) -> None:
                 pass
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_leave_one_history(desk: PromotionDesk, uri: str) -> None:
     for number in range(4, 13):
         desk.client.create_model_version(desk.name, source=f"s3://nowhere/{number}")
