@@ -33,7 +33,7 @@ TOGETHER = {
     ),
     "MLflow": (
         "test_tracking_server", "test_tracking_preparation", "test_tracking_registry", "test_tracking_replayer",
-        "test_mlflow_server", "test_decision_log", "test_promote",
+        "test_mlflow_server", "test_decision_log", "test_promote", "test_registered_before",
     ),
     "FFCV": ("test_prep_ffcv", "test_prep_core_annotations", "test_loader"),
 }  # fmt: skip

@@ -72,7 +72,7 @@ class Detections:
             for label, score, box in zip(labels, self.scores.tolist(), sized.tolist(), strict=True)
         ]
         if self.masks is not None:
-            for one, runs in zip(found, _run_lengths(self.masks), strict=True):
+            for one, runs in zip(found, run_lengths(self.masks), strict=True):
                 one["segmentation"] = runs
         return found
 
@@ -91,9 +91,13 @@ class LabelMap:
 
     def shares(self) -> dict[str, float]:
         """Class → share of the pixels, in (0, 1], the largest first; only classes that occur."""
+        return {self.classes[number]: share for number, share in self.class_shares()}
+
+    def class_shares(self) -> list[tuple[int, float]]:
+        """The same with the classes' places in `classes`."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")
-        return {self.classes[n]: float(counts[n] / self.labels.size) for n in order.tolist() if counts[n]}
+        return [(n, float(counts[n] / self.labels.size)) for n in order.tolist() if counts[n]]
 
     def as_png(self) -> bytes:
         """A grey PNG file whose values are places in `classes`, from 0."""
@@ -105,7 +109,7 @@ class LabelMap:
 Prediction = Labels | Detections | LabelMap
 
 
-def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
+def run_lengths(masks: Tensor) -> list[dict[str, Any]]:
     """COCO's compressed run lengths of masks [k, height, width]: `size` [height, width] and `counts`, as text."""
     from pycocotools import mask as runs
 

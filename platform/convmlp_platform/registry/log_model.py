@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.models.bundle import read_spec
 from convmlp_platform.models.prediction import MIN_SCORE
+from convmlp_platform.models.serving.answer_columns import COLUMNS
 from convmlp_platform.models.task_spec import TaskSpec
-from convmlp_platform.registry.prediction_table import COLUMNS
+from convmlp_platform.registry.inference_code import ZIP_NAME, zipped_code
 from convmlp_platform.tracking.mlflow.client import fluent_at
 
 if TYPE_CHECKING:
@@ -31,39 +36,56 @@ def log_bundle(
         MlflowException, OSError: the server or its artifact store fails.
     """
     import mlflow
-    import pandas as pd
 
-    import convmlp
-    import convmlp_platform
-    import data_prep
-
-    task, packages = read_spec(bundle).task, (convmlp, data_prep, convmlp_platform)
-    with fluent_at(uri), mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"bundle": str(bundle.absolute())},
-            code_paths=[str(Path(str(package.__file__)).resolve().parent) for package in packages],
-            signature=_signature(task),
-            input_example=pd.DataFrame({"image": [example_image]}),
-            pip_requirements=_requirements(task),
-        )
+    with model_parts(bundle, example_image) as parts, fluent_at(uri), mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(name=name, **parts)
         registered = mlflow.register_model(info.model_uri, name, await_registration_for=60, tags=tags)
     return str(registered.version)
 
 
+@contextmanager
+def model_parts(bundle: Path, example_image: bytes) -> Iterator[dict[str, Any]]:
+    """The arguments of `mlflow.pyfunc.log_model` and `save_model` for a bundle; their files are there meanwhile."""
+    import pandas as pd
+
+    task = read_spec(bundle).task
+    with tempfile.TemporaryDirectory(prefix="convmlp-model-") as folder:
+        code = Path(folder) / ZIP_NAME
+        code.write_bytes(zipped_code())
+        yield {
+            "python_model": str(Path(__file__).with_name("model_script.py")),
+            "artifacts": {"bundle": str(bundle.absolute())},
+            "code_paths": [str(code)],
+            "signature": _signature(task),
+            "input_example": pd.DataFrame({"image": [base64.b64encode(example_image).decode("ascii")]}),
+            "pip_requirements": _requirements(task),
+        }
+
+
 def _signature(task: TaskSpec) -> ModelSignature:
-    """Image files go in, the task's columns come out; detectors take the least score as a parameter."""
+    """Images go in, the task's columns come out; detectors take the least score as a parameter.
+
+    A column of any type is the one signature under which MLflow leaves bytes, texts and nested lists as they are, in
+    each form of a request.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
-    columns = COLUMNS[task.dataset].items()
+    columns = COLUMNS[task.name].items()
     params = [ParamSpec("min_score", DataType.double, MIN_SCORE)] if task.dataset == "detection" else []
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([ColSpec(DataType[kind], name) for name, kind in columns]),
+        inputs=Schema([ColSpec(AnyType(), "image")]),
+        outputs=Schema([ColSpec(_column_type(kind), name, required=False) for name, kind in columns]),
         params=ParamSchema(params) if params else None,
     )
+
+
+def _column_type(kind: Any) -> Any:
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array
+
+    return Array(_column_type(kind[0])) if isinstance(kind, list) else DataType[kind]
 
 
 def _requirements(task: TaskSpec) -> list[str]:

@@ -1,4 +1,7 @@
-"""Predictions as the columns of a table, as MLflow's models return them."""
+"""Predictions as the columns of a table, as versions of before `model_script` return them.
+
+Their scripts import it from here, in a process that has imported our packages before it loads one.
+"""
 
 from __future__ import annotations
 

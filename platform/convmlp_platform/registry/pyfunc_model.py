@@ -1,25 +1,32 @@
-"""The registered model as MLflow sees it: a script it copies and runs ("models from code", no pickle).
+"""The registered model as MLflow sees it. `model_script` makes it; the code that it needs travels with the model.
 
-It and the packages `convmlp`, `data_prep` and `convmlp_platform` travel with the model, so a version is loaded by the
-code that made it. Input: a column `image` of encoded image files, as bytes or base64 text. Output: the columns of
-the model's task (`table.COLUMNS`).
+Input: a column `image`, whose values may be all that `given_batch` takes. Output: the columns of the model's task
+(`answer_columns.COLUMNS`).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 from pathlib import Path
 from typing import Any
 
-import mlflow.models
 import mlflow.pyfunc
+import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from convmlp_platform.errors import DataError
-from convmlp_platform.models.prediction import MIN_SCORE, Detections
-from convmlp_platform.models.predictors.predictor import Predictor
-from convmlp_platform.registry.prediction_table import columns_of
+from convmlp_platform.models.prediction import MIN_SCORE
+from convmlp_platform.models.serving.served_model import ServedModel
+
+
+class RequestRefused(MlflowException):
+    """A request as a whole can't be answered. MLflow's server puts all of the request before a message (as much as it
+    was sent); this one stays as it is."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "message" or "message" not in vars(self):
+            super().__setattr__(name, value)
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):
@@ -27,48 +34,52 @@ class BundleModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the bundle."""
-        self.predictor = Predictor.from_folder(Path(context.artifacts["bundle"]))
+        self.served = ServedModel.from_folder(Path(context.artifacts["bundle"]))
 
     # Hints MLflow doesn't know make it warn or turn inputs away; a DataFrame's it only notes.
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row for each image. Raises DataError on an unreadable one.
+        """One row for each image; what can't be read has an `error` and no prediction.
 
         `params`: of detectors `min_score`; objects of a lower score are left out.
+
+        Raises:
+            RequestRefused: there is no column `image`, or the batch is beyond a limit.
         """
-        images = [_image_bytes(cell, row) for row, cell in enumerate(_cells(model_input))]
         min_score = float((params or {}).get("min_score", MIN_SCORE))
-        found = [
-            one.above(min_score) if isinstance(one, Detections) else one
-            for one in self.predictor.predict(images)
-        ]
-        return pd.DataFrame(columns_of(found, self.predictor.spec.task.dataset))
+        try:
+            return _table(self.served.answer(_images(model_input), min_score=min_score))
+        except DataError as error:
+            raise RequestRefused(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
-def _cells(model_input: Any) -> list[Any]:
+def _images(model_input: Any) -> list[Any]:
+    """The images of an input, in the forms that MLflow leaves it in, and in those of a direct call."""
     if isinstance(model_input, pd.DataFrame):
         if "image" not in model_input.columns:
             raise DataError(f"the input has no column `image`, only {list(model_input.columns)}")
-        return list(model_input["image"])
-    if isinstance(model_input, (bytes, str)):
-        return [model_input]
+        cells = list(model_input["image"])
+        # Texts under `inputs` and `instances` come as one row that holds all of them.
+        if len(cells) == 1 and isinstance(cells[0], list) and all(isinstance(one, str) for one in cells[0]):
+            return list(cells[0])
+        return cells
     if isinstance(model_input, dict):
-        return _cells(model_input["image"])
-    return list(model_input.ravel() if hasattr(model_input, "ravel") else model_input)
+        if "image" not in model_input:
+            raise DataError(f"the input has no `image`, only {list(model_input)}")
+        return _images(model_input["image"])
+    if isinstance(model_input, (bytes, str)) or (
+        isinstance(model_input, np.ndarray) and model_input.ndim == 0
+    ):
+        return [model_input]
+    return [one["image"] if isinstance(one, dict) and "image" in one else one for one in model_input]
 
 
-def _image_bytes(cell: Any, row: int) -> bytes:
-    if isinstance(cell, dict):
-        cell = cell.get("image")
-    if isinstance(cell, (bytes, bytearray, memoryview)):
-        return bytes(cell)
-    try:
-        return base64.b64decode(cell, validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
-        raise DataError(
-            f"row {row}: `image` must be an image file's bytes or base64 text ({error})"
-        ) from error
-
-
-mlflow.models.set_model(BundleModel())
+def _table(columns: dict[str, list[Any]]) -> pd.DataFrame:
+    """Columns with gaps hold objects, or pandas would make NaN of None, which is no JSON."""
+    return pd.DataFrame(
+        {
+            name: pd.Series(values, dtype=object if any(one is None for one in values) else None)
+            for name, values in columns.items()
+        }
+    )

@@ -163,9 +163,9 @@ def resolve(uri: str, *, section: TrackingTarget | None = None, into: Path | Non
     with mlflow_errors(store, f"{uri} can't be looked up"):
         client = open_client(store)
         version = _find_version(client, uri)
-        local = _download(store, f"models:/{version.name}/{version.version}", into)
+        bundle = _bundle_of(store, uri, f"models:/{version.name}/{version.version}", into)
     return ResolvedModel(
-        _bundle_in(local, uri),
+        bundle,
         name=str(version.name),
         version=str(version.version),
         aliases=tuple(version.aliases),
@@ -295,14 +295,17 @@ def _what_exists(client: MlflowClient, name: str, wanted: str) -> str:
     )
 
 
-def _bundle_in(model: Path, uri: str) -> Path:
+def _bundle_of(store: str, uri: str, version: str, into: Path | None) -> Path:
+    """The bundle of `version`, by what its description says; nothing else of the model is downloaded."""
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
+    description = _download(store, f"{version}/MLmodel", into)
     try:
-        return model / str(Model.load(str(model)).flavors["python_function"]["artifacts"]["bundle"]["path"])
-    except (KeyError, OSError, MlflowException):
+        path = str(Model.load(str(description)).flavors["python_function"]["artifacts"]["bundle"]["path"])
+    except (KeyError, TypeError, OSError, MlflowException):
         raise TrackingError(f"{uri}: not a model that this platform registered (no bundle in it)") from None
+    return _download(store, f"{version}/{path}", into)
 
 
 def _download(store: str, uri: str, into: Path | None) -> Path:

@@ -1,28 +1,20 @@
-"""What predictions say, in plain values and in MLflow's tables."""
+"""What predictions say, in plain values."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as runs
-from tiny_dense import DATASETS, tiny_dense
 
-from convmlp_platform.errors import DataError
 from convmlp_platform.models.prediction import Detections, LabelMap, Labels
-from convmlp_platform.models.predictors.predictor import Predictor
-from convmlp_platform.registry.log_model import _requirements, _signature
-from convmlp_platform.registry.prediction_table import COLUMNS, columns_of
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -72,42 +64,3 @@ def test_the_most_probable_classes() -> None:
     one = Labels(CLASSES, torch.tensor([0.2, 0.7, 0.1]))
     assert [name for name, _ in one.top(2)] == ["dog", "cat"]
     assert len(one.top(9)) == 3
-
-
-@pytest.mark.parametrize("kind", DATASETS)
-def test_tables_are_as_the_signature_says(kind: str) -> None:
-    from mlflow.types.utils import _infer_schema
-
-    from convmlp_platform.registry.pyfunc_model import BundleModel
-
-    tiny, content = tiny_dense(kind), io.BytesIO()
-    tiny.split.image(0)[0].save(content, "PNG")
-    model = BundleModel()
-    model.load_context(SimpleNamespace(artifacts={"bundle": str(tiny.bundle)}))
-    given = pd.DataFrame({"image": [content.getvalue()]})
-    (one,) = Predictor.from_folder(tiny.bundle).predict([content.getvalue()])
-    least = float(one.scores.median()) if isinstance(one, Detections) else 0.0
-    table = model.predict(None, given, {"min_score": least} if least else None)
-    signature = _signature(tiny.spec.task)
-    assert _infer_schema(table).input_dict().keys() == signature.outputs.input_dict().keys()
-    for column in signature.outputs.inputs:
-        assert _infer_schema(table).input_dict()[column.name].type == column.type
-    assert isinstance(one, (Detections, LabelMap))
-    row = table.iloc[0]
-    assert (row["height"], row["width"]) == one.size
-    if isinstance(one, LabelMap):
-        assert signature.params is None
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["label_map"]))), one.labels)
-        assert json.loads(row["shares"]) == one.shares()
-        return
-    objects = json.loads(row["objects"])
-    assert objects == one.above(least).as_coco() and 0 < len(objects) < len(one)
-    assert "pycocotools" in " ".join(_requirements(tiny.spec.task))
-    text = pd.DataFrame({"image": [base64.b64encode(content.getvalue()).decode()]})
-    assert len(json.loads(model.predict(None, text).iloc[0]["objects"])) == len(one)
-    with pytest.raises(DataError, match="no column `image`"):
-        model.predict(None, pd.DataFrame({"picture": [b""]}))
-
-
-def test_no_images_make_an_empty_table() -> None:
-    assert columns_of([], "detection") == {name: [] for name in COLUMNS["detection"]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from convmlp_platform.models.bundle import BundleSpec
 from convmlp_platform.models.prediction import Labels
 from convmlp_platform.models.predictors.given_images import ImageLike, open_image
-from convmlp_platform.models.predictors.predictor import Predictor, expect_finite
+from convmlp_platform.models.predictors.predictor import Predictor, SeenImage, expect_finite
 from convmlp_platform.models.task_spec import ClassificationSpec
 
 
@@ -45,15 +45,15 @@ class Classifier(Predictor):
             )
             self._prepare = PermutedEvalTransform(transform, order)
 
+    def see(self, image: ImageLike, position: int) -> SeenImage:
+        """As `Predictor.see`."""
+        opened = open_image(image, position, self.spec.exif_orientation)
+        return SeenImage(self._prepare(opened), (opened.height, opened.width))
+
     @torch.inference_mode()
-    def predict(self, images: Sequence[ImageLike]) -> list[Labels]:
-        """Softmax probabilities of each image. Raises as `Predictor.predict`."""
-        found: list[Labels] = []
-        for start in range(0, len(images), self.batch_size):
-            chosen = images[start : start + self.batch_size]
-            opened = [open_image(one, start + i, self.spec.exif_orientation) for i, one in enumerate(chosen)]
-            batch = torch.stack([self._prepare(image) for image in opened])
-            probabilities = self.model(batch.to(self.device)).float().softmax(dim=1).cpu()
-            expect_finite(probabilities, f"images {start} to {start + len(chosen) - 1}")
-            found += [Labels(self.spec.classes, row) for row in probabilities]
-        return found
+    def answer(self, images: Sequence[SeenImage]) -> list[Labels]:
+        """Softmax probabilities of each image. Raises as `Predictor.answer`."""
+        batch = torch.stack([image.pixels for image in images])
+        probabilities = self.model(batch.to(self.device)).float().softmax(dim=1).cpu()
+        expect_finite(probabilities)
+        return [Labels(self.spec.classes, row) for row in probabilities]

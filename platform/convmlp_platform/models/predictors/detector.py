@@ -10,7 +10,7 @@ from torch import nn
 from convmlp_platform.models.bundle import BundleSpec
 from convmlp_platform.models.prediction import Detections
 from convmlp_platform.models.predictors.given_images import ImageLike
-from convmlp_platform.models.predictors.predictor import Predictor, expect_finite_maps
+from convmlp_platform.models.predictors.predictor import Predictor, SeenImage, expect_finite_maps
 from convmlp_platform.models.predictors.whole_images import WholeImages
 from convmlp_platform.models.task_spec import DetectionSpec
 
@@ -31,19 +31,22 @@ class Detector(Predictor):
         self._images = WholeImages(transform, spec, self.device)
         expect_finite_maps(self.model)
 
-    @torch.inference_mode()
-    def predict(self, images: Sequence[ImageLike]) -> list[Detections]:
-        """The objects of each image. Raises as `Predictor.predict`."""
-        return [self._of(image, position) for position, image in enumerate(images)]
+    def see(self, image: ImageLike, position: int) -> SeenImage:
+        """As `Predictor.see`."""
+        return SeenImage(*self._images.prepared(image, position))
 
-    def _of(self, image: ImageLike, position: int) -> Detections:
-        prepared, size = self._images.prepared(image, position)
-        (found,) = self._task.detect([prepared], [size])
+    @torch.inference_mode()
+    def answer(self, images: Sequence[SeenImage]) -> list[Detections]:
+        """The objects of each image. Raises as `Predictor.answer`."""
+        return [self._of(image) for image in images]
+
+    def _of(self, image: SeenImage) -> Detections:
+        (found,) = self._task.detect([image.pixels], [image.size])
         cpu = {name: value.cpu() for name, value in found.items()}
         return Detections(
             self.spec.classes,
             self._class_ids,
-            size,
+            image.size,
             cpu["boxes"],
             cpu["scores"],
             cpu["labels"],

@@ -10,7 +10,7 @@ from torch import nn
 from convmlp_platform.models.bundle import BundleSpec
 from convmlp_platform.models.prediction import LabelMap
 from convmlp_platform.models.predictors.given_images import ImageLike
-from convmlp_platform.models.predictors.predictor import Predictor, expect_finite_maps
+from convmlp_platform.models.predictors.predictor import Predictor, SeenImage, expect_finite_maps
 from convmlp_platform.models.predictors.whole_images import WholeImages
 from convmlp_platform.models.task_spec import SegmentationSpec
 
@@ -30,12 +30,15 @@ class Segmenter(Predictor):
         self._images = WholeImages(transform, spec, self.device)
         expect_finite_maps(self.model)
 
-    @torch.inference_mode()
-    def predict(self, images: Sequence[ImageLike]) -> list[LabelMap]:
-        """The label map of each image. Raises as `Predictor.predict`."""
-        return [self._of(image, position) for position, image in enumerate(images)]
+    def see(self, image: ImageLike, position: int) -> SeenImage:
+        """As `Predictor.see`."""
+        return SeenImage(*self._images.prepared(image, position))
 
-    def _of(self, image: ImageLike, position: int) -> LabelMap:
-        prepared, size = self._images.prepared(image, position)
-        (labels,) = self._task.label_maps([prepared], [size])
+    @torch.inference_mode()
+    def answer(self, images: Sequence[SeenImage]) -> list[LabelMap]:
+        """The label map of each image. Raises as `Predictor.answer`."""
+        return [self._of(image) for image in images]
+
+    def _of(self, image: SeenImage) -> LabelMap:
+        (labels,) = self._task.label_maps([image.pixels], [image.size])
         return LabelMap(self.spec.classes, labels.cpu().numpy())
