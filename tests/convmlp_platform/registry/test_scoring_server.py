@@ -242,6 +242,9 @@ def server(tmp_path: Path) -> Iterator[Callable[[str], str]]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         environment = os.environ | {"PYTHONPATH": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment["PATH"] = (
+            f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # uvicorn's
+        )
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(stored_model(kind))]
         command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
         log = (tmp_path / "server.log").open("wb")
