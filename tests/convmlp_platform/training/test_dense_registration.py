@@ -25,13 +25,15 @@ from convmlp_platform.training.run import run
 
 SENT = True
 
-# What a machine has on which only the version's requirements are installed: none of our packages, no data_prep.
+# What a machine has on which only the version's requirements are installed: none of our packages.
 SERVE = """
-import base64, json, sys
+import json, os, sys
+sys.path = [one for one in sys.path if not any(
+    os.path.isdir(os.path.join(one or ".", name)) for name in ("convmlp", "data_prep", "convmlp_platform"))]
 import mlflow, pandas as pd
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("data_prep", "ray", "deepspeed", "accelerate"):
+        if name.partition(".")[0] in ("ray", "deepspeed", "accelerate"):
             raise ModuleNotFoundError(f"{name} is not a requirement")
 sys.meta_path.insert(0, Missing())
 model = mlflow.pyfunc.load_model(sys.argv[1])
