@@ -44,6 +44,10 @@ def code_files() -> dict[str, Path]:
         if module in seen or package not in folders or module.startswith(_LEFT_OUT):
             continue
         seen.add(module)
+        if rest.endswith("*"):
+            folder = folders[package].joinpath(*rest.split(".")[:-1])
+            ahead += [f"{module.removesuffix('*')}{path.stem}" for path in folder.glob("*.py")]
+            continue
         if module != package:
             ahead.append(module.rpartition(".")[0])
         path = _source(folders[package].joinpath(*rest.split(".")) if rest else folders[package])
@@ -56,7 +60,7 @@ def code_files() -> dict[str, Path]:
 def imported_modules(path: Path) -> Iterator[str]:
     """The names of modules that a source file imports, wherever in it, but for type checkers only.
 
-    Of `from a import b` it gives `a` and `a.b`, as `b` may be a module.
+    Of `from a import b` it gives `a` and `a.b`, as `b` may be a module; of `import_module(f"a.{b}")` it gives `a.*`.
     """
     ahead: list[ast.AST] = [ast.parse(path.read_bytes(), str(path))]
     while ahead:
@@ -69,7 +73,17 @@ def imported_modules(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
+            yield _named(node.args[0])
         ahead += ast.iter_child_nodes(node)
+
+
+def _named(argument: ast.expr) -> str:
+    """The module that `import_module` is called with, or `a.*` where only its package is written out."""
+    parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+    first = parts[0]
+    text = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
+    return text if len(parts) == 1 else f"{text.rpartition('.')[0]}.*"
 
 
 def _folder_of(package: str) -> Path:

@@ -114,7 +114,22 @@ def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
         "if TYPE_CHECKING:\n    import never\nelse:\n    import g\n"
         "class K:\n    def m(self):\n        try:\n            from h.i import j\n        except ImportError:\n"
         "            import k\n"
+        "importlib.import_module('l.m')\nimport_module(f'n.o.{p}')\nimport_module(q)\n"
     )
     assert set(imported_modules(source)) == {
-        *("a.b", "c", "e", "e.f", "typing", "typing.TYPE_CHECKING", "g", "h.i", "h.i.j", "k")
+        *(
+            "a.b",
+            "c",
+            "e",
+            "e.f",
+            "typing",
+            "typing.TYPE_CHECKING",
+            "g",
+            "h.i",
+            "h.i.j",
+            "k",
+            "l.m",
+            "n.o.*",
+            "",
+        )
     }
