@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint, Checkpointer
@@ -29,18 +29,24 @@ _SHORT_PAUSE = 5.0  # seconds between tries of a save that training waits for
 
 @dataclass(frozen=True)
 class SaveEvent:
-    """The outcome of a save.
+    """The outcome of a save, or another fact about a checkpoint.
 
     `failed`: the storage refused the save; it is tried again until it succeeds or a newer save takes its place.
     `skipped`: the save before was still being written.
+    `retired`: removed, since newer ones are kept. `discarded`: removed, since training went back to before it.
+    `loaded`: training goes on from it; its commit may not have been told.
     """
 
-    kind: Literal["committed", "failed", "skipped"]
+    kind: Literal["committed", "failed", "skipped", "retired", "discarded", "loaded"]
     step: int
     location: str
     seconds: float = 0.0
     """From the snapshot to the commit, or to the failure."""
     message: str = ""
+    digest: str = ""
+    """Of the manifest of a checkpoint that was committed or loaded; empty where it isn't known."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What such a checkpoint says of itself (samples seen, epoch, attempt, ...)."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +281,8 @@ class AsyncCheckpointer:
                     on_written=self._on_written,
                     # A part that never comes must not keep a newer save waiting.
                     cancelled=lambda: self._closed or self._newer_waits,
-                    on_commit=lambda location: self._committed(job, location),
+                    on_commit=lambda location, digest: self._committed(job, location, digest),
+                    on_retired=self._retired,
                 )
             except SupersededError:
                 raise
@@ -298,12 +305,16 @@ class AsyncCheckpointer:
         with self._changed:
             self._written_at = time.monotonic()
 
-    def _committed(self, job: _Job, location: str) -> None:
+    def _committed(self, job: _Job, location: str, digest: str = "") -> None:
         with self._changed:
             if self._told is job:
                 return
             self._told, self.committed = job, location
-            self._tell(SaveEvent("committed", job.step, location, time.perf_counter() - job.started))
+            seconds = time.perf_counter() - job.started
+            self._tell(SaveEvent("committed", job.step, location, seconds, digest=digest, facts=job.facts))
+
+    def _retired(self, step: int) -> None:
+        self._tell(SaveEvent("retired", step, self.checkpointer.store.location(step)))
 
     def _may_try_again(self, job: _Job, error: CheckpointError, pause: float) -> bool:
         """Tell of a failure and pause. False when a newer save has come, or all is closed."""
@@ -323,7 +334,7 @@ class AsyncCheckpointer:
 
     def _tell(self, event: SaveEvent) -> None:
         self._events.put(event)
-        if event.kind != "committed":
+        if event.kind in ("failed", "skipped"):
             logger.warning("checkpoint %s %s: %s", step_name(event.step), event.kind, event.message)
 
     def _is_fault(self) -> bool:

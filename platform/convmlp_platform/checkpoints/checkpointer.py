@@ -42,6 +42,8 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     facts: dict[str, Any]
     slices: Mapping[str, Mapping[str, TensorSlice]] = field(default_factory=dict)
+    digest: str = ""
+    """Of its manifest (layout.manifest_digest), once it was read."""
 
 
 @dataclass
@@ -84,7 +86,8 @@ class Checkpointer:
         may_commit: Callable[[], None] = lambda: None,
         on_progress: Callable[[str, int], None] = lambda name, written: None,
         on_written: Callable[[], None] = lambda: None,
-        on_commit: Callable[[str], None] = lambda location: None,
+        on_commit: Callable[[str, str], None] = lambda location, digest: None,
+        on_retired: Callable[[int], None] = lambda step: None,
     ) -> str:
         """Commit a checkpoint of these files; returns its location. A step that is committed already stays as it is,
         unless it is damaged.
@@ -98,7 +101,8 @@ class Checkpointer:
             may_commit: called before anything is written and again right before the commit; it may raise.
             on_progress: told how many bytes of which file have been handed to the storage.
             on_written: called when this writer's own files are durable.
-            on_commit: called the moment the commit is durable, on number 0.
+            on_commit: called with the location and the manifest's digest the moment the commit is durable, on number 0.
+            on_retired: called with each step that was removed because newer ones are kept.
 
         Raises:
             CheckpointError: the storage refused, or it was `cancelled` while waiting for the other writers; what
@@ -118,16 +122,17 @@ class Checkpointer:
             present = self.store.commit_of(step)
             if present is not None and self.is_whole(step):
                 self.store.sync()
+                digest = self._digest(step)
             else:
                 counted[layout.STATE] = lambda: [_state(step, facts)]
                 draft, mine = self._fill(step, token, counted, expected_bytes, present)
                 on_written()
-                self._commit(draft, mine, step, part, cancelled, may_commit)
+                digest = self._commit(draft, mine, step, part, cancelled, may_commit)
         except (OSError, DataPrepError) as error:
             raise CheckpointError(f"can't write checkpoint {location}: {_reason(error)}") from error
         self._whole.add(step)
-        on_commit(location)
-        self._tidy_up(step, token, may_commit)
+        on_commit(location, digest)
+        self._tidy_up(step, token, may_commit, on_retired)
         return location
 
     def _fill(
@@ -159,8 +164,8 @@ class Checkpointer:
         part: Part,
         cancelled: Callable[[], bool],
         may_commit: Callable[[], None],
-    ) -> None:
-        """Commit once all writers have handed in."""
+    ) -> str:
+        """Commit once all writers have handed in; returns the manifest's digest."""
         assert self._draft is not None
         records = dict(mine)
         try:
@@ -179,6 +184,7 @@ class Checkpointer:
             if error.errno == errno.ENOENT:  # some of it is lost: it is written again
                 self._draft = None
             raise
+        return layout.manifest_digest(records)
 
     def _sweep(self, token: str) -> None:
         try:
@@ -186,7 +192,17 @@ class Checkpointer:
         except (OSError, DataPrepError) as error:
             logger.warning("unfinished checkpoints can't be removed: %s", _reason(error))
 
-    def _tidy_up(self, step: int, token: str, may_commit: Callable[[], None]) -> None:
+    def _digest(self, step: int) -> str:
+        """The digest of a committed step's manifest; empty where it can't be read now, which costs only that."""
+        try:
+            return layout.manifest_digest(self.files(step))
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            return ""
+
+    def _tidy_up(
+        self, step: int, token: str, may_commit: Callable[[], None], on_retired: Callable[[int], None]
+    ) -> None:
         """Move `latest`, retire old steps. What fails here is tried again after the next save.
 
         Raises:
@@ -196,7 +212,7 @@ class Checkpointer:
             may_commit()
             self.store.tidy(step, [record.place(name) for name, record in self.files(step).items()], token)
             self.store.point_at(step)
-            self._retire()
+            self._retire(on_retired)
         except SupersededError:
             raise
         except (OSError, DataPrepError, CheckpointError) as error:
@@ -206,11 +222,12 @@ class Checkpointer:
                 _reason(error),
             )
 
-    def _retire(self) -> None:
+    def _retire(self, on_retired: Callable[[int], None]) -> None:
         kept = whole = 0
         for step in reversed(self.store.steps()):
             if kept >= self.keep and whole >= 2:
                 self.store.remove(step)
+                on_retired(step)
                 continue
             kept += 1
             whole += whole < 2 and self.is_whole(step)
@@ -326,10 +343,15 @@ class Checkpointer:
             )
         return None
 
-    def discard_after(self, step: int, may_change: Callable[[], None] = lambda: None) -> list[int]:
+    def discard_after(
+        self,
+        step: int,
+        may_change: Callable[[], None] = lambda: None,
+        on_discarded: Callable[[int], None] = lambda step: None,
+    ) -> list[int]:
         """Remove the steps after `step`, newest first (a run rolled back to it); returns them.
 
-        `may_change` is called before each, and it may raise.
+        `may_change` is called before each, and it may raise; `on_discarded` after each, with its step.
 
         Raises:
             CheckpointError: the storage refused.
@@ -340,6 +362,7 @@ class Checkpointer:
                 may_change()
                 self.store.remove(found)
                 self._whole.discard(found)
+                on_discarded(found)
             if late:
                 self.store.point_at(step)
         except (OSError, DataPrepError) as error:
@@ -376,7 +399,7 @@ def load(location: str | Path) -> Checkpoint:
             tensors = {
                 group: read_tensors([folder / name for name in names]) for group, names in groups.items()
             }
-            return Checkpoint(int(facts["step"]), tensors, facts)
+            return Checkpoint(int(facts["step"]), tensors, facts, digest=layout.manifest_digest(files))
     except (OSError, ValueError, KeyError, TypeError, DataPrepError) as error:
         raise CheckpointError(f"checkpoint {location} can't be read: {_reason(error)}") from error
 

@@ -94,12 +94,17 @@ def is_older(token: str, than: str) -> bool:
 def manifest_bytes(step: int, files: dict[str, FileRecord]) -> bytes:
     """The manifest's text."""
     records = {name: _fields(files[name]) for name in sorted(files)}
-    fields = {"schema_version": SCHEMA_VERSION, "step": step, "files": records, "digest": _digest(files)}
+    fields = {
+        "schema_version": SCHEMA_VERSION,
+        "step": step,
+        "files": records,
+        "digest": manifest_digest(files),
+    }
     return json.dumps(fields, indent=2).encode()
 
 
-def _digest(files: Mapping[str, FileRecord]) -> str:
-    """SHA-256 of all records, so that one that is missing is noticed."""
+def manifest_digest(files: Mapping[str, FileRecord]) -> str:
+    """SHA-256 of all records, so that one that is missing is noticed: two checkpoints that share it are the same."""
     lines = (
         f"{name} {record.bytes} {record.sha256} {record.key}\n" for name, record in sorted(files.items())
     )
@@ -155,7 +160,9 @@ def parse_manifest(text: bytes, where: str) -> dict[str, FileRecord]:
     except DamagedJson as error:
         raise CheckpointError(f"checkpoint {where} has no readable {MANIFEST}: {error}") from None
     files = manifest.files
-    if manifest.digest != _digest(files) and not (manifest.digest is None and version < SCHEMA_VERSION):
+    if manifest.digest != manifest_digest(files) and not (
+        manifest.digest is None and version < SCHEMA_VERSION
+    ):
         raise CheckpointError(f"checkpoint {where}: {MANIFEST} isn't what was written")
     for name, record in files.items():
         folder, _, last = record.place(name).rpartition("/")

@@ -7,6 +7,7 @@ text, which JSON has no numbers for.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -99,7 +100,44 @@ class VersionTags(_Record):
     values: dict[str, str]
 
 
-Record = Params | MetricsRecord | Tags | Artifact | Dataset | Status | VersionTags
+class _OfCheckpoint(_Record):
+    """Something about one checkpoint. Its `digest` tells it from another at the same location: a step that was rolled
+    back and done again has one checkpoint before and one after."""
+
+    location: Annotated[str, AfterValidator(scrubbed)]
+    digest: str = ""
+    step: Count
+
+    def key(self, journal_id: str) -> str:
+        """Returns the name by which the checkpoint is found again: a hash of journal, location and digest."""
+        return hashlib.sha256(f"{journal_id}\n{self.location}\n{self.digest}".encode()).hexdigest()[:32]
+
+
+class CheckpointCommitted(_OfCheckpoint):
+    """A checkpoint is there, with plain `facts` about it."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    facts: dict[str, str] = {}
+
+
+class CheckpointRetired(_OfCheckpoint):
+    """A checkpoint is gone, since newer ones are kept or training went back to before it."""
+
+    kind: Literal["checkpoint_retired"] = "checkpoint_retired"
+    reason: Literal["newer", "rollback"]
+
+
+class CheckpointMetrics(_OfCheckpoint):
+    """The metrics of a checkpoint on a dataset. The run's own record of them has the same time."""
+
+    kind: Literal["checkpoint_metrics"] = "checkpoint_metrics"
+    values: dict[str, float]
+    dataset: str
+    dataset_digest: str
+
+
+CheckpointRecord = CheckpointCommitted | CheckpointRetired | CheckpointMetrics
+Record = Params | MetricsRecord | Tags | Artifact | Dataset | Status | VersionTags | CheckpointRecord
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 
@@ -207,6 +245,24 @@ def metric_history(path: Path) -> list[tuple[int, dict[str, float]]]:
         if isinstance(record, MetricsRecord):
             by_step[record.step] = by_step.get(record.step, {}) | record.values
     return sorted(by_step.items())
+
+
+def checkpoint_history(path: Path) -> list[Record]:
+    """All that is on record of checkpoints, and the run's metrics of evaluations, in their order.
+
+    Raises:
+        OSError: the journal can't be read.
+    """
+    return [
+        record
+        for record in read_chunk(path, max_bytes=sys.maxsize).records
+        if isinstance(record, CheckpointRecord)
+        or (isinstance(record, MetricsRecord) and _is_evaluation(record))
+    ]
+
+
+def _is_evaluation(record: MetricsRecord) -> bool:
+    return any(name.startswith("eval/") for name in record.values)
 
 
 def tag_history(path: Path) -> dict[str, set[str]]:

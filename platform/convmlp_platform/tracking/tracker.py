@@ -22,6 +22,7 @@ from convmlp_platform.tracking.delivery_state import (
 from convmlp_platform.tracking.environment_tags import environment_tags
 from convmlp_platform.tracking.journal import (
     Artifact,
+    CheckpointRecord,
     Dataset,
     Journal,
     MetricsRecord,
@@ -30,8 +31,8 @@ from convmlp_platform.tracking.journal import (
     Status,
     Tags,
 )
-from convmlp_platform.tracking.mlflow.delivery import MAX_VALUE_LENGTH
 from convmlp_platform.tracking.mlflow.feeder import Feeder
+from convmlp_platform.tracking.mlflow.limits import MAX_VALUE_LENGTH
 from convmlp_platform.tracking.mlflow.tracking_uri import tracking_uri
 from data_prep.storage.urls import scrubbed
 
@@ -93,9 +94,16 @@ class Tracker:
         """Log nested `params` by dotted name (`optimizer.lr`). A name logged before keeps its first value."""
         self._append(Params(values=flatten(params)))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log scalars of one step; NaN and infinities too (MLflow shows infinity as the largest float)."""
-        self._append(MetricsRecord(step=step, values={key: float(value) for key, value in metrics.items()}))
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> MetricsRecord:
+        """Log scalars of one step; NaN and infinities too (MLflow shows infinity as the largest float). Returns what
+        was recorded."""
+        record = MetricsRecord(step=step, values={key: float(value) for key, value in metrics.items()})
+        self._append(record)
+        return record
+
+    def log_checkpoint(self, record: CheckpointRecord) -> None:
+        """Log what became of a checkpoint, or metrics that belong to it."""
+        self._append(record)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file (or a folder's content) to artifact folder `folder`, as it is when its turn comes."""

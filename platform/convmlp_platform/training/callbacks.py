@@ -28,7 +28,8 @@ class Callback:
         told again when it goes on."""
 
     def on_save(self, event: SaveEvent) -> None:
-        """A checkpoint was committed, refused by the storage, or put off; on rank 0 alone."""
+        """A checkpoint was committed, refused by the storage, put off, removed or loaded; on rank 0 alone. One is
+        loaded before `on_start`."""
 
     def on_bad_step(self, bad: BadStep, state: TrainState) -> None:
         """After a step whose numbers were wrong; `state.step` counts it."""

@@ -27,7 +27,7 @@ StateFacts = dict[str, Any]
 @dataclass
 class Saver:
     """Saves and loads. `own_facts(state)`: what a checkpoint says beside what this class knows; `on_save` is told what
-    became of a save, on rank 0. `patience_s`: see CollectiveSaver (`launch.preemption_grace_s`)."""
+    became of a save or a checkpoint, on rank 0. `patience_s`: see CollectiveSaver (`launch.preemption_grace_s`)."""
 
     checkpointer: Checkpointer
     engine: Engine
@@ -64,6 +64,10 @@ class Saver:
             )
         )
         self.checkpoint = location
+        if self.engine.world.is_main:
+            self.on_save(
+                SaveEvent("loaded", checkpoint.step, location, digest=checkpoint.digest, facts=facts)
+            )
         seen, attempt = facts["samples_seen"], facts.get("attempt", 0)
         # Releases before there was this fact evaluated a step before they saved it.
         evaluated = facts.get("evaluated", checkpoint.step)
@@ -158,9 +162,13 @@ class Saver:
 
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints after `step`, from which training goes on (collective)."""
+
+        def discarded(step: int) -> None:
+            self.on_save(SaveEvent("discarded", step, self.checkpointer.store.location(step)))
+
         on_main(
             self.engine.world,
-            lambda: self.checkpointer.discard_after(step, lambda: check_newest(self._record)),
+            lambda: self.checkpointer.discard_after(step, lambda: check_newest(self._record), discarded),
         )
 
     def poll(self) -> None:

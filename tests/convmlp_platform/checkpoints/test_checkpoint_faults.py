@@ -78,8 +78,8 @@ class ReportingCheckpointer(Checkpointer):
     def write(self, step: int, *args: Any, **named: Any) -> str:
         inner = named.pop("on_commit")
 
-        def on_commit(location: str) -> None:
-            inner(location)
+        def on_commit(location: str, digest: str) -> None:
+            inner(location, digest)
             self._report(step)
 
         return super().write(step, *args, **named, on_commit=on_commit)

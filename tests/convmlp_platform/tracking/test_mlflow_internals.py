@@ -27,6 +27,15 @@ def test_it_is_there_with_its_arguments(module: str, name: str, arguments: set[s
     assert arguments <= found, f"MLflow: {module}.{name} takes no {arguments - found}; {NEEDED_BY}"
 
 
+def test_the_mark_of_an_external_model_is_still_the_same() -> None:
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+    from convmlp_platform.tracking.mlflow.mlflow_internals import EXTERNAL_TAG
+
+    needed = "the models of checkpoints (tracking/mlflow/checkpoint_models.py) carry it"
+    assert MLFLOW_MODEL_IS_EXTERNAL == EXTERNAL_TAG, f"MLflow: external models have another tag; {needed}"
+
+
 def test_a_servers_credentials_hold_its_address() -> None:
     from mlflow.utils.credentials import get_default_host_creds
 

@@ -27,6 +27,11 @@ def add_checkpoints(commands: Any) -> None:
             "place", metavar="RUN", help=f"{RUN_HELP}; or a URL, or one checkpoint's folder or URL"
         )
         action.set_defaults(call=call)
+    listing.add_argument(
+        "--mlflow",
+        action="store_true",
+        help="as MLflow has them, removed ones too, the best evaluation first",
+    )
     export.add_argument("output", type=Path, metavar="FILE.safetensors")
     export.add_argument(
         "--weights", choices=["ema", "model"], help="default: the moving average if there is one"
@@ -34,11 +39,31 @@ def add_checkpoints(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if arguments.mlflow:
+        return _list_mlflow(arguments.place)
     from convmlp_platform.checkpoints.inventory import list_checkpoints
     from convmlp_platform.runs.find_run import find_run_or_url
 
     for row in list_checkpoints(find_run_or_url(arguments.place)):
         print(_line(_evaluated(row)))
+    return 0
+
+
+def _list_mlflow(place: str) -> int:
+    from convmlp_platform.config.sections.task_section import BEST_METRICS, best_score
+    from convmlp_platform.runs.find_run import find_run
+    from convmlp_platform.runs.run_folder import stored_job
+    from convmlp_platform.tracking.mlflow.checkpoint_models import list_models
+
+    run = find_run(place)
+    task = stored_job(run).get("task")
+    name = task.get("name") if isinstance(task, dict) else None
+    judged_by = BEST_METRICS.get(str(name), BEST_METRICS["classification"])
+    for model in list_models(run, f"eval/{judged_by}"):
+        best, loss = best_score(model.metrics), model.metrics.get("eval/loss")
+        score = "not evaluated" if best is None else f"{best[0]} {best[1]:.2f} %"
+        shown = "" if loss is None else f"  loss {loss:.4f}"
+        print(f"step {model.step:>9}  {model.state:<9}  {score}{shown}  {model.location}")
     return 0
 
 

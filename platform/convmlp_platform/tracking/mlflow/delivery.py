@@ -1,15 +1,14 @@
 """Handing journal records to one MLflow run. Everything here may be repeated without changing the outcome.
 
 MLflow keeps a metric point once per (key, time, step, value), a param once per key, a tag's last value, a
-dataset once per (name, digest), an artifact once per path: so records sent again after a crash leave no
-trace.
+dataset once per (name, digest), an artifact once per path, and a checkpoint's model is looked for before it is made:
+so records sent again after a crash leave no trace.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from convmlp_platform.tracking.delivery_state import Target
 from convmlp_platform.tracking.journal import (
     Artifact,
+    CheckpointRecord,
     Chunk,
     Dataset,
     MetricsRecord,
@@ -28,7 +28,9 @@ from convmlp_platform.tracking.journal import (
     Tags,
     VersionTags,
 )
+from convmlp_platform.tracking.mlflow.checkpoint_models import CheckpointModels
 from convmlp_platform.tracking.mlflow.client import ensure_experiment
+from convmlp_platform.tracking.mlflow.limits import MAX_VALUE_LENGTH, short_digest, valid_key
 from convmlp_platform.tracking.mlflow.server import error_text
 
 if TYPE_CHECKING:
@@ -37,13 +39,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 JOURNAL_TAG = "convmlp.journal"
-MAX_VALUE_LENGTH = 6000  # of a param; tags may have 8000, artifact paths less
-MAX_KEY_LENGTH = 250
 _METRICS_A_BATCH, _OTHERS_A_BATCH = 1000, 100
-_DIGEST_LENGTH = 36  # MLflow's column; the whole digest goes into a tag of the input
-_FORBIDDEN = re.compile(r"[^\w\-. :/]")
-# Codes that the same request will get again. Log-in trouble isn't among them: it can be mended while we wait.
-_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+# Codes that the same request will get again, as long as the server knows the run. Log-in trouble isn't among them: it
+# can be mended while we wait. A server older than MLflow 3 has no models of checkpoints: ENDPOINT_NOT_FOUND.
+_REFUSED = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    "ENDPOINT_NOT_FOUND",
+}
 
 Item = TypeVar("Item")
 
@@ -112,10 +117,11 @@ def run_exists(client: MlflowClient, run_id: str) -> bool:
 class Delivery:
     """Sends records to run `run_id`. `dropped` counts what the server refused for good."""
 
-    def __init__(self, client: MlflowClient, run_id: str, uri: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, uri: str, journal_id: str) -> None:
         self.client = client
         self.run_id = run_id
         self.uri = uri
+        self.checkpoints = CheckpointModels(client, run_id, journal_id)
         self.dropped = 0
 
     def send_values(self, records: Sequence[Record]) -> None:
@@ -140,6 +146,9 @@ class Delivery:
             elif isinstance(record, VersionTags):
                 what = f"tags of models:/{record.model}/{record.version}"
                 self._guarded(partial(self._send_version_tags, record), what)
+            elif isinstance(record, CheckpointRecord):
+                what = f"{record.kind} of {record.location}"
+                self._guarded(partial(self._send_checkpoint, record, what), what)
 
     def send_end(self, record: Status) -> None:
         """Say how and when the run ended. Raises as `send_values` does."""
@@ -164,14 +173,14 @@ class Delivery:
         for record in records:
             if isinstance(record, MetricsRecord):
                 for key, value in record.values.items():
-                    yield Metric(_valid_key(key), value, record.time, record.step)
+                    yield Metric(valid_key(key), value, record.time, record.step)
 
     def _send_params(self, records: Sequence[Record]) -> None:
         """MLflow refuses to change a param: what a restart runs with is kept as tag `changed.NAME`."""
         from mlflow.entities import Param
 
         wanted = {
-            _valid_key(key): value[:MAX_VALUE_LENGTH]
+            valid_key(key): value[:MAX_VALUE_LENGTH]
             for record in records
             if isinstance(record, Params)
             for key, value in record.values.items()
@@ -188,22 +197,28 @@ class Delivery:
     def _send_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        pairs = (RunTag(_valid_key(key), value[:MAX_VALUE_LENGTH]) for key, value in tags.items())
+        pairs = (RunTag(valid_key(key), value[:MAX_VALUE_LENGTH]) for key, value in tags.items())
         self._in_batches(pairs, _OTHERS_A_BATCH, "tags")
 
     def _send_dataset(self, record: Dataset) -> None:
         from mlflow.entities import Dataset as MlflowDataset
         from mlflow.entities import DatasetInput, InputTag
 
-        short = record.digest.removeprefix("sha256:")[:_DIGEST_LENGTH]
         source = json.dumps({"uri": record.source})
-        dataset = MlflowDataset(name=record.name, digest=short, source_type="local", source=source)
+        # The whole digest goes into a tag of the input.
+        dataset = MlflowDataset(
+            name=record.name, digest=short_digest(record.digest), source_type="local", source=source
+        )
         tags = [InputTag("mlflow.data.context", record.context), InputTag("digest", record.digest)]
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
     def _send_version_tags(self, record: VersionTags) -> None:
         for key, value in (record.values | {record.run_tag: self.run_id}).items():
-            self.client.set_model_version_tag(record.model, record.version, _valid_key(key), value)
+            self.client.set_model_version_tag(record.model, record.version, valid_key(key), value)
+
+    def _send_checkpoint(self, record: CheckpointRecord, what: str) -> None:
+        if not self.checkpoints.send(record):
+            self._drop(what, "MLflow has no such model (any more)")
 
     def _in_batches(self, items: Iterator[object], size: int, argument: str) -> None:
         """Send by `log_batch`; a refused batch goes item by item, so that one bad item costs only itself."""
@@ -232,7 +247,3 @@ class Delivery:
     def _drop(self, what: str, why: str) -> None:
         self.dropped += 1
         logger.warning("MLflow run %s: %s is left out: %s", self.run_id, what, why)
-
-
-def _valid_key(key: str) -> str:
-    return _FORBIDDEN.sub("_", key)[:MAX_KEY_LENGTH]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from requests import Response
 
+EXTERNAL_TAG = "mlflow.model.isExternal"
+"""Marks a logged model whose files lie elsewhere, as `mlflow.create_external_model` does, which uploads a file, too."""
+
 
 def ask(uri: str, path: str, seconds: float) -> Response:
     """GET a path of the server at `uri` as MLflow's client does, with its proxies, certificates and log-in, once.

@@ -116,7 +116,7 @@ class Replayer:
             self._remember(self.state.model_copy(update={"run_id": run_id}))
         elif not run_exists(self._client, run_id):
             raise RunLost(run_id)
-        self._delivery = Delivery(self._client, run_id, self.uri)
+        self._delivery = Delivery(self._client, run_id, self.uri, self.target.journal_id)
         return self._delivery
 
     def _advance_values(self, delivery: Delivery) -> bool:

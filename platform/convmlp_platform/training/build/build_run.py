@@ -24,7 +24,7 @@ from convmlp_platform.training.build.initial_weights import (
 from convmlp_platform.training.callbacks import Callback, Console
 from convmlp_platform.training.outputs.goodput_callback import GoodputLog, GoodputReport
 from convmlp_platform.training.outputs.outputs import BestModel, Telemetry
-from convmlp_platform.training.outputs.record import open_tracker, register_best
+from convmlp_platform.training.outputs.record import checkpoint_log, open_tracker, register_best
 from convmlp_platform.training.outputs.sample_pictures import SamplePictures
 from convmlp_platform.training.step_plan import StepPlan, TrainState
 from convmlp_platform.training.stop_request import StopRequest
@@ -99,7 +99,7 @@ def build_run(
     if tracker:
         watchers += [
             Console(plan.steps_per_epoch),
-            Telemetry(tracker, folder),
+            Telemetry(tracker, folder, checkpoint_log(job, manifest, folder, engine, tracker)),
             GoodputReport(tracker, folder),
         ]
     eval_loader = parts.build_eval_loader(job, manifest, folder, world)

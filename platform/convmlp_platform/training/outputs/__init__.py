@@ -3,6 +3,7 @@
 Files in reading order:
 
     outputs           The outputs of a run for people
+    checkpoint_log    The record of a run's checkpoints, in its journal
     record            Opening a run's record in MLflow, and putting its best model into the registry
     goodput_callback  Keeping the record of every second of this rank, for `goodput.account` to account
     sample_pictures   The first held-out images with what the model says of them, kept out of an evaluation

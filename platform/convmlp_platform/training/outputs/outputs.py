@@ -26,6 +26,7 @@ from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.evaluation.evaluate import Weights, taken_weights
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.incidents import WEIGHTS, read_incidents
+from convmlp_platform.training.outputs.checkpoint_log import CheckpointLog
 from convmlp_platform.training.outputs.curves import plot_curves
 from convmlp_platform.training.step_plan import TrainState
 from data_prep.dataset.manifest import DatasetManifest
@@ -62,13 +63,14 @@ logger = logging.getLogger(__name__)
 
 
 class Telemetry(Callback):
-    """Hands metrics to the tracker, which never makes the run wait."""
+    """Hands metrics and the fate of checkpoints to the tracker, which never makes the run wait."""
 
-    def __init__(self, tracker: Tracker, folder: RunFolder) -> None:
-        self.tracker, self.folder = tracker, folder
+    def __init__(self, tracker: Tracker, folder: RunFolder, checkpoints: CheckpointLog) -> None:
+        self.tracker, self.folder, self.checkpoints = tracker, folder, checkpoints
 
     def on_start(self, state: TrainState, stop_step: int) -> None:
         self._first = state.step
+        self.checkpoints.start(state.step)
         log_new_incidents(self.tracker, self.folder)
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
@@ -77,13 +79,14 @@ class Telemetry(Callback):
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
         """Log it once: the process before may have died after it had."""
         if state.step != self._first or not self._has(metrics, state.step):
-            self.on_log(metrics, state)
+            self.checkpoints.evaluated(self.tracker.log_metrics(metrics, state.step))
 
     def _has(self, metrics: dict[str, float], step: int) -> bool:
         known = dict(metric_history(journal_path(self.folder.path))).get(step, {})
         return all(str(known.get(name)) == str(value) for name, value in metrics.items())  # NaN is NaN
 
     def on_save(self, event: SaveEvent) -> None:
+        self.checkpoints.saw(event)
         if event.kind == "committed":
             self.tracker.set_tags({"checkpoint.latest": event.location, "checkpoint.step": str(event.step)})
             self.tracker.log_metrics({"checkpoint/durable_seconds": event.seconds}, event.step)

@@ -22,6 +22,7 @@ from convmlp_platform.tracking.environment_tags import environment_tags
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.build.initial_weights import lineage_tags
 from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
+from convmlp_platform.training.outputs.checkpoint_log import CheckpointLog, Evaluated
 from convmlp_platform.training.outputs.exactness import computing_tags
 from convmlp_platform.training.step_plan import TrainState
 from data_prep.dataset.manifest import DatasetManifest
@@ -57,6 +58,14 @@ def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, en
         }
     )
     return tracker
+
+
+def checkpoint_log(
+    job: TrainJob, manifest: DatasetManifest, folder: RunFolder, engine: Engine, tracker: Tracker
+) -> CheckpointLog:
+    """The record of the run's checkpoints, each with the strategy and the number of ranks that wrote it."""
+    facts = {"strategy": job.engine.strategy, "world_size": engine.world.size}
+    return CheckpointLog(tracker, folder.path, Evaluated(manifest.name, manifest.digest), facts)
 
 
 def register_best(
