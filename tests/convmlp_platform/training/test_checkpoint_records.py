@@ -116,6 +116,12 @@ def test_the_same_checkpoint_told_again_is_on_record_once(tmp_path: Path) -> Non
     assert lines(tmp_path) == [("committed", 2, "a")]
 
 
+def test_another_checkpoint_at_the_same_place_takes_its_place(tmp_path: Path) -> None:
+    """A damaged one is written anew without having been removed first."""
+    Process(tmp_path).start().event("committed", 2, "a").evaluates(2, 1).event("committed", 2, "b")
+    assert lines(tmp_path)[2:] == [("rollback", 2, "a"), ("committed", 2, "b")]
+
+
 def test_what_is_older_than_a_retired_one_is_gone_too(tmp_path: Path) -> None:
     """The process before died between removing it and saying so."""
     one = Process(tmp_path).start()
