@@ -51,6 +51,9 @@ from convmlp_platform.tracking.delivery_state import (
     save_target,
 )
 from convmlp_platform.tracking.journal import (
+    CheckpointCommitted,
+    CheckpointMetrics,
+    CheckpointRetired,
     Dataset,
     Journal,
     MetricsRecord,
@@ -184,6 +187,23 @@ def _make_tracking(folder: Path) -> None:
         values = {"train/loss": 1.5 / (step + 1), "train/images_per_second": 10.0, "eval/top1": float("nan")}
         journal.append(MetricsRecord(time=step, step=step, values=values))
     journal.append(Tags(time=3, values={"model.parameters": "12"}))
+    journal.append(
+        CheckpointCommitted(time=3, location="/r/step-000000008", digest="ab", step=8, facts={"epoch": "1"})
+    )
+    journal.append(
+        CheckpointMetrics(
+            time=3,
+            location="/r/step-000000008",
+            digest="ab",
+            step=8,
+            values={"eval/top1": 1.0},
+            dataset="digits",
+            dataset_digest="sha256:1",
+        )
+    )
+    journal.append(
+        CheckpointRetired(time=3, location="/r/step-000000008", digest="ab", step=8, reason="newer")
+    )
     journal.append(Status(time=4, status="FINISHED"))
     journal.close()
     size = (folder / "tracking" / "journal.jsonl").stat().st_size
