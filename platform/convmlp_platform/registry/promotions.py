@@ -26,7 +26,7 @@ SAMPLES_FOLDER = "lineage"
 
 
 @dataclass(frozen=True)
-class Held:
+class AliasHolder:
     """The alias now.
 
     Args:
@@ -101,7 +101,7 @@ class PromotionDesk:
         """The tags of a version."""
         return dict(self.client.get_model_version(self.name, version).tags)
 
-    def champion(self) -> Held:
+    def champion(self) -> AliasHolder:
         """The alias's holder, as the log has it too.
 
         Raises:
@@ -109,10 +109,10 @@ class PromotionDesk:
         """
         decisions, held = decision_log.expect_in_step(self.client, self.name, self.alias)
         if held is not None:
-            return Held(held, held)
+            return AliasHolder(held, held)
         found = decision_log.reigns(decisions, self.alias)
         if not found:
-            return Held(None, None)
+            return AliasHolder(None, None)
         gone = found[-1].version
         rival = decision_log.last_living(self.client, self.name, decisions, self.alias)
         then = (
@@ -120,7 +120,7 @@ class PromotionDesk:
             if rival is None
             else f"compared with version {rival}, before it"
         )
-        return Held(gone, rival, f"version {gone}, the champion, was deleted: {then}")
+        return AliasHolder(gone, rival, f"version {gone}, the champion, was deleted: {then}")
 
     def decide(self, decision: Decision) -> tuple[Decision, bool]:
         """Put a decision on record, and move the alias if it still holds; see `decision_log.decide`."""

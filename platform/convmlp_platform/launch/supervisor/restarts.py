@@ -18,7 +18,7 @@ _LONGEST_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True)
-class Decision:
+class RestartDecision:
     """Whether to start again, `pause_s` seconds from now; `note` says for people what was charged, or why not."""
 
     restart: bool
@@ -37,7 +37,7 @@ class Budgets:
     _code_errors: set[str] = field(default_factory=set)
     _outages: int = 0
 
-    def decide(self, cause: End, now: float, *, headline: str = "", stepped: bool = True) -> Decision:
+    def decide(self, cause: End, now: float, *, headline: str = "", stepped: bool = True) -> RestartDecision:
         """Charge a restart for `cause` at `now` (seconds), if there may be one.
 
         Args:
@@ -45,27 +45,27 @@ class Budgets:
             stepped: whether the attempt finished a step; an error of code before that is one at once.
         """
         if cause in FINAL:
-            return Decision(False, "")
+            return RestartDecision(False, "")
         if cause == "code" and (headline in self._code_errors or not stepped):
             again = "the same error twice" if headline in self._code_errors else "before the first step"
-            return Decision(False, f"{again}: starting again can't help")
+            return RestartDecision(False, f"{again}: starting again can't help")
         if cause not in CHARGED:
             return self._restart(cause, cause)
         limit = int(getattr(self.section, cause))
         used = self._used(cause, now)
         window = f"{self.section.window_hours:g} h"
         if 0 <= limit <= len(used):
-            return Decision(False, f"launch.restarts.{cause} (={limit} in {window}) is used up")
+            return RestartDecision(False, f"launch.restarts.{cause} (={limit} in {window}) is used up")
         used.append(now)
         if cause == "code":
             self._code_errors.add(headline)
         return self._restart(cause, f"{cause}: {len(used)}{'' if limit < 0 else f' of {limit}'} in {window}")
 
-    def _restart(self, cause: End, note: str) -> Decision:
+    def _restart(self, cause: End, note: str) -> RestartDecision:
         self.totals[cause] += 1
         self._outages = self._outages + 1 if cause == "storage" else 0
         pause = min(2.0 ** (self._outages - 1), _LONGEST_PAUSE_S) if self._outages else 0.0
-        return Decision(True, note, pause)
+        return RestartDecision(True, note, pause)
 
     def _used(self, cause: End, now: float) -> deque[float]:
         used = self._times.setdefault(cause, deque())
