@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,12 @@ def test_test_files_have_names_of_their_own() -> None:
     tests = [path.name for path in our_files() if path.name.startswith("test_") and path.suffix == ".py"]
     assert sorted(tests) == sorted(set(tests))
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_a_class_has_one_meaning_and_a_folder_ten_files_at_most() -> None:
+    figures = runpy.run_path(str(ROOT / "tests/bench/shape.py"))["shape"](ROOT)
+    assert figures["duplicate class names"] == {} and figures["packages without a docstring"] == []
+    assert int(figures["largest folder"].split()[0]) <= 10, figures["largest folder"]
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
