@@ -14,8 +14,8 @@ INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
 # ffcv, with which the tests read our .beton files, is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-# Tests wait for servers and processes for a third of their time: three at once on two cores, four at most.
-TEST_WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$(( cores < 3 ? 3 : cores > 4 ? 4 : cores )))
+# Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
+TEST_WORKERS := 4
 
 .PHONY: help setup demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity shape lint format clean
 

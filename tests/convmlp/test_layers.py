@@ -145,6 +145,7 @@ def test_a_model_made_without_timm_is_the_one_that_timm_makes(name: str) -> None
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["timm", "convmlp"])
 def test_timm_knows_our_networks_whichever_is_imported_first(first: str) -> None:
     second = {"timm": "convmlp", "convmlp": "timm"}[first]

@@ -170,6 +170,7 @@ def test_places_agree(s3: S3Proxy, tmp_path: Path) -> None:
         assert place.size("empty") == 0
 
 
+@pytest.mark.slow
 def test_a_remote_dataset_is_verified_as_a_folder_is(s3: S3Proxy) -> None:
     source, url = digits("webdataset"), f"s3://{BUCKET}/verified"
     copy_dataset(str(source), url, progress=quiet)

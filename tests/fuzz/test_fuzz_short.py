@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mutations import mutate
 
-FILES = 96
+FILES = 40
 
 
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_a_command_leaves_alone_what_it_does_not_need(
     assert imported(tmp_path, words, forbidden) == (code, [])
 
 
+@pytest.mark.slow
 def test_the_table_can_fail(tmp_path: Path) -> None:
     _, found = imported(tmp_path, ["models", "resnet18"], ("timm", "torch._dynamo", "ray"))
     assert found == ["timm", "torch._dynamo"]

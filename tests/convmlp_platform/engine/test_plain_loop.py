@@ -206,6 +206,7 @@ def test_a_step_is_the_plain_loops(plain: Found) -> None:
     assert_equal(product("ddp", 1), plain, "ddp on one rank")
 
 
+@pytest.mark.slow
 def test_a_step_on_two_uneven_ranks_is_the_plain_loops(plain: Found) -> None:
     for by_rank in run_ranks(products, 2, STRATEGIES[:2]):
         for strategy, found in zip(STRATEGIES[:2], by_rank, strict=True):

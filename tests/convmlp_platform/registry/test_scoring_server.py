@@ -200,6 +200,7 @@ def test_a_table_of_good_rows_has_plain_types_and_one_with_errors_has_none_for_n
     assert table["class"][1] is None and table["label"][1] is None and table["error"][0] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_as_the_signature_says(kind: str) -> None:
     from mlflow.models.utils import _enforce_schema

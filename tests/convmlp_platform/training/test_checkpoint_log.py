@@ -121,6 +121,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.slow
 def test_killed_between_any_two_records_and_sent_in_pieces_nothing_is_lost_or_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_killed_between_any_two_records_and_sent_in_pieces_nothing_is_lost_or_do
     assert_each_is_there_once(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_was_rolled_back_is_marked_and_done_again_under_its_own_name(tmp_path: Path) -> None:
     spoilt = range(5 * MICRO_BATCHES, 9 * MICRO_BATCHES)
     heard = Heard()

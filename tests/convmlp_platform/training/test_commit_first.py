@@ -208,6 +208,7 @@ BATCHES = 12
 """Of an evaluation, on each of two ranks: six with the average of the weights, then six with the plain ones."""
 
 
+@pytest.mark.slow
 def test_a_rank_told_to_stop_in_an_evaluation_stops_all_within_a_batch(tmp_path: Path) -> None:
     for first, second, last, whole in run_ranks(stopped_twice, 2, str(tmp_path)):
         assert first == ("SIGTERM", EVERY, 2, {})
