@@ -13,6 +13,7 @@ from mutations import mutate
 FILES = 40
 
 
+@pytest.mark.slow
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     """In a process of its own, which has no other test's threads when it forks."""
     script = Path(__file__).with_name("run_fuzz.py")

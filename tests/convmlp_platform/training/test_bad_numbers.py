@@ -202,6 +202,7 @@ def on_two_ranks(root: str) -> tuple[list[RunResult], Poisoned]:
     return stopped, poisoned_rank(short(home / "poisoned"))
 
 
+@pytest.mark.slow
 def test_what_one_of_two_ranks_hears_or_sees_all_act_on_alike(tmp_path: Path) -> None:
     by_rank = run_ranks(on_two_ranks, 2, str(tmp_path))
     for (_, stopped, ended), (result, actions, _) in by_rank:
