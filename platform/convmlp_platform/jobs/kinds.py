@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.config.evaluate_job import EvaluateJob, EvaluateLaunchSection
+from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
 from convmlp_platform.config.sweep_job import SweepJob
@@ -135,7 +135,32 @@ class TrainingKind(JobKind):
 
 
 @dataclass
-class EvaluationKind(JobKind):
+class _OneWorkerKind(JobKind):
+    """A job that one worker does, with a result in a folder of its own."""
+
+    job: EvaluateJob | PromoteJob
+
+    def lease(self) -> Lease | None:
+        """See JobKind."""
+        from convmlp_platform.launch.supervisor.lease import result_lease
+
+        return result_lease(Path(self.job.output.path) / self.job.name)
+
+    def address(self) -> str | None:
+        """See JobKind."""
+        return self.job.launch.address
+
+    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
+        """See JobKind."""
+        from convmlp_platform.launch.cluster import capacity
+        from convmlp_platform.launch.one_worker import capacity_problems
+
+        counted = (nodes or capacity.cluster_nodes)()
+        return capacity_problems(self.job.launch, self.job.evaluate.precision, counted)
+
+
+@dataclass
+class EvaluationKind(_OneWorkerKind):
     """`kind: evaluate`."""
 
     job: EvaluateJob
@@ -146,20 +171,6 @@ class EvaluationKind(JobKind):
 
         return preflight_evaluation(self.job)
 
-    def lease(self) -> Lease | None:
-        """See JobKind."""
-        from convmlp_platform.launch.supervisor.lease import result_lease
-
-        return result_lease(Path(self.job.output.path) / self.job.name)
-
-    def address(self) -> str | None:
-        """See JobKind."""
-        return self.job.launch.address
-
-    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
-        """See JobKind."""
-        return _one_workers_room(self.job.launch, self.job.evaluate.precision, nodes)
-
     def run(self, *, use_ray: bool) -> int:
         """See JobKind."""
         from convmlp_platform.jobs.evaluation_job import evaluate
@@ -168,7 +179,7 @@ class EvaluationKind(JobKind):
 
 
 @dataclass
-class PromotionKind(JobKind):
+class PromotionKind(_OneWorkerKind):
     """`kind: promote`."""
 
     job: PromoteJob
@@ -178,20 +189,6 @@ class PromotionKind(JobKind):
         from convmlp_platform.promotion.promotion_preflight import preflight_promotion
 
         return preflight_promotion(self.job)
-
-    def lease(self) -> Lease | None:
-        """See JobKind."""
-        from convmlp_platform.launch.supervisor.lease import result_lease
-
-        return result_lease(Path(self.job.output.path) / self.job.name)
-
-    def address(self) -> str | None:
-        """See JobKind."""
-        return self.job.launch.address
-
-    def room_problems(self, address: str | None, nodes: CountNodes | None = None) -> list[str]:
-        """See JobKind."""
-        return _one_workers_room(self.job.launch, self.job.evaluate.precision, nodes)
 
     def run(self, *, use_ray: bool) -> int:
         """See JobKind."""
@@ -247,13 +244,6 @@ KINDS: Mapping[str, Callable[[Any], JobKind]] = {
     "sweep": SweepKind,
 }
 """`kind` → what is done with such a job; the same names as `config.schema.JOB_KINDS`."""
-
-
-def _one_workers_room(launch: EvaluateLaunchSection, precision: str, nodes: CountNodes | None) -> list[str]:
-    from convmlp_platform.launch.cluster import capacity
-    from convmlp_platform.launch.one_worker import capacity_problems
-
-    return capacity_problems(launch, precision, (nodes or capacity.cluster_nodes)())
 
 
 def kind_of(job: Job) -> JobKind:

@@ -21,7 +21,7 @@ from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.storage.storage import open_storage
 from convmlp_platform.errors import ConfigError, PlatformError
 from convmlp_platform.promotion.outcomes import Outcomes
-from convmlp_platform.promotion.rules import Measured, Verdict, judge
+from convmlp_platform.promotion.rules import Measured, judge
 from convmlp_platform.registry.decision_log import Decision, who
 from convmlp_platform.registry.promotions import PromotionDesk
 from convmlp_platform.registry.training_samples import checksums_of_split, seen
@@ -74,7 +74,8 @@ def promote(job: PromoteJob, measure: Measure, say: Say) -> Promotion:
                     f"{job.model.alias} already"
                 )
             rival = held.compared_with
-            verdict = judge(measurement(candidate), None if rival is None else measurement(rival), job.rules)
+            held_by = None if rival is None else measurement(rival)
+            verdict = judge(measurement(candidate), held_by, job.rules, manifest.classes)
             evidence = verdict.evidence | _about(job, manifest, held.note)
             decision, moved = desk.decide(
                 Decision(
@@ -83,7 +84,7 @@ def promote(job: PromoteJob, measure: Measure, say: Say) -> Promotion:
                     held=held.version,
                     version=candidate,
                     who=who(),
-                    reason=_with_class(verdict, manifest),
+                    reason=verdict.reason,
                     evidence=evidence,
                 )
             )
@@ -142,25 +143,6 @@ def _about(job: PromoteJob, manifest: DatasetManifest, note: str) -> dict[str, A
     return about | ({"note": note} if note else {})
 
 
-def _with_class(verdict: Verdict, manifest: DatasetManifest) -> str:
-    """Names the class that the sentence numbers."""
-    words = verdict.reason.split(" ", 2)
-    if words[0] == "class" and words[1].isdigit():
-        return f"class {manifest.classes[int(words[1])]!r} {words[2]}"
-    return verdict.reason
-
-
 def evidence_text(decision: Decision) -> bytes:
     """The decision as a file beside the job's record."""
-    content = {
-        "kind": decision.kind,
-        "alias": decision.alias,
-        "held": decision.held,
-        "version": decision.version,
-        "who": decision.who,
-        "reason": decision.reason,
-        "number": decision.number,
-        "at": decision.at,
-        "evidence": decision.evidence,
-    }
-    return json.dumps(content, indent=2, allow_nan=False).encode()
+    return json.dumps(decision.facts(), indent=2, allow_nan=False).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,9 @@ class Verdict:
     evidence: dict[str, Any]
 
 
-def judge(candidate: Measured, champion: Measured | None, rules: RulesSection) -> Verdict:
+def judge(
+    candidate: Measured, champion: Measured | None, rules: RulesSection, classes: Sequence[str] = ()
+) -> Verdict:
     """The verdict by the stated rules, in this order; the first that refuses is the reason.
 
     1. The candidate can be measured, and its answers are finite.
@@ -59,6 +62,9 @@ def judge(candidate: Measured, champion: Measured | None, rules: RulesSection) -
     4. Without a champion, or with one that can't be measured: it beats the commonest class beyond chance.
     5. Else it is better than the champion (`rules.require`), and no class, calibration or latency loses more than is
        allowed.
+
+    Args:
+        classes: their names, for the sentence; default: it numbers them.
     """
     evidence: dict[str, Any] = {"candidate": candidate.version, "champion": champion and champion.version}
 
@@ -88,7 +94,7 @@ def judge(candidate: Measured, champion: Measured | None, rules: RulesSection) -
     evidence["comparison"] = _figures(found)
     for reason in (
         _not_better(found, rules),
-        _class_losses(candidate.outcomes, champion.outcomes, images, found, rules, evidence),
+        _class_losses(candidate.outcomes, champion.outcomes, images, found, rules, evidence, classes),
         _calibration_loss(candidate.outcomes, champion.outcomes, images, rules, evidence),
         _latency_loss(candidate, champion, rules, evidence),
     ):
@@ -184,6 +190,7 @@ def _class_losses(
     found: Comparison,
     rules: RulesSection,
     evidence: dict[str, Any],
+    classes: Sequence[str],
 ) -> str:
     """Classes that lose more than is allowed, and lose beyond chance."""
     loss = champion.class_values(images) - candidate.class_values(images)
@@ -196,7 +203,8 @@ def _class_losses(
             break
         if found.class_p_values[label] > 1.0 - rules.confidence:
             continue
-        return f"class {label} loses {loss[label]:.2f} points, rules.max_class_loss allows {rules.max_class_loss:g}"
+        name = repr(classes[label]) if classes else label
+        return f"class {name} loses {loss[label]:.2f} points, rules.max_class_loss allows {rules.max_class_loss:g}"
     return ""
 
 

@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from convmlp_platform.errors import TrackingError
@@ -60,6 +60,10 @@ class Decision:
     at: float = 0.0
     applied: bool = False
     """Whether the alias was seen to have followed it."""
+
+    def facts(self) -> dict[str, Any]:
+        """All that is on record, as plain JSON values."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "applied"}
 
     @property
     def moves(self) -> bool:
@@ -157,15 +161,7 @@ def append(client: MlflowClient, name: str, decision: Decision) -> Decision:
 
     log = log_name(name)
     _ensure(client, log, name)
-    content = {
-        "kind": decision.kind,
-        "alias": decision.alias,
-        "held": decision.held,
-        "version": decision.version,
-        "who": decision.who,
-        "reason": decision.reason,
-        "evidence": decision.evidence,
-    }
+    content = {one.name: getattr(decision, one.name) for one in fields(_Stored)}
     tags = {_TAG: json.dumps(content, sort_keys=True, allow_nan=False)}
     for attempt in range(_TRIES):
         try:
@@ -299,13 +295,7 @@ def _parsed(version: Any, name: str) -> Decision:
     except DamagedJson as error:
         raise TrackingError(f"{where}: tag {_TAG} is not what was written: {error}") from None
     return Decision(
-        kind=stored.kind,
-        alias=stored.alias,
-        held=stored.held,
-        version=stored.version,
-        who=stored.who,
-        reason=stored.reason,
-        evidence=stored.evidence,
+        **vars(stored),
         number=int(version.version),
         at=version.creation_timestamp / 1000,
         applied=tags.get(_APPLIED) == "true",

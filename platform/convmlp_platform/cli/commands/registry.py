@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -213,8 +212,7 @@ def _say_done(arguments: argparse.Namespace, decision: Decision) -> None:
 
 
 def _as_json(decision: Decision) -> dict[str, Any]:
-    names: Sequence[str] = ("number", "kind", "alias", "held", "version", "who", "reason", "evidence")
-    return {name: getattr(decision, name) for name in names} | {"at": _time(decision.at)}
+    return decision.facts() | {"at": _time(decision.at)}
 
 
 def _time(seconds: float) -> str:
