@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.models.bundle import WEIGHTS_NAME, read_spec
-from convmlp_platform.registry.decision_log import Decision, who
+from convmlp_platform.registry.decision_log import Decision, is_log, who
 from convmlp_platform.registry.log_model import log_bundle
 from convmlp_platform.registry.promotions import SAMPLES_FILE, SAMPLES_FOLDER, SAMPLES_TAG, PromotionDesk
 from convmlp_platform.tracking.mlflow.client import ensure_experiment, fluent_at, open_client
@@ -283,7 +283,8 @@ def _find_version(client: MlflowClient, uri: str) -> ModelVersion:
 
 
 def _what_exists(client: MlflowClient, name: str, wanted: str) -> str:
-    models = {model.name: model for model in client.search_registered_models(max_results=100)}
+    found = client.search_registered_models(max_results=100)
+    models = {model.name: model for model in found if not is_log(model.name)}
     if name not in models:
         known = ", ".join(sorted(models)) or "none yet"
         return f"no registered model is named {name!r}; there are: {known}"
