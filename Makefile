@@ -9,7 +9,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
-INSTALL := $(PIP) install --progress-bar off --constraint constraints.txt
+# uv resolves and installs in a fraction of pip's time. It is told what pip is told; where it can't, pip does it.
+define INSTALLER
+pip_says() { $(BIN)/python -m pip config list 2>/dev/null | sed -n "s/^[^=]*\.$$1='\(.*\)'\$$/\1/p" | tail -n 1; }; \
+with_uv() ( \
+	uv=$$(command -v uv || echo $(BIN)/uv); \
+	index=$$(pip_says index-url); more=$$(pip_says extra-index-url); links=$$(pip_says find-links); \
+	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
+	[ -z "$$more" ] || export UV_EXTRA_INDEX_URL="$$more"; \
+	[ -z "$$links" ] || export UV_FIND_LINKS="$$links"; \
+	[ -x "$$uv" ] && "$$uv" pip install --quiet --python $(BIN)/python --constraint constraints.txt "$$@" 2>$(DONE)/uv.log; \
+); \
+install() { \
+	with_uv "$$@" || $(PIP) install --progress-bar off --constraint constraints.txt "$$@"; \
+}
+endef
 
 # ffcv, with which the tests read our .beton files, is compiled from source against these. kubernetes-client renders k8s/ in the tests.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
@@ -39,7 +53,7 @@ help:
 
 setup: $(DONE)/ffcv
 
-demo: setup
+demo: $(DONE)/project
 	@$(BIN)/convmlp demo $(if $(KEEP),--keep)
 
 test: lint
@@ -111,17 +125,22 @@ $(DONE)/venv:
 	fi; \
 	echo "Setting up $(VENV) with $$("$$python" --version)"; \
 	"$$python" -m venv --clear $(VENV)
+	@command -v uv >/dev/null || $(PIP) install --progress-bar off uv || echo "Without uv, which can't be installed: pip takes its place"
 	@mkdir -p $(DONE) && touch $@
 
 $(DONE)/torch: constraints.txt | $(DONE)/venv
-	@echo "Installing PyTorch (1/3): about 2 minutes and 5 GB, this once"
-	@$(INSTALL) torch torchvision setuptools wheel
+	@echo "Installing PyTorch: 5 GB, this once"
+	@$(INSTALLER); install torch torchvision setuptools wheel
 	@touch $@
 
 $(DONE)/project: constraints.txt pyproject.toml | $(DONE)/torch
-	@echo "Installing Ray, DeepSpeed, Accelerate, MLflow and the tools (2/3): about 1 minute, this once"
-	@DS_BUILD_OPS=0 $(INSTALL) deepspeed
-	@$(INSTALL) --editable '.[dev]'
+	@echo "Installing Ray, DeepSpeed, Accelerate and MLflow: 2 GB, this once"
+	@$(INSTALLER); export DS_BUILD_OPS=0; install deepspeed; install --editable .
+	@touch $@
+
+$(DONE)/dev: constraints.txt pyproject.toml | $(DONE)/project
+	@echo "Installing what the tests and linters need"
+	@$(INSTALLER); install --editable '.[dev]'
 	@touch $@
 
 $(DONE)/system: | $(DONE)/venv
@@ -154,9 +173,9 @@ $(DONE)/system: | $(DONE)/venv
 	fi
 	@touch $@
 
-$(DONE)/ffcv: $(DONE)/project $(DONE)/system
-	@echo "Installing ffcv (3/3): compiled here, about 20 seconds"
-	@log=$$($(INSTALL) ffcv 2>&1) || { \
+$(DONE)/ffcv: $(DONE)/dev $(DONE)/system
+	@echo "Installing ffcv, compiled here"
+	@$(INSTALLER); log=$$(install ffcv 2>&1) || { \
 		echo "ffcv can't be built; all works without it but reading .beton files with its own Loader. What the compiler said last:"; \
 		echo "$$log" | grep -iE 'error|not found' | tail -5 || true; \
 		echo "To try again: sudo apt-get install -y $(SYSTEM_PACKAGES); rm -f $(DONE)/ffcv; make setup"; \

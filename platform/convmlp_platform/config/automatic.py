@@ -2,7 +2,8 @@
 
 They are decided while the job file is read, so that all that comes later (`convmlp show` and `check`, a run's identity,
 its job.json, MLflow's params) has numbers. The rules know the dataset's manifest and the rest of the job, and no
-machine: a run that is started again, elsewhere or on other workers, has the same values.
+machine: a run that is started again, elsewhere or on other workers, has the same values. What follows from machines has
+rules of its own (`launch.cluster.machine_values`).
 
     training.global_batch_size  an eighth of the training images as a power of two, 8 to 256; never more than images
     training.micro_batch_size   the largest divisor of the global batch up to 64
@@ -42,6 +43,15 @@ FIELDS = (
 )
 """The fields that may be `auto`, in the order in which they are decided."""
 
+OF_MACHINES: dict[str, int | str] = {
+    "launch.num_workers": 1,
+    "launch.cpus_per_worker": 1,
+    "data.num_workers": 1,
+    "engine.precision": "fp32",
+}
+"""The fields of a training job whose `auto` follows from the machines it runs on, in the order in which they are
+decided; and a value with which the rest of the job can be checked before."""
+
 FEW_UPDATES = 1000
 """Below which stochastic depth costs more than it brings."""
 
@@ -67,8 +77,8 @@ def decided(values: dict[str, Any], where: str, open_manifest: OpenManifest | No
     Raises:
         ConfigError: there is no such dataset or split, or a value doesn't follow from it.
     """
-    asked = [name for name in FIELDS if _get(values, name) == AUTO]
-    path, split = _get(values, "data.path"), _get(values, "data.train_split") or "train"
+    asked = [name for name in FIELDS if value_at(values, name) == AUTO]
+    path, split = value_at(values, "data.path"), value_at(values, "data.train_split") or "train"
     if not asked or not isinstance(path, str) or not isinstance(split, str):
         return values  # the schema says what is wrong
     field = asked[0]
@@ -89,6 +99,14 @@ def decided(values: dict[str, Any], where: str, open_manifest: OpenManifest | No
         ) from None
 
 
+def with_stand_ins(values: dict[str, Any]) -> dict[str, Any]:
+    """The nested values with stand-ins for those that follow from machines."""
+    for name, stand_in in OF_MACHINES.items():
+        if value_at(values, name) == AUTO:
+            values = with_value(values, name.split("."), stand_in)
+    return values
+
+
 def _manifest_in_folder(path: str) -> DatasetManifest:
     folder = local_path(path)
     if folder is None:
@@ -105,7 +123,7 @@ class _Rules:
     def decide(self, field: str) -> None:
         """Put the field's value into `values`; the fields it follows from must have theirs."""
         value = getattr(self, f"_{field.rpartition('.')[2]}")()
-        self.values = _put(self.values, field.split("."), value)
+        self.values = with_value(self.values, field.split("."), value)
 
     def _global_batch_size(self) -> int:
         least, most = _BATCH
@@ -140,8 +158,8 @@ class _Rules:
         return 0.0 if self._updates() < FEW_UPDATES else None
 
     def _lr(self) -> float:
-        rate = _LR["fresh" if _get(self.values, "model.init_from") is None else "trained"]
-        return rate * _SGD if _get(self.values, "optimizer.name") == "sgd" else rate
+        rate = _LR["fresh" if value_at(self.values, "model.init_from") is None else "trained"]
+        return rate * _SGD if value_at(self.values, "optimizer.name") == "sgd" else rate
 
     def _name(self) -> str:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.manifest.name).strip("-._")[:128]
@@ -158,17 +176,19 @@ class _Rules:
 
     def _number(self, name: str) -> float | None:
         """A value that is given; None where there is none, or none that the schema will take."""
-        value = _get(self.values, name)
+        value = value_at(self.values, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return value if is_number and math.isfinite(value) and value > 0 else None
 
 
-def _get(values: Any, name: str) -> Any:
+def value_at(values: Any, name: str) -> Any:
+    """What the dotted `name` leads to in nested mappings; None where nothing is there."""
     for key in name.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+def with_value(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """The nested mappings with another value at `path`, whose sections are there."""
     key, *rest = path
-    return values | {key: _put(values[key], rest, value) if rest else value}
+    return values | {key: with_value(values[key], rest, value) if rest else value}

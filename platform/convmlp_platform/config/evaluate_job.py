@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, create_model, model_validator
 
 from convmlp_platform.config import paths
-from convmlp_platform.config.sections.execution import TrackingTarget
+from convmlp_platform.config.sections.execution import CPU_PRECISIONS, TrackingTarget
 from convmlp_platform.config.sections.model_options import MAX_IMAGE_SIZE, ModelOptions
 from convmlp_platform.config.sections.section import Mean, Name, PositiveInt, Section, Std
 from convmlp_platform.config.sections.task_section import TaskSection
@@ -130,6 +130,13 @@ class EvaluateLaunchSection(Section):
     cpus: PositiveInt = Field(1, description="CPU cores of the worker")
 
 
+def precision_problems(precision: str, launch: EvaluateLaunchSection) -> list[str]:
+    """The problem of a precision that the device of `launch` can't compute, or none."""
+    if precision == "fp16" and launch.use_gpu is False:
+        return [f"evaluate.precision: fp16 needs a GPU, but launch.use_gpu is false: {CPU_PRECISIONS}"]
+    return []
+
+
 class EvaluateJob(Section):
     """Measure a model on a split of a prepared dataset."""
 
@@ -164,10 +171,7 @@ class EvaluateJob(Section):
         problems = []
         if (self.data.mean is None) != (self.data.std is None):
             problems.append("data.mean and data.std belong together: give both or neither")
-        if self.evaluate.precision == "fp16" and self.launch.use_gpu is False:
-            problems.append(
-                "evaluate.precision: fp16 needs a GPU, but launch.use_gpu is false: use bf16 or fp32"
-            )
+        problems += precision_problems(self.evaluate.precision, self.launch)
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -15,18 +15,20 @@ _FORM = "expected KEY=VALUE, e.g. --set optimizer.lr=1e-3"
 
 def apply_overrides(
     values: dict[str, Any], overrides: Sequence[str]
-) -> tuple[dict[str, Any], list[str], list[str]]:
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """`values` with each `a.b=c` set, later ones winning; missing sections are made; list items go by number.
 
-    Returns the new values, the dotted names that were set, and one line per override that can't be.
+    Returns the new values, the dotted names that were set with their origin for messages, "from --set", and one line
+    per override that can't be.
     """
-    result, names, problems = _copied(values), [], []
+    result, problems = _copied(values), list[str]()
+    origins: dict[str, str] = {}
     for override in overrides:
         try:
-            names.append(_apply(result, override))
+            origins[_apply(result, override)] = "from --set"
         except ConfigError as error:
             problems.append(str(error))
-    return result, names, problems
+    return result, origins, problems
 
 
 def _apply(values: dict[str, Any], override: str) -> str:

@@ -11,6 +11,7 @@ from convmlp_platform.config.evaluate_job import (
     EvaluateJob,
     EvaluateLaunchSection,
     EvaluateOutputSection,
+    precision_problems,
 )
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.sections.execution import TrackingTarget
@@ -133,10 +134,7 @@ class PromoteJob(Section):
             )
         if self.model.candidate == self.model.alias:
             problems.append(f"model.candidate (={self.model.candidate}) is model.alias: name another version")
-        if self.evaluate.precision == "fp16" and self.launch.use_gpu is False:
-            problems.append(
-                "evaluate.precision: fp16 needs a GPU, but launch.use_gpu is false: use bf16 or fp32"
-            )
+        problems += precision_problems(self.evaluate.precision, self.launch)
         if problems:
             raise ValueError("\n".join(problems))
         return self

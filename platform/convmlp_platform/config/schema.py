@@ -11,6 +11,7 @@ from convmlp_platform.config import paths
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.sections.execution import (
+    CPU_PRECISIONS,
     CheckpointSection,
     DataSection,
     EngineSection,
@@ -163,7 +164,7 @@ def _combination_problems(job: TrainJob) -> list[str]:
             f"augment.permute_patch (={augment.permute_patch}) must divide data.image_size (={job.data.image_size})"
         )
     if job.engine.precision == "fp16" and job.launch.use_gpu is False:
-        problems.append("engine.precision: fp16 needs GPUs, but launch.use_gpu is false: use bf16 or fp32")
+        problems.append(f"engine.precision: fp16 needs GPUs, but launch.use_gpu is false: {CPU_PRECISIONS}")
     return problems
 
 

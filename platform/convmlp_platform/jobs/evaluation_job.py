@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import flatten, parse_job
@@ -19,9 +19,6 @@ from convmlp_platform.launch.supervisor.lease import result_lease
 from convmlp_platform.tracking.finished_work import EvaluationTracker, FinishedEvaluation
 from data_prep import console
 from data_prep.storage.urls import shown
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
@@ -112,11 +109,10 @@ def _here(job: EvaluateJob) -> EvaluationResult:
 
 
 def _on_ray(job: EvaluateJob) -> EvaluationResult:
-    from convmlp_platform.launch.one_worker import on_one_worker
+    from convmlp_platform.launch.one_worker import one_worker
 
-    values = job.model_dump(mode="json")
-    (result,) = on_one_worker(job.name, job.launch, job.evaluate.precision, _in_worker, [(values,)])
-    return EvaluationResult.model_validate(result)
+    with one_worker(job.name, job.launch, job.evaluate.precision) as call:
+        return EvaluationResult.model_validate(call(_in_worker, job.model_dump(mode="json")))
 
 
 def _in_worker(values: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class JobKind(ABC):
         """
         return []
 
+    def machine_lines(self, nodes: Sequence[Node]) -> list[str]:
+        """Lines of `convmlp check` on what the job takes of these nodes, and on what makes little sense there."""
+        return []
+
     @abstractmethod
     def run(self, *, use_ray: bool) -> int:
         """Run a job that has no problems to its end and print what came of it; returns the exit code.
@@ -127,6 +131,20 @@ class TrainingKind(JobKind):
 
         return capacity.check(self.job, None if nodes is None else nodes())
 
+    def machine_lines(self, nodes: Sequence[Node]) -> list[str]:
+        """See JobKind."""
+        from convmlp_platform.launch import messages
+        from convmlp_platform.launch.cluster import capacity
+
+        job, gpu = self.job, capacity.uses_gpu(self.job, nodes)
+        workers = messages.count(job.launch.num_workers, "GPU worker" if gpu else "CPU worker")
+        cpus, readers = job.launch.cpus_per_worker, job.data.num_workers
+        return [
+            f"workers  {workers} of {messages.count(cpus, 'CPU')} and {messages.count(readers, 'reader')}, in "
+            f"{job.engine.precision}",
+            *capacity.slow_precision("engine.precision", job.engine.precision, gpu, nodes),
+        ]
+
     def run(self, *, use_ray: bool) -> int:
         """See JobKind."""
         from convmlp_platform.jobs.training_job import train_here, train_on_ray
@@ -157,6 +175,13 @@ class _OneWorkerKind(JobKind):
 
         counted = (nodes or capacity.cluster_nodes)()
         return capacity_problems(self.job.launch, self.job.evaluate.precision, counted)
+
+    def machine_lines(self, nodes: Sequence[Node]) -> list[str]:
+        """See JobKind."""
+        from convmlp_platform.launch.cluster.capacity import slow_precision
+
+        gpu = self.job.launch.use_gpu is not False and any(node.gpus for node in nodes)
+        return slow_precision("evaluate.precision", self.job.evaluate.precision, gpu, nodes)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,8 @@ from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.launch.supervisor.lease import result_lease
-from convmlp_platform.promotion.measure import Say, measure_apart, packed, unpacked
-from convmlp_platform.promotion.outcomes import Outcomes
-from convmlp_platform.promotion.promote import Promotion, evidence_text, promote
+from convmlp_platform.promotion.measure import measure_apart, packed, unpacked
+from convmlp_platform.promotion.promote import Measure, Promotion, evidence_text, promote
 from data_prep import console
 from data_prep.storage.files import write_atomically
 
@@ -31,7 +32,8 @@ def promote_model(job: PromoteJob, *, use_ray: bool) -> int:
     """
     folder = Path(job.output.path) / job.name
     with result_lease(folder).hold():
-        found = promote(job, _on_ray if use_ray else measure_apart, console.say)
+        with _measuring(job, use_ray) as measure:
+            found = promote(job, measure, console.say)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RECORD, evidence_text(found.decision))
     for line in _lines(job, found, folder):
@@ -54,17 +56,18 @@ def _lines(job: PromoteJob, found: Promotion, folder: Path) -> list[str]:
     ]
 
 
-def _on_ray(job: EvaluateJob, weights_sha256: str | None, say: Say) -> tuple[Outcomes, float | None]:
-    from convmlp_platform.launch.one_worker import on_one_worker
+@contextmanager
+def _measuring(job: PromoteJob, use_ray: bool) -> Iterator[Measure]:
+    if not use_ray:
+        yield measure_apart
+        return
+    from convmlp_platform.launch.one_worker import one_worker
 
-    values = job.model_dump(mode="json")
-    (answer,) = on_one_worker(
-        job.name, job.launch, job.evaluate.precision, _in_worker, [(values, weights_sha256)]
-    )
-    return unpacked(answer)
+    with one_worker(job.name, job.launch, job.evaluate.precision) as call:
+        yield lambda version, _say: unpacked(call(_in_worker, version.model_dump(mode="json")))
 
 
-def _in_worker(values: dict[str, Any], weights_sha256: str | None) -> bytes:
+def _in_worker(values: dict[str, Any]) -> bytes:
     job = parse_job(values, "job")
     assert isinstance(job, EvaluateJob)
-    return packed(job, weights_sha256, console.say)
+    return packed(job, console.say)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.evaluate_job import EvaluateLaunchSection
+from convmlp_platform.config.sections.execution import CPU_PRECISIONS
 from convmlp_platform.errors import ErrorRecord, LaunchError, PlatformError, recorded
 from convmlp_platform.launch.cluster.worker_environment import private_variables, shared_env_vars
 from data_prep import console
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
 
 Work = Callable[..., Any]
+Call = Callable[..., Any]
+"""`call(work, *values)`: what `work(*values)` gave."""
 
 
 def capacity_problems(launch: EvaluateLaunchSection, precision: str, nodes: Sequence[Node]) -> list[str]:
@@ -29,22 +33,22 @@ def capacity_problems(launch: EvaluateLaunchSection, precision: str, nodes: Sequ
     if launch.use_gpu is True and not any(node.gpus for node in nodes):
         problems.append("launch.use_gpu: the cluster has no GPU: --set launch.use_gpu=false")
     elif precision == "fp16" and not any(node.gpus for node in nodes):
-        problems.append("evaluate.precision: fp16 needs a GPU, and the cluster has none: use bf16 or fp32")
+        problems.append(f"evaluate.precision: fp16 needs a GPU, and the cluster has none: {CPU_PRECISIONS}")
     return problems
 
 
-def on_one_worker(
-    name: str, launch: EvaluateLaunchSection, precision: str, work: Work, requests: Sequence[tuple[Any, ...]]
-) -> list[Any]:
-    """`work(*request)` for each request, one after the other, each in a new process of a worker; what they gave.
+@contextmanager
+def one_worker(name: str, launch: EvaluateLaunchSection, precision: str) -> Iterator[Call]:
+    """Within `with`: calls `work(*values)`, each in a new process of one worker.
+
+    `work` is importable by name, takes and gives plain values. A call raises the work's own PlatformError as it was,
+    and LaunchError where the worker ended without a result.
 
     Args:
         name: of the job, for messages.
-        work: importable by name; takes and gives plain values.
 
     Raises:
-        PlatformError: the work's own, as it was.
-        LaunchError: the cluster has no room, or a worker ended without a result.
+        LaunchError: the cluster can't be reached, or has no room.
     """
     from convmlp_platform.launch.cluster.capacity import cluster_nodes
     from convmlp_platform.launch.cluster.connect import connect
@@ -57,26 +61,27 @@ def on_one_worker(
         if problems := capacity_problems(launch, precision, nodes):
             raise LaunchError("\n".join(problems))
         gpu = launch.use_gpu is not False and any(node.gpus for node in nodes)
-        # One call a process: nothing of one request is left for the next.
+        # One call a process: nothing of one call is left for the next.
         remote = ray.remote(num_cpus=launch.cpus, num_gpus=int(gpu), max_retries=0, max_calls=1)(_in_worker)
-        found = []
-        for request in requests:
+
+        def call(work: Work, *values: Any) -> Any:
             try:
-                outcome = ray.get(remote.remote(work, request, private_variables()))
+                outcome = ray.get(remote.remote(work, values, private_variables()))
             except RayError as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise LaunchError(f"{name}: the worker ended without a result: {reason}") from error
             if "problem" in outcome:
                 raise ErrorRecord.from_json(outcome["problem"]).error()
-            found.append(outcome["result"])
-        return found
+            return outcome["result"]
+
+        yield call
 
 
-def _in_worker(work: Work, request: tuple[Any, ...], private: dict[str, str]) -> dict[str, Any]:
+def _in_worker(work: Work, values: tuple[Any, ...], private: dict[str, str]) -> dict[str, Any]:
     """In a Ray task. `private` becomes part of the worker's environment: where MLflow is, and its password."""
     console.adapt_streams()
     os.environ.update(private)
     try:
-        return {"result": work(*request)}
+        return {"result": work(*values)}
     except PlatformError as error:
         return {"problem": recorded(error).to_json()}

@@ -26,11 +26,10 @@ from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.distributed import joined_world
-from convmlp_platform.errors import ConfigError, ErrorRecord, LaunchError, PlatformError, recorded
+from convmlp_platform.errors import ErrorRecord, LaunchError, PlatformError, recorded
 from convmlp_platform.evaluation.build_subject import build_loaded_task, prepared
 from convmlp_platform.evaluation.extra_figures import measure as time_batches
 from convmlp_platform.evaluation.findings import FirstImages
-from convmlp_platform.models.bundle import WEIGHTS_NAME
 from convmlp_platform.promotion.outcomes import (
     ClassificationOutcomes,
     DetectionOutcomes,
@@ -43,17 +42,15 @@ from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.training.build import parts as build
 from convmlp_platform.training.evaluation.evaluate import evaluate
 from data_prep import console
-from data_prep.storage.files import sha256_file
 
 Say = Callable[[str], None]
 
 
-def measure(job: EvaluateJob, weights_sha256: str | None, say: Say) -> tuple[Outcomes, float | None]:
+def measure(job: EvaluateJob, say: Say) -> tuple[Outcomes, float | None]:
     """Evaluate `model.from` on every image of the split, each once; what it said, and its latency in milliseconds.
 
     Args:
         job: with resolved paths, of one registered version.
-        weights_sha256: that its weights must have (the tag of its version); None: unknown.
 
     Raises:
         PlatformError: it can't be loaded, isn't what was registered, or is of another task or other classes.
@@ -63,11 +60,6 @@ def measure(job: EvaluateJob, weights_sha256: str | None, say: Say) -> tuple[Out
         tempfile.TemporaryDirectory(prefix="convmlp-model-") as downloads,
     ):
         parts = prepared(job, Path(downloads))
-        found = sha256_file(Path(parts.subject.found.location) / WEIGHTS_NAME)
-        if weights_sha256 not in (None, found):
-            raise ConfigError(
-                f"{parts.subject.found.pinned}: its weights have SHA-256 {found}, registered were {weights_sha256}"
-            )
         task = build_loaded_task(job, parts, say)
         engine = build.build_engine(parts.training, task, parts.manifest, world)
         folder = RunFolder(Path(job.output.path) / job.name, "")
@@ -178,7 +170,7 @@ def _watch(kind: str, num_classes: int, metrics: Any) -> _Classification | _Segm
     return _Classification(num_classes) if kind == "classification" else _Segmentation(num_classes)
 
 
-def measure_apart(job: EvaluateJob, weights_sha256: str | None, say: Say) -> tuple[Outcomes, float | None]:
+def measure_apart(job: EvaluateJob, say: Say) -> tuple[Outcomes, float | None]:
     """`measure` in a child process of this one.
 
     Raises:
@@ -186,7 +178,7 @@ def measure_apart(job: EvaluateJob, weights_sha256: str | None, say: Say) -> tup
     """
     with tempfile.TemporaryDirectory(prefix="convmlp-measure-") as folder:
         request, answer = Path(folder) / "request.json", Path(folder) / "answer"
-        request.write_text(json.dumps({"job": job.model_dump(mode="json"), "weights_sha256": weights_sha256}))
+        request.write_text(job.model_dump_json())
         command = [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__]
         with subprocess.Popen(
             [*command, str(request), str(answer)], stdout=subprocess.PIPE, text=True
@@ -202,10 +194,10 @@ def measure_apart(job: EvaluateJob, weights_sha256: str | None, say: Say) -> tup
         return unpacked(answer.read_bytes())
 
 
-def packed(job: EvaluateJob, weights_sha256: str | None, say: Say) -> bytes:
+def packed(job: EvaluateJob, say: Say) -> bytes:
     """`measure`'s answer, an error of ours included, as bytes for another process."""
     try:
-        outcomes, latency = measure(job, weights_sha256, say)
+        outcomes, latency = measure(job, say)
     except PlatformError as error:
         return json.dumps({"problem": recorded(error).to_json()}).encode() + b"\n"
     told = None if latency is None or not math.isfinite(latency) else latency
@@ -226,10 +218,9 @@ def unpacked(content: bytes) -> tuple[Outcomes, float | None]:
 
 
 def _main(request: str, answer: str) -> None:
-    given = json.loads(Path(request).read_text())
-    job = parse_job(given["job"], "job")
+    job = parse_job(json.loads(Path(request).read_text()), "job")
     assert isinstance(job, EvaluateJob)
-    content = packed(job, given["weights_sha256"], console.say)
+    content = packed(job, console.say)
     draft = Path(f"{answer}.draft")
     draft.write_bytes(content)
     draft.rename(answer)

@@ -29,7 +29,7 @@ from data_prep.dataset.manifest import DatasetManifest
 from data_prep.storage.urls import shown
 
 Say = Callable[[str], None]
-Measure = Callable[[EvaluateJob, str | None, Say], tuple[Outcomes, float | None]]
+Measure = Callable[[EvaluateJob, Say], tuple[Outcomes, float | None]]
 _ATTEMPTS = 5
 """Comparisons with champions that came meanwhile, before it is given up."""
 
@@ -114,14 +114,13 @@ def open_split(job: PromoteJob, manifest: DatasetManifest) -> ShardedSplit:
 def _measured(
     job: PromoteJob, desk: PromotionDesk, version: str, checksums: Any, measure: Measure, say: Say
 ) -> Measured:
-    tags = desk.tags_of(version)
     with tempfile.TemporaryDirectory(prefix="convmlp-samples-") as folder:
         record, why = desk.training_samples(version, Path(folder))
     overlap = None if record is None else np.asarray(seen(checksums, record), np.int64)
     if why:
         say(f"models:/{job.model.name}/{version}: {why}")
     try:
-        outcomes, latency = measure(job.evaluation_of(version), tags.get("weights.sha256"), say)
+        outcomes, latency = measure(job.evaluation_of(version), say)
     except PlatformError as error:
         if error.cause == "storage":
             raise

@@ -14,11 +14,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from convmlp_platform.errors import TrackingError
+from convmlp_platform.tracking.mlflow.client import versions_of
 from data_prep.storage.json_files import DamagedJson, parse_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ champion. `adopted`: the alias was set outside of the log, and a person confirme
 _SUFFIX = ".decisions"
 _TAG, _APPLIED = "decision", "applied"
 _LOG_OF = "convmlp.decisions_of"
-_PAGE = 200
 _TRIES = 20
 _QUIET_S = 0.2  # seconds after which an alias that differs from the log is looked at again
 
@@ -144,7 +144,7 @@ def read_log(client: MlflowClient, name: str) -> list[Decision]:
     """
     found = [
         _parsed(version, name)
-        for version in _versions(client, log_name(name))
+        for version in versions_of(client, log_name(name))
         if _TAG in version.tags  # an entry is there once its tag is
     ]
     return sorted(found, key=lambda decision: decision.number)
@@ -275,16 +275,6 @@ def _ensure(client: MlflowClient, log: str, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _versions(client: MlflowClient, log: str) -> Iterator[Any]:
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name='{log}'", max_results=_PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _parsed(version: Any, name: str) -> Decision:

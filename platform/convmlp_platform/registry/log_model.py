@@ -16,6 +16,7 @@ from convmlp_platform.models.serving.answer_columns import COLUMNS
 from convmlp_platform.models.task_spec import TaskSpec
 from convmlp_platform.registry.inference_code import ZIP_NAME, zipped_code
 from convmlp_platform.tracking.mlflow.client import fluent_at
+from convmlp_platform.tracking.mlflow.mlflow_internals import silenced
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -39,7 +40,8 @@ def log_bundle(
 
     with model_parts(bundle, example_image) as parts, fluent_at(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(name=name, **parts)
-        registered = mlflow.register_model(info.model_uri, name, await_registration_for=60, tags=tags)
+        with silenced():
+            registered = mlflow.register_model(info.model_uri, name, await_registration_for=60, tags=tags)
     return str(registered.version)
 
 

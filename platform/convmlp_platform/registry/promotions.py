@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.errors import ConfigError, DataError, TrackingError
 from convmlp_platform.registry import decision_log
 from convmlp_platform.registry.decision_log import Decision, Reign
-from convmlp_platform.tracking.mlflow.client import fluent_at, open_client
+from convmlp_platform.tracking.mlflow.client import A_PAGE, every, fluent_at, open_client, versions_of
 from convmlp_platform.tracking.mlflow.server import mlflow_errors
 from convmlp_platform.tracking.mlflow.tracking_uri import tracking_uri
 
@@ -67,14 +68,16 @@ class PromotionDesk:
         return self._open.__exit__(kind, error, trace)
 
     def _expect_model(self) -> None:
-        known = [one for one in self._model_names() if not decision_log.is_log(one)]
-        if self.name not in known:
-            raise ConfigError(
-                f"no registered model is named {self.name!r}; there are: {', '.join(sorted(known)) or 'none yet'}"
-            )
+        from mlflow.exceptions import MlflowException
 
-    def _model_names(self) -> list[str]:
-        return [str(model.name) for model in registered_models(self.client)]
+        try:
+            if not decision_log.is_log(self.name):
+                self.client.get_registered_model(self.name)
+                return
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        raise ConfigError(no_model(self.client, self.name))
 
     def version_of(self, wanted: str) -> str:
         """The number of a version that is named by alias or number.
@@ -95,7 +98,7 @@ class PromotionDesk:
 
     def versions(self) -> list[Any]:
         """All versions, oldest first."""
-        return sorted(_all(self.client, self.name), key=lambda one: int(one.version))
+        return sorted(versions_of(self.client, self.name), key=lambda one: int(one.version))
 
     def tags_of(self, version: str) -> dict[str, str]:
         """The tags of a version."""
@@ -213,30 +216,22 @@ def list_models(section: TrackingTarget) -> list[dict[str, Any]]:
         return [
             {
                 "name": str(model.name),
-                "versions": len(_all(client, str(model.name))),
+                "versions": sum(1 for _ in versions_of(client, str(model.name))),
                 "aliases": {str(alias): str(version) for alias, version in sorted(model.aliases.items())},
             }
-            for model in registered_models(client)
-            if not decision_log.is_log(str(model.name))
+            for model in _models(client)
         ]
 
 
-def registered_models(client: MlflowClient) -> list[Any]:
-    """All registered models of a registry, logs of promotions included."""
-    found: list[Any] = []
-    token: str | None = None
-    while True:
-        page = client.search_registered_models(max_results=200, page_token=token)
-        found += page
-        if not (token := page.token):
-            return found
+def no_model(client: MlflowClient, name: str) -> str:
+    """The sentence that there is no registered model `name`, and which there are."""
+    known = ", ".join(sorted(str(model.name) for model in _models(client))) or "none yet"
+    return f"no registered model is named {name!r}; there are: {known}"
 
 
-def _all(client: MlflowClient, name: str) -> list[Any]:
-    found: list[Any] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name='{name}'", max_results=200, page_token=token)
-        found += page
-        if not (token := page.token):
-            return found
+def _models(client: MlflowClient) -> Iterator[Any]:
+    """All registered models but the logs of promotions."""
+    found: Iterator[Any] = every(
+        lambda token: client.search_registered_models(max_results=A_PAGE, page_token=token)
+    )
+    return (model for model in found if not decision_log.is_log(model.name))

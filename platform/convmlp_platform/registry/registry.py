@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING
 from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.models.bundle import WEIGHTS_NAME, read_spec
-from convmlp_platform.registry.decision_log import Decision, is_log, who
+from convmlp_platform.registry.decision_log import Decision, who
 from convmlp_platform.registry.log_model import log_bundle
-from convmlp_platform.registry.promotions import SAMPLES_FILE, SAMPLES_FOLDER, SAMPLES_TAG, PromotionDesk
-from convmlp_platform.tracking.mlflow.client import ensure_experiment, fluent_at, open_client
+from convmlp_platform.registry.promotions import (
+    SAMPLES_FILE,
+    SAMPLES_FOLDER,
+    SAMPLES_TAG,
+    PromotionDesk,
+    no_model,
+)
+from convmlp_platform.tracking.mlflow.client import ensure_experiment, fluent_at, open_client, versions_of
 from convmlp_platform.tracking.mlflow.delivery import run_exists
 from convmlp_platform.tracking.mlflow.server import mlflow_errors
 from convmlp_platform.tracking.mlflow.tracking_uri import sqlite_path, tracking_uri
@@ -283,13 +289,16 @@ def _find_version(client: MlflowClient, uri: str) -> ModelVersion:
 
 
 def _what_exists(client: MlflowClient, name: str, wanted: str) -> str:
-    found = client.search_registered_models(max_results=100)
-    models = {model.name: model for model in found if not is_log(model.name)}
-    if name not in models:
-        known = ", ".join(sorted(models)) or "none yet"
-        return f"no registered model is named {name!r}; there are: {known}"
-    versions = sorted(int(v.version) for v in client.search_model_versions(f"name='{name}'"))
-    aliases = ", ".join(f"@{alias}" for alias in sorted(models[name].aliases)) or "none"
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return no_model(client, name)
+    versions = sorted(int(one.version) for one in versions_of(client, name))
+    aliases = ", ".join(f"@{alias}" for alias in sorted(model.aliases)) or "none"
     return (
         f"model {name!r} has no alias or version {wanted!r}; "
         f"its aliases: {aliases}; its versions: {', '.join(map(str, versions)) or 'none'}"

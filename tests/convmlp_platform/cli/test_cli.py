@@ -112,13 +112,13 @@ def test_show_prints_a_job_that_loads_again(capsys: pytest.CaptureFixture[str], 
 
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "--kind", "prepare"]) == 0
-    assert json.loads(capsys.readouterr().out)["properties"]["kind"]["const"] == "prepare"
+    assert json.loads(capsys.readouterr().out)["else"]["properties"]["kind"]["const"] == "prepare"
 
 
 @pytest.mark.parametrize("kind", JOB_KINDS)
 def test_every_kind_of_job_has_a_schema(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "--kind", kind]) == 0
-    assert json.loads(capsys.readouterr().out)["properties"]["kind"]["const"] == kind
+    assert json.loads(capsys.readouterr().out)["else"]["properties"]["kind"]["const"] == kind
 
 
 def test_models_lists_ours_and_timms(capsys: pytest.CaptureFixture[str]) -> None:

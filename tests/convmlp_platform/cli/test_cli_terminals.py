@@ -103,7 +103,7 @@ def test_a_check_in_an_ascii_terminal_is_a_report(tmp_path: Path, monkeypatch: p
         ("$CONVMLP check nowhere.yaml 2>&1 | true", "141 0", ""),
         ("$CONVMLP --help | true", "141 0", ""),
         ("$CONVMLP schema > /dev/full", "2", "error: stdout: can't be written: No space left on device\n"),
-        ("$CONVMLP models >&-", "0", ""),
+        ("$CONVMLP schema >&-", "0", ""),
         ("$CONVMLP check nowhere.yaml 2>/dev/full", "2", ""),
     ],
 )

@@ -18,6 +18,7 @@ import convmlp
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
 
 ROOT = Path(__file__).parents[3]
+SLOW = pytest.mark.slow
 LIGHT = ("torch", "ray", "mlflow", "numpy", "pydantic", "pandas", "pyarrow", "matplotlib", "PIL")
 JOB_ALONE = ("torch", "ray", "mlflow", "pandas", "sklearn", "scipy", "timm", "matplotlib", "fsspec")
 # torchvision and timm import torch's compiler, which imports sympy and triton. torch's own Python functions for
@@ -64,9 +65,9 @@ def imported(tmp_path: Path, words: list[str], forbidden: tuple[str, ...]) -> tu
         (["show", "jobs/pretrain_convmlp.yaml"], JOB_ALONE, 0),
         (["schema"], JOB_ALONE, 0),
         (["check", "jobs/pretrain_digits.yaml", "--set", "data.path=DIGITS"], CHECK, 0),
-        (["check", "jobs/pretrain_convmlp.yaml", "--set", "data.path=DIGITS"], CHECK, 2),
-        (["check", "jobs/finetune_folder.yaml", "--set", "data.path=DIGITS"], CHECK, 0),
-        (["check", "jobs/pretrain_cyclemlp.yaml", "--set", "data.path=DIGITS"], CHECK, 2),
+        pytest.param(["check", "jobs/pretrain_convmlp.yaml", "--set", "data.path=DIGITS"], CHECK, 2, marks=SLOW),
+        pytest.param(["check", "jobs/finetune_folder.yaml", "--set", "data.path=DIGITS"], CHECK, 0, marks=SLOW),
+        pytest.param(["check", "jobs/pretrain_cyclemlp.yaml", "--set", "data.path=DIGITS"], CHECK, 2, marks=SLOW),
         (["check", "jobs/prep_digits.yaml"], ("torch", "timm", "ray", "mlflow", "matplotlib"), 0),
         (["data", "show", "DIGITS", "--output", "SHOWN"], ("torch", "timm", "ray", "mlflow", "pandas", "sklearn"), 0),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prepared import described, digits
 
-from convmlp_platform.config.automatic import AUTO, FIELDS
+from convmlp_platform.config.automatic import AUTO, FIELDS, OF_MACHINES
 from convmlp_platform.config.identity import identity_fields
 from convmlp_platform.config.load import dump_yaml, json_schema, load_job, parse_job
 from convmlp_platform.config.schema import TrainJob
@@ -149,7 +149,7 @@ def test_values_that_are_wrong_beside_auto_are_the_schemas_to_refuse(name: str, 
 
 
 def test_the_schema_for_editors_takes_auto_where_it_may_stand() -> None:
-    assert sorted(auto_fields(json_schema("train"))) == sorted(FIELDS)
+    assert sorted(auto_fields(json_schema("train"))) == sorted([*FIELDS, *OF_MACHINES])
 
 
 def auto_fields(schema: dict[str, Any]) -> Iterator[str]:
@@ -161,7 +161,7 @@ def auto_fields(schema: dict[str, Any]) -> Iterator[str]:
                 if "$ref" in option:
                     yield from walk(schema["$defs"][option["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
 
-    yield from walk(schema, "")
+    yield from walk(schema["else"], "")
 
 
 def test_trials_of_a_sweep_decide_for_themselves() -> None:

@@ -190,7 +190,8 @@ def test_every_problem_is_listed_at_once() -> None:
         ),
         (
             ["engine.precision=fp16", "launch.use_gpu=false"],
-            "engine.precision: fp16 needs GPUs, but launch.use_gpu is false: use bf16 or fp32",
+            "engine.precision: fp16 needs GPUs, but launch.use_gpu is false: use fp32, or bf16 where the CPU has "
+            "instructions for it",
         ),
         (["engine.zero_stage=3"], "engine.zero_stage is for strategy: deepspeed, but strategy is ddp"),
     ],
@@ -298,7 +299,11 @@ def test_schema_is_valid_and_describes_its_fields() -> None:
     schema = json_schema("train")
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert "peak learning rate" in schema["$defs"]["OptimizerSection"]["properties"]["lr"]["description"]
-    assert schema["additionalProperties"] is False
+    assert schema["else"]["additionalProperties"] is False
+    checked = Draft202012Validator(schema)
+    whole = {"kind": "train", "name": "x", "model": {"name": "convmlp_s"}}
+    assert not checked.is_valid(whole) and checked.is_valid(whole | {"extends": "base.yaml"})
+    assert not checked.is_valid(whole | {"extends": 3})
 
 
 # Half of a surrogate pair is no text: no file in UTF-8 holds it.

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from machines import eight_gpus
 from prepared import described
 
 from convmlp_platform.config.load import load_job
@@ -27,8 +28,8 @@ SHIPPED = {
 
 
 def loaded(path: Path) -> Job:
-    """The job, with its dataset imagined where it asks for one."""
-    return load_job(path, open_manifest=lambda _path: described(42))
+    """The job, with dataset and machines imagined where it asks for them."""
+    return load_job(path, open_manifest=lambda _path: described(42), of_machines=eight_gpus)
 
 
 def test_the_promised_jobs_are_there() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import eight_gpus
 
 from convmlp_platform.config.load import flatten, load_job
 from convmlp_platform.config.schema import TrainJob
@@ -270,7 +271,7 @@ RECIPES: dict[str, Values] = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_job_is_the_published_recipe(name: str) -> None:
-    job = load_job(JOBS / f"{name}.yaml")
+    job = load_job(JOBS / f"{name}.yaml", of_machines=eight_gpus)
     assert isinstance(job, TrainJob)
     flat = flatten(job)
     published = RECIPES[name]
@@ -279,7 +280,10 @@ def test_job_is_the_published_recipe(name: str) -> None:
 
 def test_sizes_of_convmlp_differ_in_nothing_but_names() -> None:
     """As the authors' files."""
-    small, *larger = (flatten(load_job(JOBS / f"pretrain_convmlp{size}.yaml")) for size in ("", "_m", "_l"))
+    small, *larger = (
+        flatten(load_job(JOBS / f"pretrain_convmlp{size}.yaml", of_machines=eight_gpus))
+        for size in ("", "_m", "_l")
+    )
     for flat in larger:
         differing = {field for field in flat if flat[field] != small[field]}
         assert differing == {"name", "model.name", "tracking.register_as.name"}
@@ -288,11 +292,14 @@ def test_sizes_of_convmlp_differ_in_nothing_but_names() -> None:
 def test_the_larger_models_of_the_headers_load() -> None:
     """The --set of the transfer jobs' headers: batch and rate of M and L."""
     large = load_job(
-        JOBS / "transfer_cifar100.yaml", ["training.global_batch_size=512", "training.micro_batch_size=64"]
+        JOBS / "transfer_cifar100.yaml",
+        ["training.global_batch_size=512", "training.micro_batch_size=64"],
+        of_machines=eight_gpus,
     )
     assert isinstance(large, TrainJob) and large.launch.num_workers == large.training.num_micro_batches
     flowers = load_job(
         JOBS / "transfer_flowers102.yaml",
         ["optimizer.lr=3e-4", "training.global_batch_size=64", "training.micro_batch_size=64"],
+        of_machines=eight_gpus,
     )
     assert isinstance(flowers, TrainJob)

@@ -14,15 +14,18 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import prepared
 import psutil
 import pytest
 from ray_site import REPOSITORY, Site, clean_environment, home_with_stale_token, run_module
+
+from data_prep.dataset.manifest import load_manifest
 
 TRAIN = ("jobs/pretrain_digits.yaml", "--set", "tracking.register_as=null")
 
 
 def test_submitted_jobs_prepare_and_train_over_two_nodes(site: Site, digits: Path) -> None:
-    assert (digits / "manifest.json").is_file()
+    assert load_manifest(digits).digest == load_manifest(prepared.digits()).digest
     done = site.submit(
         *TRAIN,
         "--set",

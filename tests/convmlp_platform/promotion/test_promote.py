@@ -24,6 +24,7 @@ from convmlp_platform.registry.decision_log import Decision
 from convmlp_platform.registry.promotions import PromotionDesk
 from convmlp_platform.registry.registry import resolve
 from convmlp_platform.registry.training_samples import checksums_of_split
+from convmlp_platform.tracking.mlflow.client import open_client
 
 
 @dataclass
@@ -331,10 +332,11 @@ def test_the_commands_as_people_use_them(
     assert main(["registry", "list"]) == main(["registry", "show", toys.name]) == 0
     told = capfd.readouterr().out
     assert "decisions" not in told and "candidate 2, champion 1" in told and "@champion" in told
-    outcomes, latency = measure_apart(job_for(toys).evaluation_of("1"), None, lambda _line: None)
+    outcomes, latency = measure_apart(job_for(toys).evaluation_of("1"), lambda _line: None)
     assert latency is None and outcomes.value(outcomes.all_images()) > 75
-    with pytest.raises(ConfigError, match="its weights have SHA-256"):
-        measure_apart(job_for(toys).evaluation_of("1"), "0" * 64, lambda _line: None)
+    open_client(toys.section.uri or "").set_model_version_tag(toys.name, "1", "weights.sha256", "0" * 64)
+    with pytest.raises(ConfigError, match=r"its weights .* are not those that were registered"):
+        measure_apart(job_for(toys).evaluation_of("1"), lambda _line: None)
 
 
 def test_nothing_is_measured_that_can_be_refused_before(toys: Toys) -> None:

@@ -41,3 +41,17 @@ def test_a_servers_credentials_hold_its_address() -> None:
 
     found = get_default_host_creds("http://127.0.0.1:1").host
     assert found == "http://127.0.0.1:1", f"MLflow: get_default_host_creds gives {found!r}; {NEEDED_BY}"
+
+
+def test_mlflow_prints_nothing_while_it_is_silenced(capfd: pytest.CaptureFixture[str]) -> None:
+    from mlflow.utils.logging_utils import eprint
+
+    from convmlp_platform.tracking.mlflow.mlflow_internals import silenced
+
+    with silenced():
+        eprint("Successfully registered model 'x'.")
+    assert capfd.readouterr().err == "", (
+        "MLflow: its lines go elsewhere; a registration prints between a job's lines"
+    )
+    eprint("again")
+    assert capfd.readouterr().err == "again\n"

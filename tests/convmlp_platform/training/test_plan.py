@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import eight_gpus
 from timm.scheduler import CosineLRScheduler
 
 from convmlp_platform.config.load import load_job
@@ -19,7 +20,7 @@ IMAGENET, COCO = 1_281_167, 118_287
 
 
 def plan_of(name: str, samples: int, *overrides: str) -> StepPlan:
-    job = load_job(REPOSITORY / "jobs" / f"{name}.yaml", overrides)
+    job = load_job(REPOSITORY / "jobs" / f"{name}.yaml", overrides, of_machines=eight_gpus)
     assert isinstance(job, TrainJob)
     return StepPlan(job, samples)
 

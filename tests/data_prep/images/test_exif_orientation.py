@@ -201,7 +201,7 @@ def test_shrunk_images_are_stored_upright(tmp_path: Path) -> None:
             assert np.abs(payload.pixels().astype(int) - expected).mean() < 3
 
 
-@pytest.mark.parametrize("view", ["apply", "ignore"])
+@pytest.mark.parametrize("view", ["apply", pytest.param("ignore", marks=pytest.mark.slow)])
 def test_every_way_to_a_prediction_gives_the_same(view: View, tmp_path: Path) -> None:
     """Training's evaluation, `convmlp predict`'s predictor, the served model and `kind: evaluate`, all orientations."""
     from convmlp_platform.registry.pyfunc_model import BundleModel

@@ -12,6 +12,10 @@ from prep_helpers import folder_job, make_folder, prepare_folder, snapshot
 from data_prep.errors import DataPrepError
 from data_prep.prepare import prepare
 
+pytestmark = (
+    pytest.mark.slow
+)  # tests/convmlp_platform/launch/test_launch_on_ray.py prepares on a cluster, too
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:

@@ -76,6 +76,11 @@ def add_commands(commands: Any) -> None:
             help="set a value, e.g. optimizer.lr=1e-3",
         )
         command.set_defaults(call=call)
+    show.add_argument(
+        "--diff",
+        metavar="OTHER",
+        help="print only the values that differ from this job file's or run's: `OTHER's → JOB's`",
+    )
     schema = commands.add_parser("schema", help="print the JSON schema of job files, for editors")
     schema.add_argument(
         "--kind",
@@ -88,13 +93,21 @@ def add_commands(commands: Any) -> None:
 def _load(arguments: argparse.Namespace) -> Job:
     from convmlp_platform.config.load import load_job
 
-    return load_job(arguments.job, arguments.set, _open_manifest).resolved()
+    return load_job(arguments.job, arguments.set, _open_manifest, _of_machines).resolved()
 
 
 def _open_manifest(path: str) -> DatasetManifest:
     from convmlp_platform.data.dataset.split import open_manifest  # half a second, for jobs with `auto` only
 
     return open_manifest(path)
+
+
+def _of_machines(values: dict[str, Any], where: str) -> dict[str, Any]:
+    from convmlp_platform.launch.cluster.machine_values import (
+        decided,
+    )  # may import PyTorch, for such jobs only
+
+    return decided(values, where)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -123,10 +136,28 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from convmlp_platform.config.load import dump_yaml
+    from convmlp_platform.config.load import dump_yaml, job_differences
 
-    print(dump_yaml(_load(arguments)), end="")
+    job = _load(arguments)
+    if arguments.diff is None:
+        print(dump_yaml(job), end="")
+        return 0
+    lines = job_differences(_job_of(arguments.diff), job)
+    print("\n".join(lines) or f"{arguments.diff} and {arguments.job} have the same values")
     return 0
+
+
+def _job_of(text: str) -> Job:
+    """The job in a file, or that a run was last started with."""
+    from convmlp_platform.config.load import load_job, parse_job
+
+    if not text.endswith((".yaml", ".yml")):
+        from convmlp_platform.runs.find_run import find_run
+        from convmlp_platform.runs.run_folder import stored_job
+
+        run = find_run(text)
+        return parse_job(stored_job(run), str(run))
+    return load_job(text, (), _open_manifest, _of_machines).resolved()
 
 
 def _schema(arguments: argparse.Namespace) -> int:

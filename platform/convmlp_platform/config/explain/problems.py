@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -110,8 +110,8 @@ _MAX_LINES = 100
 class Explainer:
     """Turns pydantic's errors about `values`, a job of class `model`, into lines for people."""
 
-    def __init__(self, model: Model, values: dict[str, Any], overridden: Sequence[str] = ()) -> None:
-        self.model, self.values, self.overridden = model, values, overridden
+    def __init__(self, model: Model, values: dict[str, Any], origins: Mapping[str, str]) -> None:
+        self.model, self.values, self.origins = model, values, origins
 
     def lines(self, error: ValidationError) -> list[str]:
         """One line a problem; several errors about one field (the members of a union) are one problem."""
@@ -166,7 +166,7 @@ class Explainer:
         return lines
 
     def _line(self, name: str, path: list[str], holders: list[Model], detail: ErrorDetails) -> str:
-        source = "from --set" if self._from_override(name) else ""
+        source = self._origin(name)
         field = field_at([self.model], path)
         match detail["type"]:
             case "extra_forbidden":
@@ -222,11 +222,14 @@ class Explainer:
     def _kinds(self, path: list[str]) -> list[str]:
         return [kind for kind in map(kind_of, self._sections(path)) if kind]
 
-    def _from_override(self, name: str) -> bool:
-        return any(
-            name == given or name.startswith(f"{given}.") or given.startswith(f"{name}.")
-            for given in self.overridden
+    def _origin(self, name: str) -> str:
+        """Returns where a value is from that doesn't stand in the job file itself."""
+        found = (
+            origin
+            for given, origin in reversed(list(self.origins.items()))
+            if name == given or name.startswith(f"{given}.") or given.startswith(f"{name}.")
         )
+        return next(found, "")
 
 
 def _rule(detail: ErrorDetails) -> str:

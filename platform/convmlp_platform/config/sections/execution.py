@@ -57,6 +57,10 @@ class ModelSection(Section):
     )
 
 
+CPU_PRECISIONS = "use fp32, or bf16 where the CPU has instructions for it"
+"""The advice where fp16 was asked of a CPU."""
+
+
 class DataSection(Section):
     """The samples, their order, and the processes that read them."""
 
@@ -79,7 +83,10 @@ class DataSection(Section):
         None, description="of red, green and blue, which pixels are divided by; default: the dataset's own"
     )
     num_workers: int = Field(
-        2, ge=0, description="reader processes per training worker; 0 reads in the training process"
+        2,
+        ge=0,
+        description="reader processes per training worker; 0 reads in the training process; auto: by its CPUs",
+        json_schema_extra=also_auto,
     )
     num_streams: PositiveInt | None = Field(
         None,
@@ -115,7 +122,10 @@ class EngineSection(Section):
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     zero_stage: Literal[1, 2, 3] = Field(DEFAULT_ZERO_STAGE, description="deepspeed only")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="weights stay fp32; bf16 and fp16 are autocast; fp16 needs GPUs"
+        "fp32",
+        description="weights stay fp32; bf16 and fp16 are autocast; fp16 needs GPUs; auto: bf16 where it is fast, "
+        "else fp32; a run that has begun keeps what it has",
+        json_schema_extra=also_auto,
     )
     compile: bool = Field(False, description="torch.compile the model")
     channels_last: bool = True
@@ -182,13 +192,19 @@ class LaunchSection(Section):
     address: str = Field(
         "auto", description="auto: the cluster of RAY_ADDRESS, else a local Ray; local; or host:port"
     )
-    num_workers: PositiveInt = Field(1, description="training processes, one a GPU")
+    num_workers: PositiveInt = Field(
+        1,
+        description="training processes, one a GPU; auto: one for each GPU of the cluster, or for each node without",
+        json_schema_extra=also_auto,
+    )
     min_workers: PositiveInt | None = Field(
         None,
         description="go on with as few as this while nodes are missing, and grow back; default: num_workers",
     )
     use_gpu: Literal["auto"] | bool = Field("auto", description="auto: where the cluster has GPUs")
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: PositiveInt = Field(
+        1, description="auto: its share of the CPUs of a node", json_schema_extra=also_auto
+    )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     wait_for_workers_s: float = Field(
         600.0, ge=0.0, description="how long a run that lost nodes waits for room for min_workers"

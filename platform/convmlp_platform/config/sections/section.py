@@ -19,7 +19,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 
 AUTO = "auto"
-"""Word that may be written for some values, which then follow from the dataset (`config.automatic`)."""
+"""Word that may be written for some values, which then follow from the dataset (`config.automatic`) or from the
+machines (`launch.cluster.machine_values`)."""
 
 
 def also_auto(schema: dict[str, Any]) -> None:

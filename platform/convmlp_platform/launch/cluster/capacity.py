@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.sections.execution import CPU_PRECISIONS
 
 # For clusters that grow or are still starting (KubeRay sets it): how long to wait for nodes to join.
 WAIT_VARIABLE = "CONVMLP_WAIT_FOR_CAPACITY_S"
+_KIND_OF_GPU = "accelerator_type:"
+_BEFORE_AMPERE = ("K80", "M60", "P4", "P40", "P100", "T4", "V100")
+"""NVIDIA's data-centre GPUs of compute capability below 8.0, as Ray names them (ray.util.accelerators)."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """The CPUs and GPUs that Ray may assign on one machine."""
+    """The CPUs and GPUs that Ray may assign on one machine.
+
+    fast_bf16: whether these GPUs, or without any the CPUs, have instructions for bf16.
+    """
 
     cpus: int
     gpus: int
+    fast_bf16: bool = field(default=False, compare=False)
 
 
 def cluster_nodes() -> list[Node]:
@@ -27,14 +35,39 @@ def cluster_nodes() -> list[Node]:
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in resources]
+    return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0)), _fast_gpus(one)) for one in resources]
+
+
+def _fast_gpus(resources: Mapping[str, float]) -> bool:
+    """Whether a node's GPUs are of a kind that computes bf16 fast, by the name that Ray gives it as a resource."""
+    kinds = [name.partition(":")[2] for name in resources if name.startswith(_KIND_OF_GPU)]
+    return bool(kinds) and not any(kind in _BEFORE_AMPERE for kind in kinds)
 
 
 def own_nodes() -> list[Node]:
     """The one node of a Ray that would be started on this machine, without starting it."""
     import torch
 
-    return [Node(_own_cpus(), torch.cuda.device_count())]
+    gpus = torch.cuda.device_count()
+    fast = (
+        all(torch.cuda.get_device_capability(gpu) >= (8, 0) for gpu in range(gpus))
+        if gpus
+        else cpu_has_bf16()
+    )
+    return [Node(_own_cpus(), gpus, fast)]
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's CPU has instructions for bf16 products (AVX512-BF16, AMX, or Arm's).
+
+    Without them PyTorch computes bf16 about ten times slower than fp32 (docs/benchmarks.md).
+    """
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:  # no Linux
+        return False
+    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _own_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -82,6 +115,20 @@ def uses_gpu(job: TrainJob, nodes: Sequence[Node]) -> bool:
     return job.launch.use_gpu
 
 
+def slow_precision(name: str, precision: str, gpu: bool, nodes: Sequence[Node]) -> list[str]:
+    """A line of `convmlp check` where a precision (of the setting `name`) costs what it doesn't seem to; else none.
+
+    Args:
+        nodes: of a CPU on another machine than this one nobody knows what it has; that counts as no bf16.
+    """
+    if precision != "bf16" or gpu or all(node.fast_bf16 for node in nodes):
+        return []
+    return [
+        f"advice   {name} (=bf16): CPUs without instructions for it take about 10 times as long as with fp32: "
+        f"--set {name}=fp32"
+    ]
+
+
 def check(job: TrainJob, nodes: Sequence[Node] | None = None) -> list[str]:
     """Each thing the job asks for and the cluster lacks, as a sentence; `nodes` default to the connected
     cluster's.
@@ -117,7 +164,7 @@ def _problems(job: TrainJob, nodes: Sequence[Node]) -> list[str]:
     has_cpus, has_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     problems = []
     if job.engine.precision == "fp16" and not gpu:
-        problems.append("engine.precision: fp16 needs GPUs, but this job runs on CPUs: use bf16 or fp32")
+        problems.append(f"engine.precision: fp16 needs GPUs, but this job runs on CPUs: {CPU_PRECISIONS}")
     if gpu and least > has_gpus:
         problems.append(
             f"{field} (={least}) with one GPU each needs {least} GPUs, "

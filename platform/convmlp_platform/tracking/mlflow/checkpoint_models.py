@@ -22,7 +22,7 @@ from convmlp_platform.tracking.journal import (
     CheckpointRecord,
     CheckpointRetired,
 )
-from convmlp_platform.tracking.mlflow.client import open_client
+from convmlp_platform.tracking.mlflow.client import every, open_client
 from convmlp_platform.tracking.mlflow.limits import short_digest, valid_key, valid_model_name
 from convmlp_platform.tracking.mlflow.mlflow_internals import EXTERNAL_TAG
 from convmlp_platform.tracking.mlflow.server import mlflow_errors, silence
@@ -153,15 +153,11 @@ def _ranked(client: MlflowClient, experiment: str, run_id: str, metric: str) -> 
     wanted = f"source_run_id = '{run_id}' AND model_type = '{MODEL_TYPE}'"
     # A name in backticks is taken for no metric's: the order would be that of their dates.
     order = [{"field_name": f"metrics.{metric}", "ascending": False}]
-    token = None
-    while True:
-        page = client.search_logged_models(
+    return every(
+        lambda token: client.search_logged_models(
             [experiment], wanted, max_results=_A_PAGE, order_by=order, page_token=token
         )
-        yield from page
-        token = page.token
-        if not token:
-            return
+    )
 
 
 def _row(model: LoggedModel) -> CheckpointModel:

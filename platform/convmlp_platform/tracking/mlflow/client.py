@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.delivery_state import without_secrets
@@ -21,7 +21,12 @@ from data_prep.storage import locks
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.store.entities import PagedList
 
+Found = TypeVar("Found")
+A_PAGE = 200
+"""Entries of a search that MLflow is asked for at once."""
 
 _CREATED_WITHIN_S = 120.0
 _CHATTY = ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc")
@@ -103,6 +108,24 @@ def fluent_at(uri: str) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def every(search: Callable[[str | None], PagedList[Found]]) -> Iterator[Found]:
+    """All that a search of MLflow's finds, page after page; `search` takes the token of a page."""
+    token: str | None = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def versions_of(client: MlflowClient, name: str) -> Iterator[ModelVersion]:
+    """All versions of a registered model, in no order; none where there is no such model."""
+    return every(
+        lambda token: client.search_model_versions(f"name='{name}'", max_results=A_PAGE, page_token=token)
+    )
 
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")

@@ -3,6 +3,8 @@ where an upgrade takes one away. Tried with MLflow 3.17.2."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +12,21 @@ if TYPE_CHECKING:
 
 EXTERNAL_TAG = "mlflow.model.isExternal"
 """Marks a logged model whose files lie elsewhere, as `mlflow.create_external_model` does, which uploads a file, too."""
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Within: MLflow prints nothing of its own ("Successfully registered model"); errors are raised as ever.
+
+    It prints such lines whatever the level of its loggers is.
+    """
+    from mlflow.utils.logging_utils import MLFLOW_LOGGING_STREAM as stream
+
+    before, stream.enabled = stream.enabled, False
+    try:
+        yield
+    finally:
+        stream.enabled = before
 
 
 def ask(uri: str, path: str, seconds: float) -> Response:

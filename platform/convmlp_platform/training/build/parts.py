@@ -16,6 +16,7 @@ from torch import nn
 from convmlp.optim import create_optimizer
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.config.sections.execution import CPU_PRECISIONS
 from convmlp_platform.data.dataset.damage import Quarantine
 from convmlp_platform.data.dataset.split import ShardedSplit
 from convmlp_platform.data.reading.loader import EvalLoader, TrainLoader
@@ -136,7 +137,7 @@ def build_engine(job: TrainJob, task: nn.Module, manifest: DatasetManifest, worl
         ConfigError: fp16 without a GPU.
     """
     if job.engine.precision == "fp16" and world.device.type == "cpu":
-        raise ConfigError("engine.precision: fp16 needs GPUs, and this worker has none: use bf16 or fp32")
+        raise ConfigError(f"engine.precision: fp16 needs GPUs, and this worker has none: {CPU_PRECISIONS}")
     training, engine, (mean, std) = job.training, job.engine, normalisation_of(job, manifest)
     options = EngineOptions(
         micro_batch_size=training.micro_batch_size,
