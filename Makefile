@@ -18,6 +18,7 @@ with_uv() ( \
 	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
 	[ -z "$$more" ] || export UV_EXTRA_INDEX_URL="$$more"; \
 	[ -z "$$links" ] || export UV_FIND_LINKS="$$links"; \
+	export UV_INDEX_STRATEGY=unsafe-best-match; : of several indexes, as pip: the newest version that fits; \
 	[ -x "$$uv" ] && "$$uv" pip install --quiet --python $(BIN)/python --constraint constraints.txt "$$@" 2>$(DONE)/uv.log; \
 ); \
 install() { \

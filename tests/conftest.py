@@ -3,10 +3,14 @@ files that take longest come first, and those that share what is dear to one wor
 
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import empty_database
 import pytest
 from hypothesis import settings
 
@@ -14,6 +18,11 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # Test workers with OpenMP threads of their own, which spin as they wait, took 8 times as long beside each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CONVMLP_RAY_START_S", "240")  # several tests share the cores
+
+# Processes that tests start import tests/startup/sitecustomize.py.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH")))
+)
 
 # How long an example takes says more about the machine than about the code. `make test-slow` tries more of them.
 settings.register_profile("fast", deadline=None, max_examples=30)
@@ -65,6 +74,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the longest files to the front; the rest keeps its order."""
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+_MAKE_EMPTY = """
+import os, sys
+from mlflow import MlflowClient
+MlflowClient(f"sqlite:///{sys.argv[1]}.draft").get_experiment("0")
+os.rename(f"{sys.argv[1]}.draft", sys.argv[1])
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have MLflow make the empty database that tests copy, once a release, while the tests are collected."""
+    empty = Path(config.cache.mkdir("mlflow")) / f"empty-{version('mlflow')}.db"  # type: ignore[union-attr]
+    os.environ[empty_database.EMPTY_DATABASE] = str(empty)
+    if not hasattr(config, "workerinput") and not empty.exists():
+        Path(f"{empty}.draft").unlink(missing_ok=True)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.Popen([sys.executable, "-c", _MAKE_EMPTY, str(empty)], **quiet)
 
 
 @pytest.fixture(autouse=True)
