@@ -19,6 +19,9 @@ OPTIMIZERS: dict[str, frozenset[str]] = {
     "momentum": frozenset({"momentum"}),
 }
 
+_FUSED = ("adam", "adamw", "sgd", "momentum")
+"""Those of torch, whose one kernel updates all parameters, on CPUs too (docs/benchmarks.md)."""
+
 
 def create_optimizer(
     model: nn.Module,
@@ -58,6 +61,8 @@ def create_optimizer(
         )
         return [group for group in groups if group["params"]]
 
+    if name in _FUSED:
+        options["fused"] = True
     return timm.optim.create_optimizer_v2(
         model, opt=name, lr=lr, weight_decay=weight_decay, param_group_fn=groups_of, **options
     )

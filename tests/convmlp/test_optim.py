@@ -87,3 +87,9 @@ def test_options_reach_the_optimizer() -> None:
 def test_bad_requests_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_optimizer(nn.Linear(2, 2), lr=1e-3, weight_decay=0.0, **options)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum"])
+def test_torchs_own_optimizers_update_all_parameters_by_one_kernel(name: str) -> None:
+    optimizer = create_optimizer(nn.Linear(3, 2), name=name, lr=0.1, weight_decay=0.0)
+    assert optimizer.defaults["fused"] is True

@@ -91,7 +91,7 @@ class DdpEngine(Engine):
             self.model,
             state,
             updates,
-            like=lambda full, p: full.to(p.device, p.dtype, copy=True),
+            like=lambda full, p: torch.empty_like(p, requires_grad=False).copy_(full),
         )
 
     def own_piece(self, name: str, local: Tensor) -> tuple[Tensor, Run | None] | None:

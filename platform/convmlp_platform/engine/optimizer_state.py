@@ -50,7 +50,12 @@ def load_optimizer_slots(
     updates: int,
     like: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Undo `optimizer_slots`; `like(full, parameter)` shapes a full tensor as the rank holds the parameter."""
+    """Undo `optimizer_slots`; `like(full, parameter)` shapes a full tensor as the rank holds the parameter, strides
+    included.
+
+    Raises:
+        ValueError: a tensor has other strides than its parameter.
+    """
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in slots.items():
         name, slot = key.rsplit(SEPARATOR, 1)
@@ -59,7 +64,19 @@ def load_optimizer_slots(
     for name, parameter in model.named_parameters():
         if name in by_name:
             own = {slot: like(value, parameter) for slot, value in by_name[name].items()}
-            optimizer.state[parameter] = {"step": torch.tensor(float(updates)), **own}
+            # A fused optimizer goes through memory in its own order, and doesn't look whether that is the parameter's.
+            if any(_steps(value) != _steps(parameter) for value in own.values()):
+                raise ValueError(
+                    f"the optimizer's state of {name} lies otherwise in memory than the parameter"
+                )
+            # A fused optimizer counts where it computes, the others on the CPU.
+            place = parameter.device if optimizer.defaults.get("fused") else "cpu"
+            optimizer.state[parameter] = {"step": torch.tensor(float(updates), device=place), **own}
     for group in optimizer.param_groups:
         if "step" in group:
             group["step"] = updates
+
+
+def _steps(tensor: Tensor) -> list[int]:
+    """The strides that count: of a dimension of one element they may be any."""
+    return [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]

@@ -89,3 +89,30 @@ def test_each_rank_sees_the_gpus_of_all_ranks_on_its_node_and_no_others() -> Non
         "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2", "CONVMLP_START": "7",
         "CUDA_VISIBLE_DEVICES": "2,10", "GLOO_SOCKET_IFNAME": "eth0",
     }  # fmt: skip
+
+
+def one_by_one(room: dict[str, int], taken: dict[str, int], count: int, strategy: Strategy) -> list[str]:
+    """The rule as it reads: for each worker the best node of all, as things are then."""
+    left, load, chosen = dict(room), dict.fromkeys(room, 0) | taken, list[str]()
+    while len(chosen) < count:
+        nodes = [node for node in left if left[node] > 0]
+        if strategy == "STRICT_SPREAD":
+            nodes = [node for node in nodes if not load[node]]
+        if strategy == "STRICT_PACK":
+            fitting = [node for node in nodes if left[node] >= count - len(chosen)]
+            nodes = [node for node in nodes if load[node]] if any(load.values()) else (fitting or nodes)
+        if not nodes:
+            break
+        spread = "SPREAD" in strategy
+        node = min(nodes, key=lambda one: (load[one] if spread else -load[one], -left[one], one))
+        chosen.append(node)
+        left[node] -= 1
+        load[node] += 1
+    return chosen
+
+
+@given(rooms, rooms, st.integers(0, 12), strategies)
+def test_all_at_once_are_placed_as_one_by_one(
+    room: dict[str, int], taken: dict[str, int], count: int, strategy: Strategy
+) -> None:
+    assert choose_nodes(room, taken, count, strategy) == one_by_one(room, taken, count, strategy)
