@@ -9,6 +9,7 @@ Files in reading order:
     training/     A training run: `run.run` is its story, `trainer.Trainer` its loop
     evaluation/   Evaluates models: a folder of figures, pictures and tables for each
     replay/       Does a recorded step again, bit for bit
+    report/       A run's report: one HTML page that needs no network
     show/         Draws datasets, feature maps and predictions for the command line
     runs/         Run folders: who owns one, where its parts lie, and the model that a user names
     registry/     Registers models with MLflow and finds them again

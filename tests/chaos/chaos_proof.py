@@ -78,7 +78,7 @@ def check_goodput(run: Run) -> tuple[dict[str, Any], list[str]]:
     told, wall = sum(report["seconds"].values()), events[-1]["time"] - events[0]["time"]
     for name, found, wanted in (
         ("seconds of all kinds", told, report["worker_s"]),
-        ("wall time", report["wall_s"] + report["down_s"], wall),
+        ("wall time", report["wall_s"] + report["down_s"] + report["ending_s"], wall),
     ):
         if abs(found - wanted) > TIME_TOLERANCE * wanted:
             problems.append(f"goodput doesn't add up: {name} {found:.2f} s, not {wanted:.2f} s")

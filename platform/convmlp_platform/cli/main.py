@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli.commands import data, jobs, models, pictures, registry, replay, runs
+from convmlp_platform.cli.commands import data, jobs, models, pictures, registry, replay, report, runs
 from convmlp_platform.cli.common import fail
 from convmlp_platform.errors import DataError, PlatformError
 from data_prep.console import guarded
@@ -79,6 +79,7 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     runs.add_checkpoints(commands)
     replay.add_commands(commands)
     runs.add_goodput(commands)
+    report.add_report(commands)
     jobs.add_sweep_command(commands)
     models.add_compare(commands)
     jobs.add_demo(commands)

@@ -1,7 +1,9 @@
 """The account of a run's time and of its cost: every second of every worker is of one class.
 
-The seconds of all classes add up to the time under a driver times the workers that were asked for. Time between two
-drivers is `down_s`: no worker was there, it is no part of the account. A worker that was asked for and not there is
+The seconds of all classes add up to the time under a driver times the workers that were asked for, until training has
+ended: what rank 0 writes down of the whole, as the last thing it does, stays true. What its processes and its driver
+take to leave is `ending_s`, and no part of the account. Neither is the time between two drivers, `down_s`, in which no
+worker was there. A worker that was asked for and not there is
 idle, and costs nothing; all other time is paid.
 
 It is worked out from files alone (health.events, goodput.goodput_log), while the run goes on or long after.
@@ -37,7 +39,8 @@ class Price:
 
 @dataclass(frozen=True)
 class Goodput:
-    """The account of a run; seconds are those of workers, except for `wall_s` and `down_s`.
+    """The account of a run; seconds are those of workers, except for `wall_s`, `down_s` and
+    `ending_s`.
 
     `unrecorded_s`: seconds of which nobody wrote down what they were (a log is missing); they are classified by what
     the other ranks did then, or else as lost work. `accuracy`: the best of all evaluations, per cent, of the metric
@@ -49,6 +52,7 @@ class Goodput:
     interruptions: Sequence[Interruption]
     wall_s: float
     down_s: float
+    ending_s: float
     unrecorded_s: float
     accuracy: float | None
     price: Price | None
@@ -131,6 +135,7 @@ class Goodput:
             "goodput": self.goodput,
             "wall_s": self.wall_s,
             "down_s": self.down_s,
+            "ending_s": self.ending_s,
             "worker_s": self.total_s,
             "unrecorded_s": self.unrecorded_s,
             "seconds": dict(self.seconds),
@@ -165,14 +170,15 @@ def account(
     slices = list(slices_of(history, surviving_stops(files)))
     lengths = [(s.end or s.begin) - s.begin for s in history.sessions]
     whole = (history.sessions[-1].end or 0.0) - history.sessions[0].begin if lengths else 0.0
-    wall = fsum(lengths)
+    wall, left = fsum(lengths), [session.left for session in history.sessions]
     metric, accuracy = _best_accuracy(files)
     return Goodput(
         history,
         slices,
         interruptions_of(history, slices),
         wall,
-        max(0.0, whole - wall),
+        max(0.0, whole - wall - fsum(left[:-1])),
+        fsum(left),
         fsum((piece.end - piece.begin) * len(piece.workers) for piece in slices if not piece.recorded),
         accuracy,
         price or _price(files),

@@ -14,8 +14,7 @@ from convmlp_platform.goodput.report_text import NAMES, headline
 from convmlp_platform.goodput.slices import TimeClass, TimeSlice
 from convmlp_platform.pictures.style import FAINT, FRAME, INK, Color, hex_color
 
-# Of each class: work is green to blue, overheads are warm, loss is red, nothing is grey.
-_COLORS: dict[TimeClass, Color] = {
+CLASS_COLORS: dict[TimeClass, Color] = {
     TimeClass.USEFUL_STEP: (89, 161, 79),
     TimeClass.EVALUATION: (118, 183, 178),
     TimeClass.DATA_WAIT: (242, 142, 43),
@@ -25,6 +24,7 @@ _COLORS: dict[TimeClass, Color] = {
     TimeClass.LOST_WORK: (225, 87, 89),
     TimeClass.IDLE: (190, 194, 200),
 }
+"""Work is green to blue, overheads are warm, loss is red, nothing is grey."""
 
 _COLUMNS = 600
 _LANES = 24
@@ -68,7 +68,7 @@ def plot(run: str, found: Goodput, path: Path) -> Path:
     axes.set_ylabel("worker", fontsize=9, color=hex_color(FAINT))
     axes.tick_params(length=0, colors=hex_color(INK), labelsize=9)
     axes.spines[:].set_visible(False)
-    _legend(figure, {f"{NAMES[kind]}  {100 * found.share(kind):.1f} %": _COLORS[kind] for kind in kinds})
+    _legend(figure, {f"{NAMES[kind]}  {100 * found.share(kind):.1f} %": CLASS_COLORS[kind] for kind in kinds})
     figure.suptitle(
         f"{run}: where the time went",
         x=0.012,
@@ -117,7 +117,7 @@ def _lane(
     for kind, top in zip(kinds, tops, strict=True):
         if (top < below - 1e-9).any():
             low, high = (np.append(line, line[-1]) for line in (below, top))
-            axes.fill_between(edges, low, high, step="post", color=hex_color(_COLORS[kind]), linewidth=0)
+            axes.fill_between(edges, low, high, step="post", color=hex_color(CLASS_COLORS[kind]), linewidth=0)
         below = top
 
 

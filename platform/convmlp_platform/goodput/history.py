@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from convmlp_platform.goodput.goodput_log import GoodputFile
+from convmlp_platform.health.heartbeat.phases import Phase
 
 # Ends of an attempt that cost no work: the state was saved.
 CLEAN = frozenset({"finished", "stopped", "preemption", "grow"})
@@ -48,6 +49,22 @@ class RunStart:
         ends = [self.placed(began, origin) + length for began, length in _processes(self.files)]
         return max([self.begin, self.running or 0.0, *ends])
 
+    def closed(self, origin: float) -> float | None:
+        """The end of training by the record of its lowest rank, once that is closed; None before, or where the start
+        came to another end."""
+        if self.cause not in (None, "finished"):
+            return None
+        logged = [file for file in self.files if file.lines]
+        lowest = min((file.header.rank for file in logged), default=0)
+        newest = max(
+            (file for file in logged if file.header.rank == lowest),
+            key=lambda file: file.header.attempt,
+            default=None,
+        )
+        if newest is None or newest.lines[-1].phase != Phase.FINISH.name:
+            return None
+        return self.placed(newest.header.began, origin) + newest.lines[-1].total
+
     def placed(self, began: float, origin: float) -> float:
         """When a process began that says it did at unix time `began`: not before its order nor after its first step."""
         return max(self.begin, min(began - origin, inf if self.running is None else self.running))
@@ -55,13 +72,15 @@ class RunStart:
 
 @dataclass
 class Session:
-    """The time of one driver; of starts without a driver, each its own. `workers` were asked for."""
+    """The time of one driver, until its training ended; of starts without a driver, each its own. `workers` were asked
+    for. `left`: seconds that it took after that, for the processes and itself to end."""
 
     workers: int
     begin: float
     end: float | None
     starts: list[RunStart]
     last_seen: float
+    left: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -182,8 +201,13 @@ def _settle(sessions: list[Session], origin: float) -> None:
             if later is not None and start.cause not in CLEAN:
                 start.stalled = max(start.stalled, later.took("detect")) + later.took("stop")
             known = start.evidence(origin) if start.end is None else start.end
+            closed = start.closed(origin) if later is None else None
+            if closed is not None:
+                known = min(known, closed)
             start.end = now = min(max(known, start.begin), latest)
-        session.end = max(now, min(session.last_seen, limit)) if session.end is None else session.end
+        end = max(now, min(session.last_seen, limit)) if session.end is None else session.end
+        ended = bool(session.starts) and session.starts[-1].closed(origin) is not None
+        session.end, session.left = (now, end - now) if ended else (end, 0.0)
         session.workers = max([session.workers, *(start.world_size for start in session.starts)])
         now = session.end
 

@@ -30,7 +30,7 @@ def headline(found: Goodput) -> str:
         parts.append(f"{_counted(found.interruptions)} took {duration(spent)}")
     parts.append(f"{duration(found.total_s)} of workers in all")
     if found.price is not None:
-        parts.append(f"cost {_amount(found.cost() or 0.0)} {found.price.currency}")
+        parts.append(f"cost {amount(found.cost() or 0.0)} {found.price.currency}")
     return "; ".join(parts)
 
 
@@ -57,7 +57,8 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {minutes:02} m" if hours else f"{minutes} m {rest:02} s"
 
 
-def _amount(money: float) -> str:
+def amount(money: float) -> str:
+    """`12.30`, or `0.0042` of less than one."""
     return f"{money:,.2f}" if money >= 1.0 or money == 0.0 else f"{money:.4f}"
 
 
@@ -73,6 +74,8 @@ def _summary(name: str, found: Goodput) -> list[str]:
     ]
     if found.down_s > 0.0:
         lines.append(f"  between drivers, no part of this: {duration(found.down_s)}")
+    if found.ending_s > 0.0:
+        lines.append(f"  after training had ended, no part of this: {duration(found.ending_s)}")
     if found.unrecorded_s > 0.0:
         share = found.unrecorded_s / found.total_s if found.total_s else 0.0
         lines.append(
@@ -92,7 +95,7 @@ def _classes(found: Goodput) -> list[str]:
 
 
 def _row(name: str, seconds: float, share: float, cost: float | None) -> str:
-    money = "" if cost is None else f"{_amount(cost):>12}"
+    money = "" if cost is None else f"{amount(cost):>12}"
     return f"  {name:<22}{duration(seconds):>12}{100 * share:>8.2f} %{money}"
 
 
@@ -120,7 +123,7 @@ def _interrupted(found: Goodput) -> list[str]:
         f"  {'after':>11}  {'cause':<11}{'down':>9}{'found out':>11}{'restart':>11}{'lost work':>11}{money}  what",
     ]
     for one in found.interruptions:
-        cost = "" if found.price is None else f"{_amount(found.price.of(one.seconds)):>10}"
+        cost = "" if found.price is None else f"{amount(found.price.of(one.seconds)):>10}"
         down = "" if one.downtime_s is None else duration(one.downtime_s)
         times = f"{duration(one.detection_s):>11}{duration(one.restart_s):>11}{duration(one.lost_s):>11}"
         lines.append(
@@ -140,12 +143,12 @@ def _money(found: Goodput) -> list[str]:
     if price is None:
         return []
     rate = f"{price.per_hour:g} {price.currency} an hour and worker"
-    lines = ["", f"cost {_amount(found.cost() or 0.0)} {price.currency} at {rate}"]
+    lines = ["", f"cost {amount(found.cost() or 0.0)} {price.currency} at {rate}"]
     if last is not None:
-        lines.append(f"  the last failure cost {_amount(last)} {price.currency}")
+        lines.append(f"  the last failure cost {amount(last)} {price.currency}")
     if point is not None:
         lines.append(
-            f"  a point of {found.accuracy_metric} ({found.accuracy:.2f} %) {_amount(point)} {price.currency}"
+            f"  a point of {found.accuracy_metric} ({found.accuracy:.2f} %) {amount(point)} {price.currency}"
         )
     return lines
 

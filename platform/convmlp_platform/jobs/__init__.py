@@ -12,5 +12,5 @@ Files in reading order:
 
 May import: config, data_prep.annotations, data_prep.console, data_prep.dataset, data_prep.errors,
 data_prep.output_folder, data_prep.prepare, data_prep.shards, data_prep.storage, distributed, errors, evaluation,
-launch, promotion, runs, show, sweep, tracking, training.
+launch, promotion, report, runs, show, sweep, tracking, training.
 """

@@ -60,6 +60,7 @@ def train_here(job: TrainJob) -> int:
     """
     from convmlp_platform.distributed import joined_world, on_main
     from convmlp_platform.launch.run_summary import summary_of
+    from convmlp_platform.report.report_callback import RunReport
     from convmlp_platform.training.run import run
     from convmlp_platform.training.stop_request import StopRequest
 
@@ -76,7 +77,7 @@ def train_here(job: TrainJob) -> int:
         held,
     ):
         on_main(world, take_lease)  # refused, all ranks end at once
-        result = run(job, stop=stop)
+        result = run(job, [RunReport(run_path(job))], stop=stop)
     if result.stopped == _TAKEN_OVER:
         raise LaunchError(f"another driver has taken over run {job.name!r}; this one has stopped")
     if result.stopped is not None:

@@ -9,6 +9,6 @@ Files in reading order:
     run_summary  The summary of a finished training job for its user
     messages     The driver's messages on its terminal about starts and ends, one line each
 
-May import: config, data, data_prep.console, data_prep.storage, distributed, errors, goodput, health, runs, tracking,
-training.
+May import: config, data, data_prep.console, data_prep.storage, distributed, errors, goodput, health, report, runs,
+tracking, training.
 """

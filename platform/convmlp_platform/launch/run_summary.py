@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.report.report_callback import REPORT_NAME
 from convmlp_platform.runs.run_folder import run_path
 from convmlp_platform.tracking.delivery_state import without_secrets
 from convmlp_platform.tracking.mlflow.tracking_uri import tracking_uri
@@ -40,6 +41,8 @@ def summary_lines(job: TrainJob, summary: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{cause} {count}" for cause, count in sorted(restarts.items()))
         lines.append(f"  restarts    {sum(restarts.values())} ({told})")
     lines += _time(run_path(job))
+    if (report := run_path(job) / REPORT_NAME).is_file():
+        lines.append(f"  report      {report}")
     lines.append(f"  curves      {run_path(job) / 'plots'}")
     lines.append(f"  metrics     {_where_metrics_are(tracking_uri(job.tracking))}")
     return lines

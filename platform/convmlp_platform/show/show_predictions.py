@@ -14,12 +14,9 @@ from convmlp.weight_files import Choice
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
-from convmlp_platform.models.prediction import Detections, Labels
-from convmlp_platform.models.prediction import Prediction as Predicted
 from convmlp_platform.models.predictors.predictor import Predictor
 from convmlp_platform.pictures.predictions import (
     AreaPrediction,
-    DrawnObjects,
     Prediction,
     is_wrong,
     pixel_accuracy,
@@ -29,7 +26,7 @@ from convmlp_platform.runs.find_model import find_model
 from convmlp_platform.runs.found_model import FoundModel
 from convmlp_platform.show.show_features import chosen_samples, save_picture, short_name
 from convmlp_platform.training.build.bundle_spec import bundle_spec
-from convmlp_platform.training.outputs.sample_pictures import COUNT, Found, beside_truth
+from convmlp_platform.training.outputs.sample_pictures import COUNT, as_found, beside_truth
 from data_prep.dataset.manifest import DatasetManifest
 
 _AT_A_TIME = 16
@@ -98,18 +95,6 @@ def draw_predictions(
     title = f"{short_name(found)}: predictions on {opened.name}"
     save_picture(predictions_sheet(chosen, manifest.classes, title=title, subtitle=words), path)
     return Drawn(path, len(chosen), looked_at, wrong)
-
-
-def as_found(predicted: Predicted) -> Found:
-    """A predictor's answer as pictures take it."""
-    if isinstance(predicted, Labels):
-        return predicted.probabilities.numpy()
-    if isinstance(predicted, Detections):
-        masks = () if predicted.masks is None else list(predicted.masks.numpy())
-        return DrawnObjects(
-            predicted.boxes.numpy(), predicted.labels.numpy(), predicted.scores.numpy(), masks
-        )
-    return predicted.labels
 
 
 def _bundle(found: FoundModel, manifest: DatasetManifest, folder: Path, say: Callable[[str], None]) -> Path:

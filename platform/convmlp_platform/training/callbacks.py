@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
+from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
@@ -40,6 +41,10 @@ class Callback:
 
     def on_end(self, state: TrainState) -> None:
         """After the last step."""
+
+    def on_closed(self, state: TrainState, tracker: Tracker | None) -> None:
+        """At the very end of a run: its best model is registered, this rank's time is written down to the last second.
+        `tracker`, on rank 0 alone, still delivers what it gets here. Not called where the run was told to stop."""
 
 
 class Console(Callback):

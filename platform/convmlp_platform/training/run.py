@@ -62,6 +62,7 @@ def run(
             if not complete:
                 state = trainer.fit(state)
             registered = parts.register(state)
+            parts.conclude(state, was_complete=complete)
         return RunResult(
             metrics=state.metrics,
             best=state.best,

@@ -21,8 +21,9 @@ def seconds(found: Goodput) -> dict[str, float]:
 def test_a_node_dies_and_the_other_worker_goes_on() -> None:
     found = story()
     assert seconds(found) == pytest.approx(TRUTH)
-    assert (found.wall_s, found.total_s, found.down_s, found.unrecorded_s) == pytest.approx((68, 136, 0, 0))
-    assert found.by_worker[1][TimeClass.IDLE] == pytest.approx(22.5)
+    assert (found.wall_s, found.total_s, found.down_s, found.unrecorded_s) == pytest.approx((66, 132, 0, 0))
+    assert found.ending_s == pytest.approx(2)
+    assert found.by_worker[1][TimeClass.IDLE] == pytest.approx(20.5)
     assert found.by_start[0][TimeClass.LOST_WORK] == pytest.approx(29)
 
 
@@ -40,11 +41,11 @@ def test_what_the_failure_took_is_told_with_its_culprit() -> None:
 
 def test_money_leaves_out_workers_that_were_not_there() -> None:
     found = story()
-    assert found.cost() == pytest.approx((136 - TRUTH["idle"]) / 100)
+    assert found.cost() == pytest.approx((132 - TRUTH["idle"]) / 100)
     assert found.cost(TimeClass.LOST_WORK) == pytest.approx(0.29)
     assert found.cost(TimeClass.IDLE) == 0.0
     assert found.cost_of_last_failure == pytest.approx((7.5 + 29) / 100)
-    assert found.cost_per_point == pytest.approx((136 - TRUTH["idle"]) / 100 / 80.0)
+    assert found.cost_per_point == pytest.approx((132 - TRUTH["idle"]) / 100 / 80.0)
     metrics = found.metrics()
     assert metrics["cost/total"] == found.cost()
     assert sum(share for name, share in metrics.items() if name.startswith("goodput/")) == pytest.approx(1.0)
@@ -144,7 +145,7 @@ def test_time_between_drivers_is_no_part_of_the_account() -> None:
 def test_a_start_whose_event_was_lost_is_found_by_its_log() -> None:
     events = [event for event in EVENTS if event.get("start") != 1]
     found = account([*first_start(), *second_start()], events)
-    assert found.total_s == pytest.approx(136)
+    assert found.total_s == pytest.approx(132)
     assert [start.number for start in found.history.starts] == [1, 2]
     assert found.seconds[TimeClass.USEFUL_STEP] == pytest.approx(TRUTH["useful_step"])
 
@@ -152,3 +153,28 @@ def test_a_start_whose_event_was_lost_is_found_by_its_log() -> None:
 def test_nothing_is_an_account_of_nothing() -> None:
     found = account([], [])
     assert (found.total_s, found.goodput, found.interruptions) == (0.0, 0.0, [])
+
+
+def test_the_account_that_rank_0_closes_is_the_one_that_is_found_later() -> None:
+    """At its end rank 0 sees neither its start's end nor what the other rank writes last: no part of it."""
+    workers = [*EVENTS[:1], {"time": T0 + 1, "kind": "attempt_started", "start": 1, "world_size": 2}]
+    lines = [
+        line(8, 0, "START", START=5),
+        line(30, 20, "CHECKPOINT", START=5, COMPUTE=22),
+        line(33, 20, "FINISH", START=5, COMPUTE=22, FINISH=3),
+    ]
+    late = line(33.2, 20, "FINISH", START=5, COMPUTE=22, FINISH=3.2)
+    first, second = (header(1, rank, 2, 3) for rank in (0, 1))
+    then = account([GoodputFile(first, lines), GoodputFile(second, lines[:2])], workers)
+    ends = [
+        {"time": T0 + 60, "kind": "attempt_ended", "start": 1, "cause": "finished"},
+        {"time": T0 + 65, "kind": "driver_ended", "exit_code": 0},
+    ]
+    later = account([GoodputFile(first, lines), GoodputFile(second, [*lines, late])], [*workers, *ends])
+    assert then.goodput == later.goodput == pytest.approx(44 / 66)
+    assert (then.total_s, later.total_s) == pytest.approx((66, 66))
+    assert (then.ending_s, later.ending_s) == pytest.approx((0, 65 - 33))
+    killed = [*workers, ends[0] | {"cause": "hardware"}, ends[1]]
+    assert account([GoodputFile(first, lines), GoodputFile(second, lines)], killed).total_s == pytest.approx(
+        130
+    )

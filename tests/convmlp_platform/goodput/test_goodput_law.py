@@ -130,7 +130,9 @@ def test_all_time_is_accounted_once(history: History) -> None:
     found = account(history.files, history.events)
     check(found)
     covered_once(found)
-    assert abs(found.total_s - history.expected) < 1e-6 * max(1.0, history.expected)
+    left = fsum(session.left * session.workers for session in found.history.sessions)
+    assert abs(found.total_s + left - history.expected) < 1e-6 * max(1.0, history.expected)
+    assert found.ending_s == fsum(session.left for session in found.history.sessions) >= 0.0
 
 
 @settings(max_examples=100, deadline=None)

@@ -17,6 +17,7 @@ from convmlp_platform.goodput.account import account_of
 from convmlp_platform.goodput.goodput_log import read_logs
 from convmlp_platform.goodput.slices import TimeClass
 from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
+from convmlp_platform.report.report_callback import RunReport
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
@@ -64,8 +65,8 @@ class Dies(Callback):
 def test_a_run_that_died_and_went_on_accounts_for_all_of_its_time(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         run(job(tmp_path), [Dies()])
-    run(job(tmp_path))
     folder = tmp_path / "runs" / "tiny"
+    run(job(tmp_path), [RunReport(folder)])
     found = account_of(folder)
     assert found is not None
     files = read_logs(folder / "goodput")
@@ -84,9 +85,13 @@ def test_a_run_that_died_and_went_on_accounts_for_all_of_its_time(tmp_path: Path
     assert last["cost/total"] > last["cost/last_failure"] > 0.0
     assert dict(told)[4].keys() >= {"goodput/restart", "cost/total"}  # at the second start, too
     table = json.loads((folder / "plots" / "goodput.json").read_text())
-    assert table["goodput"] == pytest.approx(last["goodput/useful_step"])
+    # One figure, whoever is asked, and when.
+    assert table["goodput"] == last["goodput/useful_step"] == found.goodput
+    assert table["seconds"] == found.to_dict()["seconds"]
+    assert f"{100 * found.goodput:.2f} %" in (folder / "report.html").read_text()
     artifacts = [line for line in journal_path(folder).read_text().splitlines() if '"artifact"' in line]
     assert sum("goodput" in line for line in artifacts) == 2
+    assert sum("report.html" in line for line in artifacts) == 1
     assert all((folder / "plots" / f"{name}.png").stat().st_size > 1000 for name in ("goodput", "curves"))
 
 

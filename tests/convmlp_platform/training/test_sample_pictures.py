@@ -14,8 +14,10 @@ from PIL import Image
 from prepared import digits
 from torch import Tensor
 
+import convmlp
 from convmlp_platform.data.dataset.sample_view import truth_of
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
+from convmlp_platform.models.bundle import BundleSpec, write_bundle
 from convmlp_platform.pictures.predictions import DrawnObjects, is_wrong
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.training.outputs.sample_pictures import (
@@ -159,18 +161,70 @@ def test_other_ranks_keep_nothing(tmp_path: Path) -> None:
     pictures.on_end(TrainState())
 
 
-@pytest.mark.parametrize(("average", "plain", "shown"), [(90.0, 50.0, 1), (50.0, 90.0, 2)])
-def test_of_two_judgements_the_one_that_was_taken_is_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float, plain: float, shown: int
-) -> None:
-    """The average is judged first, and says class 1 of all images; the plain weights say 2."""
-    drawn: list[Any] = []
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """The class that each drawn image was given, and the picture's subtitle."""
+    seen: list[tuple[int, str]] = []
 
-    def draw(split: Any, found: Any, path: Path, **text: str) -> Path:
-        drawn.extend(found)
+    def draw(split: Any, found: Any, path: Path, *, title: str, subtitle: str) -> Path:
+        seen.extend((int(np.argmax(one)), subtitle) for one in found)
         return path
 
     monkeypatch.setattr("convmlp_platform.training.outputs.sample_pictures.draw_first", draw)
+    return seen
+
+
+def evaluated(pictures: SamplePictures, metrics: Any, says: int, state: TrainState, score: float) -> None:
+    """An evaluation of three images, all of which are given the same class; the best one so far is in `state`."""
+    metrics.reset()
+    metrics.update(torch.eye(10)[[says] * 3], torch.zeros(3))
+    state.metrics = {"eval/top1": score}
+    if score > state.best.get("eval/top1", 0.0):
+        state.best = state.metrics
+    state.step += 1
+    pictures.on_evaluation(state.metrics, state)
+
+
+def test_the_best_evaluation_is_drawn_not_the_last(tmp_path: Path, drawn: list[tuple[int, str]]) -> None:
+    recorder: Any = Recorder()
+    pictures = SamplePictures("a-run", split_of(digits(), "val"), RunFolder(tmp_path, "x"), recorder)
+    metrics, state = pictures.watching(Counting()), TrainState()
+    for says, score in ((1, 50.0), (2, 90.0), (3, 70.0)):
+        evaluated(pictures, metrics, says, state, score)
+    pictures.on_evaluation(state.best, state)  # told again, as after a restart: it has no outputs
+    evaluated(pictures, metrics, 4, state, 60.0)
+    pictures.on_end(state)
+    assert [label for label, _ in drawn] == [2] * 3
+    assert drawn[0][1].endswith("the best model, of step 2")
+
+
+def test_where_another_process_made_the_best_evaluation_its_model_is_asked(
+    tmp_path: Path, drawn: list[tuple[int, str]]
+) -> None:
+    """The bundle's weights say class 6 of everything."""
+    model = convmlp.create_model("convmlp_tiny", 10)
+    weights = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    bias = next(name for name in reversed(weights) if name.endswith("bias") and len(weights[name]) == 10)
+    weights[bias][6] = 5.0
+    spec = BundleSpec(
+        model="convmlp_tiny", num_classes=10, classes=tuple("0123456789"), image_size=32, mean=(0.5,) * 3,
+        std=(0.2,) * 3, provenance={"step": 40},
+    )  # fmt: skip
+    write_bundle(tmp_path / "best", weights, spec)
+    recorder: Any = Recorder()
+    pictures = SamplePictures("a-run", split_of(digits(), "val"), RunFolder(tmp_path, "x"), recorder)
+    metrics, state = pictures.watching(Counting()), TrainState(step=50, best={"eval/top1": 90.0})
+    evaluated(pictures, metrics, 1, state, 60.0)
+    pictures.on_end(state)
+    assert {label for label, _ in drawn} == {6} and len(drawn) == 16
+    assert drawn[0][1].endswith("the best model, of step 40")
+
+
+@pytest.mark.parametrize(("average", "plain", "shown"), [(90.0, 50.0, 1), (50.0, 90.0, 2)])
+def test_of_two_judgements_the_one_that_was_taken_is_drawn(
+    tmp_path: Path, drawn: list[tuple[int, str]], average: float, plain: float, shown: int
+) -> None:
+    """The average is judged first, and says class 1 of all images; the plain weights say 2."""
     recorder: Any = Recorder()
     pictures = SamplePictures("a-run", split_of(digits(), "val"), RunFolder(tmp_path, "x"), recorder)
     metrics = pictures.watching(Counting())
@@ -180,4 +234,4 @@ def test_of_two_judgements_the_one_that_was_taken_is_drawn(
     figures = {"eval/top1": 90.0, "eval_average/top1": average, "eval_plain/top1": plain}
     pictures.on_evaluation(figures, TrainState(step=7))
     pictures.on_end(TrainState(step=7))
-    assert [int(np.argmax(one)) for one in drawn] == [shown] * 3
+    assert [label for label, _ in drawn] == [shown] * 3

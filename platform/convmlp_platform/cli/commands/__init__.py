@@ -7,10 +7,11 @@ Files in reading order:
     models    Commands on models: models, predict, compare
     registry  `convmlp registry ...`
     runs      Commands on a run's records: checkpoints, goodput, replay-tracking
+    report    `convmlp report`
     replay    `convmlp replay`
     pictures  `convmlp pictures ...`
 
 May import: checkpoints, cli, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset,
 data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, registry,
-replay, runs, show, tracking, training.
+replay, report, runs, show, tracking, training.
 """

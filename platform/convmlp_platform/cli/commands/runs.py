@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.cli.common import RUN_HELP, fail
+from convmlp_platform.cli.common import RUN_HELP, add_price, fail, given_price
 from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,25 +124,18 @@ def add_goodput(commands: Any) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="also draw what each worker did (.png, .svg, .pdf)"
     )
-    parser.add_argument(
-        "--price",
-        type=_price,
-        metavar="NUMBER",
-        help="of a worker's hour, instead of the job's price_per_gpu_hour",
-    )
-    parser.add_argument("--currency", default="USD", metavar="NAME", help="of --price (default: USD)")
+    add_price(parser)
     parser.set_defaults(call=_goodput)
 
 
 def _goodput(arguments: argparse.Namespace) -> int:
-    from convmlp_platform.goodput.account import Price, account_of
+    from convmlp_platform.goodput.account import account_of
     from convmlp_platform.goodput.report_text import report_lines
     from convmlp_platform.runs.find_run import find_run
 
     run = find_run(arguments.run).resolve()
-    price = None if arguments.price is None else Price(arguments.price, arguments.currency)
     try:
-        found = account_of(run, price)
+        found = account_of(run, given_price(arguments))
     except OSError as error:
         return fail(f"{error.filename or run}: can't be read: {error.strerror}", ConfigError.exit_code)
     if found is None:
@@ -163,16 +156,6 @@ def _goodput(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(report_lines(run.name, found)))
     return 0
-
-
-def _price(text: str) -> float:
-    try:
-        price = float(text)
-    except ValueError:
-        price = -1.0
-    if not 0.0 <= price < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number from 0, not {text!r}")
-    return price
 
 
 def add_replay_tracking(commands: Any) -> None:

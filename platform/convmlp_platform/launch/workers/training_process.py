@@ -21,6 +21,8 @@ from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.launch.run_summary import summary_of
 from convmlp_platform.launch.workers.process_files import FINAL_STOP, ProcessFiles
 from convmlp_platform.launch.workers.process_tree import children_die_with_us, die_with_parent
+from convmlp_platform.report.report_callback import RunReport
+from convmlp_platform.runs.run_folder import run_path
 from convmlp_platform.training.run import run
 from convmlp_platform.training.stop_request import StopRequest
 from data_prep.storage.files import write_atomically
@@ -94,7 +96,7 @@ def _train(settings: Mapping[str, Any], files: ProcessFiles, stop: StopRequest) 
         group = joined_world(use_gpu=job.launch.use_gpu is not False)
         group.__enter__()  # it ends with the process
         beats.mark("joined")
-        result = run(job, clock=PhaseClock(beats), stop=stop)
+        result = run(job, [RunReport(run_path(job))], clock=PhaseClock(beats), stop=stop)
     except BaseException as error:
         return failed(error)
     return finished(result.stopped, result.steps, summary_of(result))

@@ -11,6 +11,7 @@ _ALWAYS = (
     "convmlp.tasks.classification",
     "convmlp.transforms.image_transforms",
     "convmlp_platform.checkpoints.stores.local_store",
+    "convmlp_platform.report.page",
     "convmlp_platform.training.outputs.curves",
     "matplotlib.backends.backend_agg",
     "PIL.JpegImagePlugin",

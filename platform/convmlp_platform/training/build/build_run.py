@@ -65,6 +65,16 @@ class RunParts:
         if self.tracker:
             self.tracker.finish(status, **options)
 
+    def conclude(self, state: TrainState, *, was_complete: bool) -> None:
+        """Tell those who watch that all is on record, once a run. Of a run that was complete before, what a death at
+        its very end left undone is done."""
+        done = self.folder.plots / "goodput.json"
+        if self.trainer.stopped is not None or (was_complete and done.is_file()):
+            return
+        self.goodput.close()
+        for callback in self.trainer.callbacks:
+            callback.on_closed(state, self.tracker)
+
     def register(self, state: TrainState) -> str | None:
         """Put the best model of a run that was not stopped into the registry; its URI, or None (collective)."""
         if self.trainer.stopped is not None:

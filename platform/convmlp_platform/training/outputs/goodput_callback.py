@@ -37,8 +37,9 @@ class GoodputReport(Callback):
     """On rank 0: goodput/CLASS (share of all time since the run began), cost/... with a price, at the start, after
     evaluations and at the end; there also goodput.json and goodput.png.
 
-    While it trains rank 0's record stands for those of the others, which march in step with it; at the end all are
-    read. It comes after GoodputLog among the callbacks, whose lines it reads.
+    While it trains rank 0's record stands for those of the others, which march in step with it; at the end, once this
+    rank's is closed, all are read: that account is the run's, which `convmlp goodput` gives later, too. It comes after
+    GoodputLog among the callbacks, whose lines it reads.
     """
 
     def __init__(self, tracker: Tracker, folder: RunFolder) -> None:
@@ -57,6 +58,9 @@ class GoodputReport(Callback):
         self._log(state)
 
     def on_end(self, state: TrainState) -> None:
+        """The account waits for `on_closed`: the run's end takes time, too."""
+
+    def on_closed(self, state: TrainState, tracker: Tracker | None) -> None:
         found = self._account(every_rank=True)
         if found is None:
             return
@@ -69,8 +73,8 @@ class GoodputReport(Callback):
             self.tracker.log_artifact(table, "goodput")
             picture = plot(self.folder.path.name, found, self.folder.plots / "goodput.png")
             self.tracker.log_artifact(picture, "goodput")
-        except OSError as error:
-            logger.warning("goodput: the account can't be written: %s", error)
+        except Exception as error:  # whatever a picture fails of is no reason to fail a finished run
+            logger.warning("goodput: the account can't be written: %s: %s", type(error).__name__, error)
 
     def _log(self, state: TrainState) -> None:
         began = time.monotonic()

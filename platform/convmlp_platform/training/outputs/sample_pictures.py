@@ -1,4 +1,4 @@
-"""The first held-out images with what the model says of them, kept out of an evaluation that is made anyway.
+"""The first held-out images with what the run's best model says of them, kept out of an evaluation that is made anyway.
 
 So nothing is computed twice and no weights are gathered, under any strategy: rank 0 keeps what it computed of the
 first images of its part, which are the split's first, and preparation has put these into a random order.
@@ -19,6 +19,10 @@ from torch import Tensor
 from convmlp.tasks.task import Metrics
 from convmlp_platform.data.dataset.sample_view import truth_of
 from convmlp_platform.data.dataset.split import ShardedSplit
+from convmlp_platform.models.bundle import SPEC_NAME
+from convmlp_platform.models.prediction import Detections, Labels
+from convmlp_platform.models.prediction import Prediction as Predicted
+from convmlp_platform.models.predictors.predictor import Predictor
 from convmlp_platform.pictures.predictions import (
     SURE,
     AreaPrediction,
@@ -116,6 +120,26 @@ def beside_truth(split: ShardedSplit, sample: int, found: Found) -> Prediction:
     return AreaPrediction(image, found.astype(np.int16), truth, key)
 
 
+def as_found(predicted: Predicted) -> Found:
+    """A predictor's answer as pictures take it."""
+    if isinstance(predicted, Labels):
+        return predicted.probabilities.numpy()
+    if isinstance(predicted, Detections):
+        masks = () if predicted.masks is None else list(predicted.masks.numpy())
+        return DrawnObjects(
+            predicted.boxes.numpy(), predicted.labels.numpy(), predicted.scores.numpy(), masks
+        )
+    return predicted.labels
+
+
+def _predicted(best: Path, split: ShardedSplit, count: int) -> tuple[list[Found], int]:
+    """What the model in the folder `best` says of the first images, and the step that it is of."""
+    predictor = Predictor.from_folder(best)
+    images = [split.image(sample)[0] for sample in range(min(count, len(split)))]
+    step = predictor.spec.provenance.get("step", 0)
+    return [as_found(answer) for answer in predictor.predict(images)], int(step)
+
+
 def draw_first(
     split: ShardedSplit, found: Sequence[Found], path: Path, *, title: str, subtitle: str = ""
 ) -> Path:
@@ -133,9 +157,11 @@ def draw_first(
 
 
 class SamplePictures(Callback):
-    """`plots/predictions.png` of the run's last evaluation, drawn once it ends; on rank 0 alone.
+    """`plots/predictions.png`: what the run's best model says, drawn once the run ends; on rank 0 alone.
 
-    A picture that can't be drawn costs the run a line in its log, no more.
+    They are the outputs of the evaluation that found it the best. Where a process before this one made that
+    evaluation, the model that it left predicts these images once more. A picture that can't be drawn costs the run a
+    line in its log, no more.
 
     Args:
         run: the run's name.
@@ -148,6 +174,7 @@ class SamplePictures(Callback):
         self.run, self.split, self.folder, self.tracker = run, split, folder, tracker
         self._outputs: FirstOutputs | None = None
         self._found: list[Found] = []
+        self._step = 0
 
     def watching(self, metrics: Metrics) -> Metrics:
         """The same metrics, whose first outputs are kept."""
@@ -157,23 +184,30 @@ class SamplePictures(Callback):
         return self._outputs
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
-        self._step = state.step
         if self._outputs is None:
             return
         judged_both = bool(scores_of(metrics, "plain"))  # the plain weights last
         takes_first = judged_both and taken_weights(metrics, averages=True) == "average"
-        self._found = self._outputs.found_before if takes_first else self._outputs.found
+        found = self._outputs.found_before if takes_first else self._outputs.found
+        self._outputs.found_before, self._outputs.found = [], []  # one that is told again has none
+        if found and (not state.best or state.best is metrics or state.best == metrics):
+            self._found, self._step = found, state.step
 
     def on_stop(self, reason: str, state: TrainState) -> None:
         """The next start draws."""
 
     def on_end(self, state: TrainState) -> None:
-        if self.tracker is None or not self._found:
+        if self.tracker is None or self._outputs is None:
             return
-        found, path = self._found, self.folder.plots / "predictions.png"
-        title = f"{self.run}: predictions on {self.split.name}"
-        subtitle = f"the first {len(found)} of {len(self.split):,} images, after step {self._step:,}"
+        path = self.folder.plots / "predictions.png"
         try:
+            if not self._found and (self.folder.best / SPEC_NAME).is_file():
+                self._found, self._step = _predicted(self.folder.best, self.split, self._outputs.count)
+            if not (found := self._found):
+                return
+            title = f"{self.run}: predictions on {self.split.name}"
+            count = f"the first {len(found)} of {len(self.split):,} images"
+            subtitle = f"{count}; the best model, of step {self._step:,}"
             self.tracker.log_artifact(
                 draw_first(self.split, found, path, title=title, subtitle=subtitle), "plots"
             )
