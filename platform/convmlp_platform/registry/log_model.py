@@ -38,8 +38,10 @@ def log_bundle(
     """
     import mlflow
 
+    # MLflow links to the model what the run logged at its step.
+    step = read_spec(bundle).provenance.get("step")
     with model_parts(bundle, example_image) as parts, fluent_at(uri), mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(name=name, **parts)
+        info = mlflow.pyfunc.log_model(name=name, step=step if isinstance(step, int) else 0, **parts)
         with silenced():
             registered = mlflow.register_model(info.model_uri, name, await_registration_for=60, tags=tags)
     return str(registered.version)

@@ -3,7 +3,7 @@
 Files in reading order:
 
     page              From a run to its page, and into a file
-    run_facts         All that is known of a run, each figure by the function whose it is
+    reported_run      All that is known of a run, each figure by the function whose it is
     journal_digest    A run's journal in bounded memory
     sections/         The parts of the page
     blocks            What they are made of: plain values

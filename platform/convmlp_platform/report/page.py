@@ -27,7 +27,7 @@ from convmlp_platform.ledger.proof_report import LedgerReport
 from convmlp_platform.pictures.style import hex_color
 from convmlp_platform.report.blocks import Block, ReportSection, Sentence, Tile, cut
 from convmlp_platform.report.report_callback import REPORT_NAME
-from convmlp_platform.report.run_facts import ReportLimits, RunFacts
+from convmlp_platform.report.reported_run import ReportedRun, ReportLimits
 from convmlp_platform.report.sections.curves_section import curves, metric_label
 from convmlp_platform.report.sections.data_section import data
 from convmlp_platform.report.sections.model_sections import best_metrics, evaluation, predictions
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 5_000_000
 _SMALLER_PICTURES = (200_000, 0)
 """Bytes of a picture, where the page is too large with the usual ones."""
-_SECTIONS: Sequence[tuple[str, str, Callable[[RunFacts], list[Block]]]] = (
+_SECTIONS: Sequence[tuple[str, str, Callable[[ReportedRun], list[Block]]]] = (
     ("curves", "Curves", curves),
     ("timeline", "What happened when", what_happened),
     ("time", "Where the time went", where_the_time_went),
@@ -88,7 +88,7 @@ def render(run: Path, *, price: Price | None = None, limits: ReportLimits | None
         raise ConfigError(
             f"{run} holds none of a run's records ({', '.join(_OF_A_RUN)}): there is nothing to report"
         )
-    facts = RunFacts(run, price, limits)
+    facts = ReportedRun(run, price, limits)
     page = _page(facts)
     for pictures in _SMALLER_PICTURES:
         if len(page) < MOST_BYTES:
@@ -98,11 +98,12 @@ def render(run: Path, *, price: Price | None = None, limits: ReportLimits | None
     return page
 
 
-def _page(facts: RunFacts) -> bytes:
+def _page(facts: ReportedRun) -> bytes:
     sections = [ReportSection(name, title, _guarded(title, build, facts)) for name, title, build in _SECTIONS]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_clean, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["code"] = _with_code
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     html = template.render(
         name=facts.name,
@@ -117,7 +118,7 @@ def _page(facts: RunFacts) -> bytes:
     return html.lstrip().encode("utf-8", errors="replace")
 
 
-def _guarded(title: str, build: Callable[[RunFacts], list[Block]], facts: RunFacts) -> list[Block]:
+def _guarded(title: str, build: Callable[[ReportedRun], list[Block]], facts: ReportedRun) -> list[Block]:
     """A section's blocks, or the reason why there are none: a damaged file is no reason for having no report."""
     try:
         return build(facts)
@@ -126,7 +127,7 @@ def _guarded(title: str, build: Callable[[RunFacts], list[Block]], facts: RunFac
         return [Sentence(f"This can't be read: {cut(str(error) or type(error).__name__)}", "bad")]
 
 
-def _tiles(facts: RunFacts) -> list[Tile]:
+def _tiles(facts: ReportedRun) -> list[Tile]:
     """The figures at the top; one that can't be had is left out, its section says why."""
     tiles: list[Tile] = []
     for make in (_status, _score, _goodput, _steps, _samples):
@@ -138,7 +139,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
     return tiles
 
 
-def _status(facts: RunFacts) -> Tile:
+def _status(facts: ReportedRun) -> Tile:
     found = facts.standing
     sentence = found.sentence
     if found.word == "died" and (sign := facts.last_sign) is not None:
@@ -147,7 +148,7 @@ def _status(facts: RunFacts) -> Tile:
     return Tile("state", found.word, sentence, found.tone)
 
 
-def _score(facts: RunFacts) -> Tile | None:
+def _score(facts: ReportedRun) -> Tile | None:
     score = best_score(best_metrics(facts))
     if score is None:
         return None
@@ -156,7 +157,7 @@ def _score(facts: RunFacts) -> Tile | None:
     )
 
 
-def _goodput(facts: RunFacts) -> Tile | None:
+def _goodput(facts: ReportedRun) -> Tile | None:
     found = facts.account
     if found is None or found.total_s <= 0.0:
         return None
@@ -165,7 +166,7 @@ def _goodput(facts: RunFacts) -> Tile | None:
     return Tile("goodput", f"{100 * found.goodput:.1f} %", told)
 
 
-def _steps(facts: RunFacts) -> Tile:
+def _steps(facts: ReportedRun) -> Tile:
     digest = facts.digest
     count = digest.checkpoints.count
     return Tile(
@@ -173,13 +174,24 @@ def _steps(facts: RunFacts) -> Tile:
     )
 
 
-def _samples(facts: RunFacts) -> Tile | None:
+def _samples(facts: ReportedRun) -> Tile | None:
     found = facts.proof if facts.may_prove else ""
     if not isinstance(found, LedgerReport):
         return None
     if not found.ok:
         return Tile("samples", "not proven", "see Data", "bad")
     return Tile("samples", "proven", f"each used once an epoch, up to step {found.steps:,}", "good")
+
+
+def _with_code(text: str) -> Markup:
+    """The text, escaped, with what stands in backticks as code."""
+    parts = str(_clean(text)).split("`")
+    if len(parts) % 2 == 0:
+        return Markup.escape("`".join(parts))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else Markup.escape(part)
+        for place, part in enumerate(parts)
+    )
 
 
 _SPOOFING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}

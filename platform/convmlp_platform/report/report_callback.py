@@ -47,7 +47,7 @@ class RunReport(Callback):
     def _write(self, outcome: list[Path | Exception]) -> None:
         try:
             from convmlp_platform.report.page import write_report
-            from convmlp_platform.report.run_facts import AT_THE_END
+            from convmlp_platform.report.reported_run import AT_THE_END
 
             outcome.append(write_report(self.run, limits=AT_THE_END))
         except Exception as error:

@@ -13,8 +13,10 @@ from itertools import count
 
 from markupsafe import Markup
 
-WIDTH, _HEIGHT = 680.0, 290.0
-_LEFT, RIGHT, _BOTTOM = 58.0, 16.0, 40.0
+WIDTH = 680.0
+"""Of a drawing as wide as the page; a chart takes half of it, so that its letters have the same size."""
+_WIDTH, _HEIGHT = 480.0, 260.0
+_LEFT, RIGHT, _BOTTOM = 52.0, 16.0, 40.0
 LETTER = 6.6
 """Width of a letter of 12 px, about."""
 _DASHES = ("none", "7 4", "2 3", "9 3 2 3", "4 2", "1 2")
@@ -39,19 +41,19 @@ def line_chart(lines: Sequence[ChartLine], *, title: str, y_label: str, x_label:
     values = [y for line in shown for _, y in line.points]
     values += [y for line in shown for _, low, high in line.band for y in (low, high)]
     is_log = bool(values) and min(values) > 0.0 and max(values) >= _LOG_FROM * min(values)
-    entries, top = _legend([line.name for line in shown])
-    x_axis = ChartAxis.over([x for line in shown for x, _ in line.points], _LEFT, WIDTH - RIGHT)
-    y_axis = ChartAxis.over(values, _HEIGHT - _BOTTOM, top + 10.0, is_log=is_log, padded=True)
+    entries, top = _legend([line.name for line in shown] if len(shown) > 1 else [])
+    x_axis = ChartAxis.over([x for line in shown for x, _ in line.points], _LEFT, _WIDTH - RIGHT)
+    y_axis = ChartAxis.over(values, _HEIGHT - _BOTTOM, top + 14.0, is_log=is_log, padded=True)
     parts = [_frame(x_axis, y_axis, x_label, y_label + (" (log)" if is_log else ""), top)]
     parts += [
         Markup('<g class="s{}"><line x1="{}" y1="{}" x2="{}" y2="{}" class="line" stroke-dasharray="{}"/></g>').format(
             index, x, y - 4, x + 22, y - 4, _DASHES[index]
         )
         + Markup('<text x="{}" y="{}">{}</text>').format(x + 28, y, line.name)
-        for index, (line, (x, y)) in enumerate(zip(shown, entries, strict=True))
+        for index, (line, (x, y)) in enumerate(zip(shown, entries, strict=False))
     ]  # fmt: skip
     parts += [_curve(line, index, x_axis, y_axis) for index, line in enumerate(shown)]
-    return svg(parts, title, _described(shown, x_label), _HEIGHT)
+    return svg(parts, title, _described(shown, x_label), _HEIGHT, _WIDTH)
 
 
 def _curve(line: ChartLine, index: int, x_axis: ChartAxis, y_axis: ChartAxis) -> Markup:
@@ -141,7 +143,9 @@ def _frame(x_axis: ChartAxis, y_axis: ChartAxis, x_label: str, y_label: str, top
     for tick in y_axis.ticks(5):
         y = px(y_axis.at(tick))
         parts.append(
-            Markup('<line class="grid" x1="{}" y1="{y}" x2="{}" y2="{y}"/>').format(_LEFT, WIDTH - RIGHT, y=y)
+            Markup('<line class="grid" x1="{}" y1="{y}" x2="{}" y2="{y}"/>').format(
+                _LEFT, _WIDTH - RIGHT, y=y
+            )
         )
         parts.append(
             Markup('<text class="faint" x="{}" y="{}" text-anchor="end">{}</text>').format(
@@ -152,11 +156,11 @@ def _frame(x_axis: ChartAxis, y_axis: ChartAxis, x_label: str, y_label: str, top
         Markup('<text class="faint" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             px(x_axis.at(tick)), _HEIGHT - _BOTTOM + 16, plain_number(tick)
         )
-        for tick in x_axis.ticks(7)
+        for tick in x_axis.ticks(6)
     ]
     parts.append(
         Markup('<text class="faint" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            WIDTH - RIGHT, _HEIGHT - 6, x_label
+            _WIDTH - RIGHT, _HEIGHT - 6, x_label
         )
     )
     parts.append(Markup('<text class="faint" x="4" y="{}">{}</text>').format(top + 2, y_label))
@@ -168,11 +172,11 @@ def _legend(names: Sequence[str]) -> tuple[list[tuple[float, float]], float]:
     places, x, y = [], _LEFT, 14.0
     for name in names:
         width = 44.0 + LETTER * len(name)
-        if x > _LEFT and x + width > WIDTH - RIGHT:
+        if x > _LEFT and x + width > _WIDTH - RIGHT:
             x, y = _LEFT, y + 18.0
         places.append((x, y))
         x += width
-    return places, y + 18.0
+    return places, y + 18.0 if names else 14.0
 
 
 def _described(lines: Sequence[ChartLine], x_label: str) -> str:
@@ -188,14 +192,14 @@ def _described(lines: Sequence[ChartLine], x_label: str) -> str:
     return "; ".join(told)
 
 
-def svg(parts: Sequence[Markup], title: str, description: str, height: float) -> Markup:
-    """A drawing of these parts, `WIDTH` wide, with a title and a description for those who can't see it."""
+def svg(parts: Sequence[Markup], title: str, description: str, height: float, width: float = WIDTH) -> Markup:
+    """A drawing of these parts, with a title and a description for those who can't see it."""
     number = next(_IDS)
     return Markup(
         '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-labelledby="t{n} d{n}">'
         '<title id="t{n}">{title}</title><desc id="d{n}">{description}</desc>{parts}</svg>'
     ).format(
-        width=px(WIDTH), height=px(height), n=number, title=title, description=description,
+        width=px(width), height=px(height), n=number, title=title, description=description,
         parts=Markup("").join(parts),
     )  # fmt: skip
 

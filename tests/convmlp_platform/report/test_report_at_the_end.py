@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from page_checker import checked
-from reported_run import write_all
+from whole_run import write_all
 
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.report import page, report_callback

@@ -17,7 +17,7 @@ from goodput_story import EVENTS, T0
 from page_checker import PageChecker, checked
 from PIL import Image
 from prepared import digits
-from reported_run import START_MS, training, write_all, write_job, write_journal
+from whole_run import START_MS, training, write_all, write_job, write_journal
 
 from convmlp_platform.cli.main import main
 from convmlp_platform.errors import ConfigError
@@ -25,7 +25,7 @@ from convmlp_platform.goodput.account import Price
 from convmlp_platform.goodput.report_text import duration
 from convmlp_platform.health.events import RunEvents
 from convmlp_platform.report.page import MOST_BYTES, render, write_report
-from convmlp_platform.report.run_facts import ReportLimits
+from convmlp_platform.report.reported_run import ReportLimits
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Status, Tags
 

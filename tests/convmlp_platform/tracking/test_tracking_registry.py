@@ -134,6 +134,30 @@ def test_a_worse_model_is_registered_without_the_alias(
     assert (found.tags["task"], found.tags["gate.metric"]) == ("classification", "top1")
 
 
+def test_the_model_s_own_page_has_its_step_and_the_metrics_of_that_step(
+    registered: TrackingSection, tmp_path: Path, png: bytes
+) -> None:
+    from convmlp_platform.tracking.mlflow.client import ensure_experiment, open_client
+
+    uri = str(registered.uri)
+    client = open_client(uri)
+    experiment = ensure_experiment(client, uri, registered.experiment)
+    run = client.create_run(experiment).info.run_id
+    for step, top1 in ((20, 50.0), (40, 80.0), (60, 70.0)):
+        client.log_metric(run, "eval/top1", top1, step=step)
+    client.log_metric(run, "goodput/restart", 1.0, step=0)
+    torch.manual_seed(3)
+    weights = convmlp.create_model("convmlp_tiny", num_classes=3).state_dict()
+    spec = SPEC.model_copy(update={"provenance": SPEC.provenance | {"step": 40}})
+    write_bundle(tmp_path / "best", weights, spec)
+    register_bundle(
+        registered, run_id=run, bundle=tmp_path / "best", example_image=png, metrics={"top1": 80.0}, tags={}
+    )
+    (model,) = client.search_logged_models([experiment], f"source_run_id = '{run}'")
+    assert [(one.key, one.value, one.step) for one in model.metrics or ()] == [("eval/top1", 80.0, 40)]
+    assert [one.step for one in client.get_run(run).outputs.model_outputs] == [40]
+
+
 def test_registering_the_same_weights_again_makes_no_version(
     registered: TrackingSection, bundle: Path, png: bytes
 ) -> None:

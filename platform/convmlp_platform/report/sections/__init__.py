@@ -1,4 +1,4 @@
-"""The parts of a run's report: each a function from `RunFacts` to blocks, which says in a sentence what isn't there.
+"""The parts of a run's report: each a function from `ReportedRun` to blocks, which says in a sentence what isn't there.
 
 Files in reading order:
 

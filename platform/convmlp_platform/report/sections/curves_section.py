@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from convmlp_platform.evaluation.report.table import LABELS
 from convmlp_platform.report.blocks import Block, Drawing, GridTable, Sentence, ends_of
 from convmlp_platform.report.journal_digest import JournalDigest, MetricSeries
-from convmlp_platform.report.run_facts import RunFacts
+from convmlp_platform.report.reported_run import ReportedRun
 from convmlp_platform.report.svg_charts import ChartLine, line_chart, plain_number
 from convmlp_platform.training.outputs.curves import scores_in
 
@@ -23,7 +23,7 @@ _TRAINING = {
 _SHARES = ("train/data_wait",)
 
 
-def curves(facts: RunFacts) -> list[Block]:
+def curves(facts: ReportedRun) -> list[Block]:
     """The charts; one that has no points is left out."""
     digest = facts.digest
     if not any(name.startswith(("train/", "eval")) for name in digest.series):
@@ -42,10 +42,20 @@ def curves(facts: RunFacts) -> list[Block]:
 
 
 def _of_weights(digest: JournalDigest, names: Sequence[str]) -> list[str]:
-    """The metrics of held-out images, of whichever weights were judged. Where a score of the taken weights is always
-    that of one of the two, it is drawn as well: it says which was taken."""
+    """The metrics of held-out images, of whichever weights were judged. Where both always were, those of the taken
+    weights are one of them, and left out."""
     found = [f"{prefix}/{name}" for name in names for prefix in _WEIGHTS]
-    return [name for name in found if name in digest.series]
+    known = [name for name in found if name in digest.series]
+    return [name for name in known if not _is_one_of_both(digest, name)]
+
+
+def _is_one_of_both(digest: JournalDigest, name: str) -> bool:
+    prefix, _, metric = name.partition("/")
+    both = [digest.series.get(f"{one}/{metric}") for one in _WEIGHTS if one != "eval"]
+    if prefix != "eval" or None in both:
+        return False
+    steps = [bucket.last for bucket in digest.series[name].buckets]
+    return all(one is not None and [bucket.last for bucket in one.buckets] == steps for one in both)
 
 
 def _pieces(names: Sequence[str]) -> list[Sequence[str]]:

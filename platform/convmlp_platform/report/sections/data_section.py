@@ -27,7 +27,7 @@ from convmlp_platform.report.blocks import (
     ends_of,
 )
 from convmlp_platform.report.embedded_images import encoded
-from convmlp_platform.report.run_facts import RunFacts
+from convmlp_platform.report.reported_run import ReportedRun
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.storage.json_files import parse_json_lines
 from data_prep.storage.urls import is_url, shown
@@ -39,7 +39,7 @@ _QUARANTINE_BYTES = 4 << 20
 _MOST_CLASSES = 200
 
 
-def data(facts: RunFacts) -> list[Block]:
+def data(facts: ReportedRun) -> list[Block]:
     """What is on record of the dataset, the ledger's proof, the quarantine, and a contact sheet."""
     manifest, problem = _manifest(facts)
     blocks: list[Block] = [_facts(facts, manifest)]
@@ -52,14 +52,14 @@ def data(facts: RunFacts) -> list[Block]:
     return blocks
 
 
-def _digest(facts: RunFacts) -> str | None:
+def _digest(facts: ReportedRun) -> str | None:
     """Of the dataset that the run was begun with."""
     recorded = facts.digest.tags.get("dataset.digest")
     known = [one.digest for one in facts.digest.datasets.values() if one.context == "training"]
     return recorded or (known[-1] if known else None)
 
 
-def _manifest(facts: RunFacts) -> tuple[DatasetManifest | None, str]:
+def _manifest(facts: ReportedRun) -> tuple[DatasetManifest | None, str]:
     """The dataset as it lies there now, if it is the run's and on this machine; or why there is none."""
     path, wanted = facts.setting("data.path"), _digest(facts)
     if not isinstance(path, str):
@@ -78,7 +78,7 @@ def _manifest(facts: RunFacts) -> tuple[DatasetManifest | None, str]:
     return found, ""
 
 
-def _facts(facts: RunFacts, manifest: DatasetManifest | None) -> FactTable:
+def _facts(facts: ReportedRun, manifest: DatasetManifest | None) -> FactTable:
     datasets = list(facts.digest.datasets.values())
     rows: list[tuple[str, str]] = []
     for one in datasets:
@@ -117,7 +117,7 @@ def _classes(manifest: DatasetManifest) -> Folded:
     return Folded(f"The {manifest.num_classes:,} classes", [Sentence(text)])
 
 
-def _proof(facts: RunFacts) -> list[Block]:
+def _proof(facts: ReportedRun) -> list[Block]:
     if not facts.may_prove:
         size = f"{facts.ledger_bytes / 1e6:,.0f} MB"
         return [
@@ -166,7 +166,7 @@ def _used(found: LedgerReport) -> FactTable:
     return FactTable("What the ledger proves", rows)
 
 
-def _quarantine(facts: RunFacts) -> list[Block]:
+def _quarantine(facts: ReportedRun) -> list[Block]:
     try:
         with facts.folder.quarantine.open("rb") as file:
             content = file.read(_QUARANTINE_BYTES)
@@ -193,7 +193,7 @@ def _damage(line: dict[str, Any]) -> Damage | None:
         return None
 
 
-def _sheet(facts: RunFacts, manifest: DatasetManifest) -> list[Block]:
+def _sheet(facts: ReportedRun, manifest: DatasetManifest) -> list[Block]:
     view = SplitView(resolve(str(facts.setting("data.path")), "data.path"), facts.setting("data.train_split"))
     cells, seen = [], set[int]()
     for sample in _chosen(view, _COUNT[view.task]):

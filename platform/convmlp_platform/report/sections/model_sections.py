@@ -20,7 +20,7 @@ from convmlp_platform.report.blocks import (
     ends_of,
 )
 from convmlp_platform.report.embedded_images import encoded_file
-from convmlp_platform.report.run_facts import RunFacts
+from convmlp_platform.report.reported_run import ReportedRun
 from convmlp_platform.report.sections.curves_section import metric_label
 from convmlp_platform.training.evaluation.evaluate import scores_of
 
@@ -28,7 +28,7 @@ _MOST_RESULTS, _MOST_READ = 3, 100
 _MOST_CLASSES = 200
 
 
-def evaluation(facts: RunFacts) -> list[Block]:
+def evaluation(facts: ReportedRun) -> list[Block]:
     """The best and the last evaluation, all of them, and scores by class where an evaluation job has made some."""
     done = [line for line in facts.evaluations if line.metrics]
     if not done:
@@ -69,7 +69,7 @@ def evaluation(facts: RunFacts) -> list[Block]:
     return [*blocks, Folded(f"All {len(done):,} evaluations", [table]), *_by_class(facts)]
 
 
-def best_metrics(facts: RunFacts) -> dict[str, float]:
+def best_metrics(facts: ReportedRun) -> dict[str, float]:
     """Of the evaluation whose weights were kept; where these can't be read, of the best on record."""
     try:
         metrics = read_spec(facts.folder.best).provenance.get("metrics")
@@ -81,7 +81,7 @@ def best_metrics(facts: RunFacts) -> dict[str, float]:
     return max(scored, key=lambda pair: pair[0])[1] if scored else {}
 
 
-def _kept_step(facts: RunFacts) -> int | None:
+def _kept_step(facts: ReportedRun) -> int | None:
     try:
         step = read_spec(facts.folder.best).provenance.get("step")
     except TrackingError:
@@ -101,7 +101,7 @@ def _figure(name: str, value: float) -> str:
     return f"{value:.4f}" if name == "loss" else f"{value:.2f} %"
 
 
-def _by_class(facts: RunFacts) -> list[Block]:
+def _by_class(facts: ReportedRun) -> list[Block]:
     """Of the newest evaluation jobs that judged this run's model."""
     found = [result for result in _results(facts) if result.per_class][:_MOST_RESULTS]
     if not found:
@@ -147,7 +147,7 @@ def _other_figures(result: EvaluationResult) -> FactTable:
     )
 
 
-def _results(facts: RunFacts) -> Iterator[EvaluationResult]:
+def _results(facts: ReportedRun) -> Iterator[EvaluationResult]:
     """Results of evaluation jobs whose model is this run's, the newest first."""
     folders = {root() / "evaluations", facts.path.parent.parent / "evaluations"}
     files = [file for folder in folders for file in folder.glob(f"*/{RESULT_NAME}")]
@@ -163,7 +163,7 @@ def _results(facts: RunFacts) -> Iterator[EvaluationResult]:
             yield result
 
 
-def predictions(facts: RunFacts) -> list[Block]:
+def predictions(facts: ReportedRun) -> list[Block]:
     """The picture that the run ended with."""
     path = facts.folder.plots / "predictions.png"
     if not path.is_file():

@@ -17,7 +17,7 @@ from convmlp_platform.report.blocks import (
     cut,
     ends_of,
 )
-from convmlp_platform.report.run_facts import RunFacts
+from convmlp_platform.report.reported_run import ReportedRun
 from convmlp_platform.report.svg_charts import plain_number
 from convmlp_platform.runs.init_record import read_record
 from convmlp_platform.tracking.delivery_state import load_feed, load_target
@@ -35,7 +35,7 @@ _HARDWARE = {
 _CODE = ("git.", "code.", "image.", "job.")
 
 
-def hardware(facts: RunFacts) -> list[Block]:
+def hardware(facts: ReportedRun) -> list[Block]:
     """Devices and hosts, by the run's tags and its ranks' logs."""
     tags = facts.digest.tags
     rows = [(label, _shown(name, tags[name])) for name, label in _HARDWARE.items() if name in tags]
@@ -63,7 +63,7 @@ def hardware(facts: RunFacts) -> list[Block]:
     return [*blocks, *_load(facts)] or [Sentence("No hardware is on record: no training process came up.")]
 
 
-def _load(facts: RunFacts) -> list[Block]:
+def _load(facts: ReportedRun) -> list[Block]:
     """System metrics under MLflow's names, where the run recorded them."""
     known = {name: one for name, one in facts.digest.series.items() if name.startswith("system/")}
     rows = []
@@ -90,7 +90,7 @@ class _RegisteredVersion:
     alias: str | None = None
 
 
-def lineage(facts: RunFacts) -> list[Block]:
+def lineage(facts: ReportedRun) -> list[Block]:
     """Identity, code, parent, what was registered, the whole job, and all tags."""
     tags = facts.digest.tags
     rows = [("run", facts.name), ("folder", str(facts.path))]
@@ -117,7 +117,7 @@ def lineage(facts: RunFacts) -> list[Block]:
     return blocks
 
 
-def _mlflow(facts: RunFacts) -> list[tuple[str, str]]:
+def _mlflow(facts: ReportedRun) -> list[tuple[str, str]]:
     try:
         target = load_target(facts.path)
     except TrackingError:
@@ -127,7 +127,7 @@ def _mlflow(facts: RunFacts) -> list[tuple[str, str]]:
     return [("MLflow", target.uri), ("MLflow experiment", target.experiment), ("MLflow run", run)]
 
 
-def _parent(facts: RunFacts) -> list[Block]:
+def _parent(facts: ReportedRun) -> list[Block]:
     record = read_record(facts.path)
     if record is None:
         asked = facts.setting("model.init_from")
@@ -137,7 +137,7 @@ def _parent(facts: RunFacts) -> list[Block]:
     return [FactTable("The parent model", [(name, cut(value)) for name, value in rows])]
 
 
-def _registered(facts: RunFacts) -> list[Block]:
+def _registered(facts: ReportedRun) -> list[Block]:
     try:
         found = read_json(facts.folder.registered, _RegisteredVersion)
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def _registered(facts: RunFacts) -> list[Block]:
     ]
 
 
-def _job(facts: RunFacts) -> list[Block]:
+def _job(facts: ReportedRun) -> list[Block]:
     if not facts.job:
         return [Sentence("The job isn't shown: the run's folder has no job.json that can be read.")]
     text = yaml.safe_dump(facts.job, sort_keys=False, allow_unicode=True)

@@ -23,7 +23,7 @@ from convmlp_platform.report.blocks import (
     cut,
     ends_of,
 )
-from convmlp_platform.report.run_facts import RunFacts
+from convmlp_platform.report.reported_run import ReportedRun
 from convmlp_platform.report.svg_bars import (
     BarPart,
     TimelineBar,
@@ -37,7 +37,7 @@ _MOST_BARS = 24
 NO_RECORD = "There is no record of its time: training hasn't begun, or an older release did it."
 
 
-def what_happened(facts: RunFacts) -> list[Block]:
+def what_happened(facts: ReportedRun) -> list[Block]:
     """Starts with their ends, checkpoints, evaluations and incidents, on one axis and in a table."""
     found = facts.account
     if found is None:
@@ -107,7 +107,7 @@ def what_happened(facts: RunFacts) -> list[Block]:
     return blocks
 
 
-def _ended(facts: RunFacts, starts: Sequence[RunStart]) -> list[RunStart]:
+def _ended(facts: ReportedRun, starts: Sequence[RunStart]) -> list[RunStart]:
     """The starts; the last one of a run that says itself that it is finished has that end, whoever saw it."""
     if not starts or starts[-1].cause is not None or facts.standing.word != "finished":
         return list(starts)
@@ -147,7 +147,7 @@ def _starts(starts: Sequence[RunStart]) -> GridTable:
     return GridTable("Starts of training", head, ends_of(rows), frozenset(range(6)))
 
 
-def where_the_time_went(facts: RunFacts) -> list[Block]:
+def where_the_time_went(facts: ReportedRun) -> list[Block]:
     """The account that `convmlp goodput` prints, as bars and tables; in money, where there is a price."""
     found = facts.account
     if found is None:

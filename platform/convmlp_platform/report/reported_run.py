@@ -51,7 +51,7 @@ class Standing:
     sentence: str
 
 
-class RunFacts:
+class ReportedRun:
     """A run in its folder. Each property raises what reading it raises: OSError, PlatformError, DataPrepError."""
 
     def __init__(self, path: Path, price: Price | None = None, limits: ReportLimits | None = None) -> None:
@@ -131,7 +131,7 @@ class RunFacts:
         return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
 
 
-def _standing(facts: RunFacts) -> Standing:
+def _standing(facts: ReportedRun) -> Standing:
     digest, events, evaluations = facts.digest, facts.events, facts.evaluations
     step = digest.last_step
     if evaluations and evaluations[-1].ended and evaluations[-1].step >= step:
