@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-_WIDTHS = (1600, 1200, 900, 600)
-_QUALITIES = (85, 70, 50)
+_WIDEST = 1600
+_TRIES = 5
 _MOST_PIXELS = 1 << 26
 
 
@@ -24,20 +25,18 @@ class EncodedImage:
 
 
 def encoded(image: Image.Image, budget: int) -> EncodedImage | None:
-    """The image as WebP of at most `budget` bytes, made smaller and coarser until it fits; None: it never does."""
+    """The image as WebP of at most `budget` bytes, made smaller until it fits; None: it never does."""
     whole = image.convert("RGB")
-    for width in _WIDTHS:
-        if width != _WIDTHS[0] and width >= whole.width:
-            continue
-        scale = min(1.0, width / whole.width)
+    scale = min(1.0, _WIDEST / whole.width)
+    for quality in (85, *[70] * (_TRIES - 1)):
         size = (max(1, round(scale * whole.width)), max(1, round(scale * whole.height)))
         smaller = whole if size == whole.size else whole.resize(size, Image.Resampling.LANCZOS)
-        for quality in _QUALITIES:
-            buffer = io.BytesIO()
-            smaller.save(buffer, format="WEBP", quality=quality, method=4)
-            if buffer.tell() <= budget:
-                text = base64.b64encode(buffer.getvalue()).decode()
-                return EncodedImage(f"data:image/webp;base64,{text}", *size)
+        buffer = io.BytesIO()
+        smaller.save(buffer, format="WEBP", quality=quality, method=2)
+        if buffer.tell() <= budget:
+            text = base64.b64encode(buffer.getvalue()).decode()
+            return EncodedImage(f"data:image/webp;base64,{text}", *size)
+        scale *= 0.9 * math.sqrt(budget / buffer.tell())  # bytes go with the area, about
     return None
 
 
