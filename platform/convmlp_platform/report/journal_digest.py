@@ -45,6 +45,13 @@ class Bucket:
     def mean(self) -> float:
         return self.total / self.count
 
+    def take(self, step: int, value: float) -> None:
+        """Take one more point, after all others."""
+        self.last = step
+        self.low, self.high = min(self.low, value), max(self.high, value)
+        self.total += value
+        self.count += 1
+
     def joined(self, other: Bucket) -> Bucket:
         """Both as one; `other` comes after this one."""
         return Bucket(
@@ -68,19 +75,19 @@ class MetricSeries:
 
     def add(self, step: int, value: float) -> None:
         """Take the next point."""
-        while self.buckets and self.buckets[-1].first >= step:
-            self.buckets.pop()
+        buckets = self.buckets
+        while buckets and buckets[-1].first >= step:
+            buckets.pop()
         if not math.isfinite(value):
             self.not_finite += 1
             return
-        newest = self.buckets[-1] if self.buckets else None
-        if newest is not None:
-            newest.last = min(newest.last, step - 1)
-        point = Bucket(step, step, value, value, value, 1)
+        newest = buckets[-1] if buckets else None
         if newest is not None and newest.count < self.width:
-            self.buckets[-1] = newest.joined(point)
-        else:
-            self.buckets.append(point)
+            newest.take(step, value)
+            return
+        if newest is not None and newest.last >= step:
+            newest.last = step - 1
+        buckets.append(Bucket(step, step, value, value, value, 1))
         if len(self.buckets) > 2 * MOST_POINTS:
             pairs = zip(self.buckets[::2], self.buckets[1::2], strict=False)
             odd = self.buckets[-1:] if len(self.buckets) % 2 else []
