@@ -6,6 +6,7 @@ Files in reading order:
     json_files    Reading the JSON files that we write ourselves, as files that a disk, a killed writer
     locks         Locks between processes, on one machine or on several that share a folder
     urls          Locations of files
+    secret_texts  Texts that people wrote (code, diffs, job files), with the secrets in them replaced
     remote_files  Files by URL (`s3://`, `gs://`, `https://`, ...) through fsspec
     retry         Patience with remote storage, and errors of it that a user understands
 

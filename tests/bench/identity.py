@@ -33,9 +33,20 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS, MORE_STEPS = 60, 80
 RUN = "runs/pretrain-digits"
-CLOCK_METRICS = ("train/data_wait", "checkpoint/", "goodput/", "memory/", "duration_seconds")
+CLOCK_METRICS = ("train/data_wait", "checkpoint/", "goodput/", "memory/", "system/", "duration_seconds")
 """Beginnings of the names of metrics that a clock or an allocator decides; `*images_per_second` as well."""
-PLACE_TAGS = ("host.", "mlflow.", "git.", "goodput", "torch.threads", "cpu.", "python.")
+PLACE_TAGS = (
+    "host.",
+    "mlflow.",
+    "git.",
+    "code.",
+    "system.",
+    "job.",
+    "goodput",
+    "torch.threads",
+    "cpu.",
+    "python.",
+)
 """Beginnings of the names of tags that the machine, the user or the commit decides; `*.version` as well."""
 
 _LOAD_REGISTERED = """

@@ -62,6 +62,7 @@ from convmlp_platform.tracking.journal import (
     Tags,
     read_chunk,
 )
+from convmlp_platform.tracking.provenance.submitted_job import GivenJob, read_submission, write_submission
 from convmlp_platform.training.evaluation.evaluations import RECORD, read_evaluations
 from convmlp_platform.training.guard.guard import Rollbacks
 from convmlp_platform.training.guard.incidents import open_incident, read_incidents
@@ -312,6 +313,7 @@ def _make_records(folder: Path) -> None:
     open_incident(folder / "incidents", "non_finite", 12, facts)
     lineage = {"init.weights_sha256": "1" * 64}
     write_copy(folder, {"w": torch.ones(3)}, text="a", kind="file", pinned="a", lineage=lineage)
+    write_submission(folder, GivenJob("jobs/a.yaml", "kind: train\n", ("seed=1",)))
     end = {"status": "finished", "steps": 9, "reason": "", "scheduler": {}}
     (folder / "trial.json").write_text(json.dumps(end))
     (folder / "result.json").write_text(json.dumps(_RESULT, indent=2))
@@ -342,6 +344,7 @@ def _read_records(folder: Path) -> Facts:
         found += [incident.facts, incident.loss, incident.micro_batches]
     record = read_record(folder)
     assert isinstance(record, InitRecord)
+    found.append(read_submission(folder))
     found += [record, check_copy(folder, record).name]
     return frozenset(map(str, found))
 

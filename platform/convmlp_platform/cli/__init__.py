@@ -7,6 +7,6 @@ Files in reading order:
     commands/  One module for each group of commands; each imports its work when it is called
 
 May import: checkpoints, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset, data_prep.errors,
-data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, replay,
-report, runs, show, tracking, training.
+data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, registry,
+replay, report, runs, show, tracking, training.
 """

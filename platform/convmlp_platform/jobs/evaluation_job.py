@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import flatten, parse_job
@@ -20,9 +20,15 @@ from convmlp_platform.tracking.finished_work import EvaluationTracker, FinishedE
 from data_prep import console
 from data_prep.storage.urls import shown
 
+if TYPE_CHECKING:
+    from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 
-def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
+
+def evaluate(job: EvaluateJob, *, use_ray: bool, given: GivenJob | None = None) -> int:
     """Evaluate a job that has passed its preflight, print its table and log it; returns the exit code.
+
+    Args:
+        given: the file that the job came from, for the record.
 
     Raises:
         PlatformError: what a user can fix.
@@ -32,18 +38,20 @@ def evaluate(job: EvaluateJob, *, use_ray: bool) -> int:
         for line in console_lines(result):
             console.say(line)
         console.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
-        record(job, result, console.say)
+        record(job, result, console.say, given)
     return 0
 
 
-def record(job: EvaluateJob, result: EvaluationResult, say: Callable[[str], None]) -> str | None:
+def record(
+    job: EvaluateJob, result: EvaluationResult, say: Callable[[str], None], given: GivenJob | None = None
+) -> str | None:
     """Log the result in the job's folder; the run's id, None where MLflow doesn't have it yet.
 
     Args:
         say: gets a line for each thing the user should know.
     """
     folder = Path(job.output.path) / job.name
-    tracker = EvaluationTracker(job.tracking, _finished(job, result, folder))
+    tracker = EvaluationTracker(job.tracking, _finished(job, result, folder, given))
     try:
         tracker.record()
         run_id = tracker.send()
@@ -54,7 +62,9 @@ def record(job: EvaluateJob, result: EvaluationResult, say: Callable[[str], None
     return run_id
 
 
-def _finished(job: EvaluateJob, result: EvaluationResult, folder: Path) -> FinishedEvaluation:
+def _finished(
+    job: EvaluateJob, result: EvaluationResult, folder: Path, given: GivenJob | None
+) -> FinishedEvaluation:
     model = result.model
     tags = {
         "task": result.task,
@@ -85,6 +95,10 @@ def _finished(job: EvaluateJob, result: EvaluationResult, folder: Path) -> Finis
         source=shown(result.dataset.path),
         seconds=result.seconds,
         artifacts=tuple(result.artifacts),
+        rows=result.dataset.images,
+        classes=model.num_classes,
+        job=job.model_dump(mode="json"),
+        given=given,
     )
 
 

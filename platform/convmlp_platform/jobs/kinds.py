@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
     from convmlp_platform.launch.supervisor.lease import Lease
     from convmlp_platform.sweep.sweep_plan import SweepPlan
+    from convmlp_platform.tracking.provenance.submitted_job import GivenJob
     from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
 
     CountNodes = Callable[[], Sequence[Node]]
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 class JobKind(ABC):
     """A job whose paths are resolved, by its kind. `preflight` is called first."""
 
+    given: GivenJob | None = None
+    """The file that the job came from, for the record; None: none did."""
     needs_ray: str | None = None
     """The reason why jobs of this kind can't be run without Ray; None: they can."""
 
@@ -149,7 +152,7 @@ class TrainingKind(JobKind):
         """See JobKind."""
         from convmlp_platform.jobs.training_job import train_here, train_on_ray
 
-        return train_on_ray(self.job) if use_ray else train_here(self.job)
+        return train_on_ray(self.job, self.given) if use_ray else train_here(self.job, self.given)
 
 
 @dataclass
@@ -200,7 +203,7 @@ class EvaluationKind(_OneWorkerKind):
         """See JobKind."""
         from convmlp_platform.jobs.evaluation_job import evaluate
 
-        return evaluate(self.job, use_ray=use_ray)
+        return evaluate(self.job, use_ray=use_ray, given=self.given)
 
 
 @dataclass

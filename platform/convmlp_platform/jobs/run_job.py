@@ -14,21 +14,24 @@ from convmlp_platform.errors import ConfigError, LaunchError, PlatformError
 from convmlp_platform.jobs.kinds import JobKind, kind_of
 
 if TYPE_CHECKING:
+    from convmlp_platform.tracking.provenance.submitted_job import GivenJob
     from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
 
 
-def launch(job: Job, *, use_ray: bool) -> int:
+def launch(job: Job, *, use_ray: bool, given: GivenJob | None = None) -> int:
     """Run a job whose paths are resolved to its end and print what came of it; returns the exit code (0, or 128 + the
     signal that ended it).
 
     Args:
         use_ray: False works in this process, one of N under torchrun.
+        given: the file that the job came from, for the record.
 
     Raises:
         PlatformError: what a user can fix. First the problems of the job, all at once, then those of the cluster,
             before any worker starts: no Ray is started for a typo.
     """
     kind = kind_of(job)
+    kind.given = given
     if not use_ray and kind.needs_ray:
         raise LaunchError(f"--no-ray: {kind.needs_ray}")
     # Several ranks are refused together, or they wait for each other.

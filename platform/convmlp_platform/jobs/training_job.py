@@ -12,18 +12,22 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.supervisor.lease import run_lease
-from convmlp_platform.runs.run_folder import run_path
+from convmlp_platform.runs.run_folder import record_submission, run_path
 from data_prep import console
 
 if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
+    from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 
 _TAKEN_OVER = "another driver"
 
 
-def train_on_ray(job: TrainJob) -> int:
+def train_on_ray(job: TrainJob, given: GivenJob | None = None) -> int:
     """Run the job on the cluster that it names and print its summary; returns the exit code: 0, or 128 + the signal
     that ended it.
+
+    Args:
+        given: the file that the job came from, for the record.
 
     Raises:
         PlatformError: see `supervisor.train`; LaunchError where the cluster can't be reached or has no room.
@@ -44,7 +48,7 @@ def train_on_ray(job: TrainJob) -> int:
         from convmlp_platform.launch.supervisor.signals import Interrupted
 
         try:
-            summary = supervisor.train(job, use_gpu=use_gpu, own_ray=address is None)
+            summary = supervisor.train(job, use_gpu=use_gpu, own_ray=address is None, given=given)
         except Interrupted as stop:
             console.say(messages.stopped(str(stop), stop.saved))
             return 128 + stop.signal_number
@@ -52,7 +56,7 @@ def train_on_ray(job: TrainJob) -> int:
     return 0
 
 
-def train_here(job: TrainJob) -> int:
+def train_here(job: TrainJob, given: GivenJob | None = None) -> int:
     """Run the job's part of this process, rank RANK of WORLD_SIZE; returns the exit code as `train_on_ray`.
 
     Raises:
@@ -70,6 +74,7 @@ def train_here(job: TrainJob) -> int:
     def take_lease() -> None:
         lease = run_lease(run_path(job))
         held.enter_context(lease.hold(on_lost=lambda: stop.ask(_TAKEN_OVER)))
+        record_submission(run_path(job), given)
 
     with (
         stop.listening(signal.SIGTERM, signal.SIGINT),

@@ -10,6 +10,7 @@ Files in reading order:
     inference_code    The code that a registered model takes along
     model_script      The script of a registered model, which MLflow copies and runs
     pyfunc_model      The registered model as MLflow sees it
+    lineage/          The chain behind a registered version
     prediction_table  Predictions as columns, for versions that were registered before
 
 May import: config, data, data_prep.dataset, data_prep.storage, errors, models, tracking.

@@ -159,16 +159,10 @@ def resolve(uri: str, *, section: TrackingTarget | None = None, into: Path | Non
         folder = Path(uri)
         spec = read_spec(folder)
         return ResolvedModel(folder, tags={k: str(v) for k, v in spec.provenance.items()})
-    store = tracking_uri(section)
-    path = sqlite_path(store)
-    if path is not None and not path.exists():
-        raise TrackingError(
-            f"{uri}: there is no model registry at {path}; go to the folder the job ran in, "
-            "or set CONVMLP_ROOT to it or MLFLOW_TRACKING_URI to the server"
-        )
+    store = registry_at(uri, section)
     with mlflow_errors(store, f"{uri} can't be looked up"):
         client = open_client(store)
-        version = _find_version(client, uri)
+        version = find_version(client, uri)
         bundle = _bundle_of(store, uri, f"models:/{version.name}/{version.version}", into)
     return ResolvedModel(
         bundle,
@@ -270,7 +264,29 @@ def _existing_version(client: MlflowClient, name: str, weights: str) -> str | No
     return str(found[0].version) if found else None
 
 
-def _find_version(client: MlflowClient, uri: str) -> ModelVersion:
+def registry_at(uri: str, section: TrackingTarget | None = None) -> str:
+    """The address of the registry that is asked for `uri`.
+
+    Raises:
+        TrackingError: it would be a SQLite file that isn't there.
+    """
+    store = tracking_uri(section)
+    path = sqlite_path(store)
+    if path is not None and not path.exists():
+        raise TrackingError(
+            f"{uri}: there is no model registry at {path}; go to the folder the job ran in, "
+            "or set CONVMLP_ROOT to it or MLFLOW_TRACKING_URI to the server"
+        )
+    return store
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/3` names.
+
+    Raises:
+        TrackingError: there is none; what exists is listed.
+        MlflowException: the server's.
+    """
     from mlflow.exceptions import MlflowException
 
     name, separator, wanted = uri.removeprefix("models:/").partition("@")

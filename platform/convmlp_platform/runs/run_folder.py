@@ -11,6 +11,7 @@ RUNS/NAME/run.json        the run's identity and the settings it comes from
           events.jsonl    starts, ends and their causes, see health.events
           incidents/      what went wrong, with all it takes to look into it, see training.guard.incidents
           goodput/        where every second of every rank went, see goodput.account
+          lineage/        job file, code and environment of the last start, see tracking.provenance.lineage_files
           rollbacks.json  how often the run went back, and from which step, see training.guard.guard
           plots/  tracking/  ray/
 """
@@ -35,9 +36,11 @@ from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import CheckpointError, ConfigError
 from convmlp_platform.runs.init_record import read_record
+from convmlp_platform.tracking.provenance.lineage_files import without_secrets
+from convmlp_platform.tracking.provenance.submitted_job import GivenJob, write_submission
 from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import DamagedJson, read_json
-from data_prep.storage.urls import is_url, scrubbed, shown
+from data_prep.storage.urls import is_url, shown
 
 _JOB = "job.json"
 
@@ -165,11 +168,23 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
             fields = identity_fields(job, dataset_digest, weights)
             write_identity(path, fields)
         write_atomically(
-            path / _JOB, json.dumps(_without_secrets(job.model_dump(mode="json")), indent=2).encode()
+            path / _JOB, json.dumps(without_secrets(job.model_dump(mode="json")), indent=2).encode()
         )
     except OSError as error:
         raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from error
     return RunFolder(path, identity_of(fields))
+
+
+def record_submission(run: Path, given: GivenJob | None) -> None:
+    """Put what the driver knows of this start into the run's folder, under the run's lease.
+
+    Raises:
+        CheckpointError: the folder can't be written.
+    """
+    try:
+        write_submission(run, given)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint.path: can't write to {run}: {error.strerror}") from error
 
 
 def stored_job(run: Path) -> dict[str, Any]:
@@ -210,14 +225,6 @@ def stored_identity_fields(run: Path) -> dict[str, Any]:
     if fields is None:
         raise ConfigError(f"{run} holds no run.json: it is no run's folder (CHECKPOINT.PATH/NAME)")
     return fields
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_secrets(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(item) for item in value]
-    return scrubbed(value) if isinstance(value, str) else value
 
 
 def stored_identity(run: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ Files in reading order:
     tracker           The calls by which training records a run
     finished_work     Records work that is done when it is recorded: preparations and evaluations
     environment_tags  The environment of a run
+    provenance/       The facts by which a result can be accounted for and made again
     delivery_state    The state of a run's delivery to MLflow, in `RUN_DIR/tracking/`
     mlflow/           Delivers journals to MLflow; only this package and the registry import it
 

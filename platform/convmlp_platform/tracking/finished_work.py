@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from convmlp_platform.tracking.journal import (
     Artifact,
     Dataset,
     MetricsRecord,
+    ModelInput,
     Params,
     Record,
     Status,
@@ -41,6 +43,15 @@ from convmlp_platform.tracking.journal import (
 from convmlp_platform.tracking.mlflow.feeder import Feeder
 from convmlp_platform.tracking.mlflow.server import silence
 from convmlp_platform.tracking.mlflow.tracking_uri import tracking_uri
+from convmlp_platform.tracking.provenance.code_state import this_code
+from convmlp_platform.tracking.provenance.lineage_files import write_facts
+from convmlp_platform.tracking.provenance.submitted_job import FOLDER as LINEAGE
+from convmlp_platform.tracking.provenance.submitted_job import (
+    GivenJob,
+    read_submission,
+    submission_tags,
+    write_submission,
+)
 from convmlp_platform.tracking.tracker import flatten
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest
 from data_prep.storage.files import write_atomically
@@ -148,7 +159,7 @@ class FinishedEvaluation:
         identity: 32 hexadecimal digits of the result's content.
         folder: where its files lie.
         pinned: the model: `models:/NAME/3` gets tags of its own.
-        dataset, split, digest, source: the images.
+        dataset, split, digest, source, rows, classes: the images; how many they are, and of how many classes.
         metrics: as they are to be called in MLflow.
         version_metrics: those that a registered version is tagged with, by name alone.
     """
@@ -168,6 +179,12 @@ class FinishedEvaluation:
     seconds: float
     artifacts: tuple[str, ...] = field(default_factory=tuple)
     """Files in `folder`."""
+    rows: int = 0
+    classes: int = 0
+    job: Mapping[str, Any] = field(default_factory=dict)
+    """All values of the job, as plain JSON."""
+    given: GivenJob | None = None
+    """The job file that it came from."""
 
 
 class EvaluationTracker(FinishedWork):
@@ -190,14 +207,22 @@ def _evaluation_records(evaluation: FinishedEvaluation, section: TrackingTarget)
     yield Status(status="RUNNING", time=start)
     yield Params(values=flatten(evaluation.params))
     about = {"kind": "evaluate", "dataset.digest": evaluation.digest, **evaluation.tags}
+    with suppress(OSError):  # what can't be written there, `write_facts` tells of
+        write_submission(evaluation.folder, evaluation.given)
+    about |= submission_tags(read_submission(evaluation.folder))
     yield Tags(values=environment_tags() | about | section.tags)
     yield Dataset(
         name=evaluation.dataset,
         digest=evaluation.digest,
         source=evaluation.source,
         context="evaluation",
+        split=evaluation.split,
+        rows=evaluation.rows,
+        classes=evaluation.classes,
         time=end,
     )
+    for path in write_facts(evaluation.folder, evaluation.job, this_code()):
+        yield Artifact(source=str(path.absolute()), folder=LINEAGE)
     yield MetricsRecord(step=0, values=dict(evaluation.metrics), time=end)
     for name in evaluation.artifacts:
         yield Artifact(source=str((evaluation.folder / name).absolute()))
@@ -206,6 +231,15 @@ def _evaluation_records(evaluation: FinishedEvaluation, section: TrackingTarget)
         prefix = version_prefix(evaluation.dataset, evaluation.split)
         values = {f"{prefix}.{name}": repr(float(v)) for name, v in evaluation.version_metrics.items()}
         values[f"{prefix}.digest"] = evaluation.digest
+        yield ModelInput(
+            model=model,
+            version=version,
+            values=dict(evaluation.metrics),
+            dataset=evaluation.dataset,
+            dataset_digest=evaluation.digest,
+            split=evaluation.split,
+            time=end,
+        )
         yield VersionTags(model=model, version=version, run_tag=f"{prefix}.run", values=values)
     yield Status(status="FINISHED", time=end)
 

@@ -69,13 +69,29 @@ class Artifact(_Record):
 
 
 class Dataset(_Record):
-    """A dataset the run read."""
+    """A dataset the run read, or one split of it with its number of samples and classes (0: unknown)."""
 
     kind: Literal["dataset"] = "dataset"
     name: str
     digest: str
     source: str
     context: str
+    split: str = ""
+    rows: Count = 0
+    classes: Count = 0
+
+
+class ModelInput(_Record):
+    """A version of a registered model that the run began from; or that it judges, with what it found on a split of a
+    dataset. The run's own record of these metrics has the same time and step 0."""
+
+    kind: Literal["model_input"] = "model_input"
+    model: str
+    version: str
+    values: dict[str, float] = {}
+    dataset: str = ""
+    dataset_digest: str = ""
+    split: str = ""
 
 
 class Status(_Record):
@@ -134,10 +150,13 @@ class CheckpointMetrics(_OfCheckpoint):
     values: dict[str, float]
     dataset: str
     dataset_digest: str
+    split: str = ""
 
 
 CheckpointRecord = CheckpointCommitted | CheckpointRetired | CheckpointMetrics
-Record = Params | MetricsRecord | Tags | Artifact | Dataset | Status | VersionTags | CheckpointRecord
+Record = (
+    Params | MetricsRecord | Tags | Artifact | Dataset | ModelInput | Status | VersionTags | CheckpointRecord
+)
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
 

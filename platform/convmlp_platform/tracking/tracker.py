@@ -26,6 +26,7 @@ from convmlp_platform.tracking.journal import (
     Dataset,
     Journal,
     MetricsRecord,
+    ModelInput,
     Params,
     Record,
     Status,
@@ -34,6 +35,7 @@ from convmlp_platform.tracking.journal import (
 from convmlp_platform.tracking.mlflow.feeder import Feeder
 from convmlp_platform.tracking.mlflow.limits import MAX_VALUE_LENGTH
 from convmlp_platform.tracking.mlflow.tracking_uri import tracking_uri
+from convmlp_platform.tracking.provenance.code_state import CodeState
 from data_prep.storage.urls import scrubbed
 
 logger = logging.getLogger(__name__)
@@ -52,10 +54,12 @@ class Tracker:
         self._finished = False
 
     @classmethod
-    def open(cls, section: TrackingSection, *, run_dir: Path, run_name: str) -> Tracker:
+    def open(
+        cls, section: TrackingSection, *, run_dir: Path, run_name: str, code: CodeState | None = None
+    ) -> Tracker:
         """Start recording `run_dir`'s run, or go on in the same MLflow run, as long as MLflow has it.
 
-        Environment tags (`environment.environment_tags`) and `tracking.tags` are set.
+        Environment tags (`environment.environment_tags`, which takes `code`) and `tracking.tags` are set.
 
         Raises:
             TrackingError: `run_dir` can't be written.
@@ -70,7 +74,7 @@ class Tracker:
             raise TrackingError(f"{run_dir}: the run's journal can't be written: {error}") from error
         tracker = cls(journal, Feeder(run_dir, uri), run_dir)
         tracker._append(Status(status="RUNNING"))
-        tracker.set_tags(environment_tags() | section.tags)
+        tracker.set_tags(environment_tags(code) | section.tags)
         return tracker
 
     @property
@@ -113,9 +117,33 @@ class Tracker:
         """Set tags; the last value holds. Passwords and tokens in URLs are left out (`journal.Tags`)."""
         self._append(Tags(values={key: str(value) for key, value in tags.items()}))
 
-    def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Log a dataset as the run's input, e.g. context "training"; its tag `digest` is whole."""
-        self._append(Dataset(name=name, digest=digest, source=source, context=context))
+    def log_dataset(
+        self,
+        name: str,
+        digest: str,
+        source: str,
+        context: str,
+        *,
+        split: str = "",
+        rows: int = 0,
+        classes: int = 0,
+    ) -> None:
+        """Log a dataset, or a split of it, as the run's input, e.g. context "training"; its tag `digest` is whole."""
+        self._append(
+            Dataset(
+                name=name,
+                digest=digest,
+                source=source,
+                context=context,
+                split=split,
+                rows=rows,
+                classes=classes,
+            )
+        )
+
+    def log_input_model(self, model: str, version: str) -> None:
+        """Log a version of a registered model as the run's input: it began from its weights."""
+        self._append(ModelInput(model=model, version=version))
 
     def finish(self, status: EndStatus = "FINISHED", *, timeout: float = 60.0) -> bool:
         """Record the end, give MLflow up to `timeout` seconds to catch up; whether it has everything.

@@ -6,6 +6,7 @@ Files in reading order:
     data      `convmlp data ...`
     models    Commands on models: models, predict, compare
     registry  `convmlp registry ...`
+    lineage   `convmlp registry lineage`
     runs      Commands on a run's records: checkpoints, goodput, replay-tracking
     report    `convmlp report`
     replay    `convmlp replay`

@@ -113,8 +113,9 @@ def _of_machines(values: dict[str, Any], where: str) -> dict[str, Any]:
 def _run(arguments: argparse.Namespace) -> int:
     job = _load(arguments)
     from convmlp_platform.jobs.run_job import launch
+    from convmlp_platform.tracking.provenance.submitted_job import given_job
 
-    return launch(job, use_ray=not arguments.no_ray)
+    return launch(job, use_ray=not arguments.no_ray, given=given_job(arguments.job, arguments.set))
 
 
 def _check(arguments: argparse.Namespace) -> int:

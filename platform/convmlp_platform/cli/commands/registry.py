@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from convmlp_platform.cli.commands.lineage import add_lineage
 from convmlp_platform.errors import ConfigError
 from data_prep.console import say
 
@@ -18,7 +19,7 @@ _SHOWN_METRICS = 3
 
 
 def add_commands(commands: Any) -> None:
-    """Add `registry list | show | history | champion | promote | rollback | adopt` to the parser's commands."""
+    """Add `registry list | show | history | champion | lineage | promote | rollback | adopt` to the commands."""
     parser = commands.add_parser(
         "registry",
         help="registered models: list, compare, promote, roll back, and who was champion when",
@@ -32,6 +33,7 @@ def add_commands(commands: Any) -> None:
     history = _named(actions, "history", "all decisions on a model, oldest first", _history)
     champion = _named(actions, "champion", "the champion now, or on a day", _champion)
     champion.add_argument("--on", metavar="DATE", help="2026-11-30 (its end, UTC) or 2026-11-30T12:00+01:00")
+    add_lineage(actions)
     promote = _named(actions, "promote", "measure candidate and champion, and decide", _promote)
     promote.add_argument("--data", required=True, metavar="PATH", help="the prepared dataset to judge on")
     promote.add_argument("--split", default="val", help="default: val")

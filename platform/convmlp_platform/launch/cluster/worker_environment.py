@@ -9,20 +9,17 @@ process at the other end puts it into its own memory.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from convmlp_platform.config.paths import ROOT_VARIABLE, root
 from convmlp_platform.launch.cluster.working_dir import unpacked_working_dir
+from data_prep.storage.secret_texts import is_secret_name
 from data_prep.storage.urls import scrubbed
 
 # Where the tracking server is and how to log in; of its options what a user has set. All else that is a node's own
 # (AWS_*, proxies) is set on the node.
 _PRIVATE_PREFIXES = ("MLFLOW_",)
-_SECRET_NAME = re.compile(r"PASSW|SECRET|TOKEN|CREDENTIAL|PRIVATE|(ACCESS|API|AUTH|ACCOUNT|ENCRYPTION)_?KEY")
-# Names of this form whose values are a place, not a secret.
-_PLACES = ("_PATH", "_FILE", "_DIR", "_URL", "_URI")
 
 
 def shared_env_vars(threads: int) -> dict[str, str]:
@@ -51,12 +48,7 @@ def private_variables() -> dict[str, str]:
 
 def secrets_among(env_vars: Mapping[str, str]) -> list[str]:
     """The names of those variables that look like secrets: by name, or as a URL with a password or a token in it."""
-    return [
-        name
-        for name, value in env_vars.items()
-        if (_SECRET_NAME.search(name.upper()) and not name.upper().endswith(_PLACES))
-        or scrubbed(value) != value
-    ]
+    return [name for name, value in env_vars.items() if is_secret_name(name) or scrubbed(value) != value]
 
 
 def _python_path() -> str:

@@ -10,5 +10,5 @@ Files in reading order:
     signals     SIGINT and SIGTERM to the driver
 
 May import: config, data_prep.console, data_prep.storage, errors, health, launch, launch.cluster, launch.workers,
-runs, training.
+runs, tracking, training.
 """

@@ -25,7 +25,8 @@ from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals,
 from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
 from convmlp_platform.launch.workers.warm_modules import modules_for
 from convmlp_platform.launch.workers.worker_group import Member, WorkerGroup
-from convmlp_platform.runs.run_folder import RunFolder, run_path
+from convmlp_platform.runs.run_folder import RunFolder, record_submission, run_path
+from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 from convmlp_platform.training.build.initial_weights import keep_weights
 from convmlp_platform.training.guard.incidents import open_incident
 from data_prep import console
@@ -40,13 +41,19 @@ _REPLACE_S, _HURRY_S = 30.0, 45.0
 
 
 def train(
-    job: TrainJob, *, use_gpu: bool, own_ray: bool = False, signals: StopSignals | None = None
+    job: TrainJob,
+    *,
+    use_gpu: bool,
+    own_ray: bool = False,
+    signals: StopSignals | None = None,
+    given: GivenJob | None = None,
 ) -> dict[str, Any]:
     """Run `job` on the connected cluster to its end, through whatever happens on the way.
 
     Args:
         own_ray: whether the cluster is one node that was started for this job, to which no other will come.
         signals: takes the place of the process's own, where this isn't its main thread.
+        given: the file that the job came from, for the record.
 
     Returns the summary of `launch.run_summary.summary_of`, with `restarts` (cause → how many).
 
@@ -59,6 +66,7 @@ def train(
     folder = RunFolder(run_path(job), "")
     signals = signals or StopSignals()
     with signals.listening(), quiet_deaths(), run_lease(folder.path).hold() as lost:
+        record_submission(folder.path, given)
         keep_weights(job)  # here, as workers may not reach what the driver does
         return Supervisor(settled, use_gpu, folder, signals, lost, own_ray).run()
 

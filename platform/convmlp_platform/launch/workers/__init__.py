@@ -13,5 +13,5 @@ Files in reading order:
     worker_report     The report of an agent to the supervisor about its training process
 
 May import: config, data, data_prep.console, data_prep.storage, distributed, errors, health, launch, launch.cluster,
-report, runs, training.
+report, runs, tracking, training.
 """

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from convmlp_platform.launch.workers.process_tree import kill_family
+from convmlp_platform.tracking.provenance.code_state import this_code
 from data_prep.console import adapt_streams
 
 
@@ -112,6 +113,8 @@ def main(descriptor: int, folder: Path, modules: list[str]) -> None:
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
         entry = importlib.import_module(modules[-1])
+        with contextlib.suppress(Exception):
+            this_code()  # now: what is on the disk at a later fork may be other code than was imported
         # What the forked processes share stays shared: a collection would write to every object's page.
         gc.collect()
         gc.freeze()

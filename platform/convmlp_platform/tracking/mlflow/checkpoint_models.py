@@ -21,16 +21,17 @@ from convmlp_platform.tracking.journal import (
     CheckpointMetrics,
     CheckpointRecord,
     CheckpointRetired,
+    ModelInput,
 )
 from convmlp_platform.tracking.mlflow.client import every, open_client
-from convmlp_platform.tracking.mlflow.limits import short_digest, valid_key, valid_model_name
+from convmlp_platform.tracking.mlflow.limits import dataset_name, short_digest, valid_key, valid_model_name
 from convmlp_platform.tracking.mlflow.mlflow_internals import EXTERNAL_TAG
 from convmlp_platform.tracking.mlflow.server import mlflow_errors, silence
 from convmlp_platform.tracking.mlflow.tracking_uri import URI_VARIABLE, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Metric
 
 KEY_TAG = "convmlp.checkpoint"
 MODEL_TYPE = "checkpoint"
@@ -94,28 +95,33 @@ class CheckpointModels:
 
     def _link(self, record: CheckpointMetrics, model_id: str) -> None:
         """Send the run's own points again, with the model's id: of the run MLflow keeps each point once."""
-        from mlflow.entities import Metric
-
-        digest = short_digest(record.dataset_digest)
-        metrics = [
-            Metric(
-                valid_key(name),
-                value,
-                record.time,
-                record.step,
-                model_id=model_id,
-                dataset_name=record.dataset,
-                dataset_digest=digest,
-            )
-            for name, value in record.values.items()
-            if not math.isnan(value)  # of a model MLflow would show it as 0
-        ]
+        metrics = model_metrics(record, model_id, record.step)
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def _experiment(self) -> str:
         if self._experiment_id is None:
             self._experiment_id = str(self._client.get_run(self._run_id).info.experiment_id)
         return self._experiment_id
+
+
+def model_metrics(record: CheckpointMetrics | ModelInput, model_id: str, step: int) -> list[Metric]:
+    """Metrics on a split of a dataset as those of a logged model."""
+    from mlflow.entities import Metric
+
+    digest = short_digest(record.dataset_digest)
+    return [
+        Metric(
+            valid_key(name),
+            value,
+            record.time,
+            step,
+            model_id=model_id,
+            dataset_name=dataset_name(record.dataset, record.split),
+            dataset_digest=digest,
+        )
+        for name, value in record.values.items()
+        if not math.isnan(value)  # of a model MLflow would show it as 0
+    ]
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,7 @@ def read_run(run_id: str) -> RunRecord:
                 for point in client.get_metric_history(run_id, name):
                     by_step.setdefault(point.step, {})[name] = point.value
     datasets = run.inputs.dataset_inputs if run.inputs else []
+    names = [{tag.key: tag.value for tag in one.tags}.get("dataset", one.dataset.name) for one in datasets]
     ended, started = run.info.end_time, run.info.start_time
     return RunRecord(
         run_id,
@@ -177,6 +178,6 @@ def read_run(run_id: str) -> RunRecord:
         run.data.params,
         run.data.tags,
         sorted(by_step.items()),
-        datasets[0].dataset.name if datasets else None,
+        names[0] if names else None,
         (ended - started) / 1000 if ended and started else None,
     )

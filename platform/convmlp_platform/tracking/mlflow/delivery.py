@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -22,23 +23,26 @@ from convmlp_platform.tracking.journal import (
     Chunk,
     Dataset,
     MetricsRecord,
+    ModelInput,
     Params,
     Record,
     Status,
     Tags,
     VersionTags,
 )
-from convmlp_platform.tracking.mlflow.checkpoint_models import CheckpointModels
+from convmlp_platform.tracking.mlflow.checkpoint_models import CheckpointModels, model_metrics
 from convmlp_platform.tracking.mlflow.client import ensure_experiment
-from convmlp_platform.tracking.mlflow.limits import MAX_VALUE_LENGTH, short_digest, valid_key
+from convmlp_platform.tracking.mlflow.limits import MAX_VALUE_LENGTH, dataset_name, short_digest, valid_key
 from convmlp_platform.tracking.mlflow.server import error_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_TAG = "convmlp.journal"
+_LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]{32})/?")
 _METRICS_A_BATCH, _OTHERS_A_BATCH = 1000, 100
 # Codes that the same request will get again, as long as the server knows the run. Log-in trouble isn't among them: it
 # can be mended while we wait. A server older than MLflow 3 has no models of checkpoints: ENDPOINT_NOT_FOUND.
@@ -114,6 +118,15 @@ def run_exists(client: MlflowClient, run_id: str) -> bool:
         raise
 
 
+def logged_model_of(version: ModelVersion) -> str | None:
+    """The id of the logged model that a version of a registered model was made from; None: from none.
+
+    MLflow's database doesn't keep it with the version: the version's source names it.
+    """
+    found = _LOGGED_MODEL.fullmatch(version.source or "")
+    return str(version.model_id) if version.model_id else found and found[1]
+
+
 class Delivery:
     """Sends records to run `run_id`. `dropped` counts what the server refused for good."""
 
@@ -139,6 +152,9 @@ class Delivery:
         for record in records:
             if isinstance(record, Dataset):
                 self._guarded(partial(self._send_dataset, record), f"dataset {record.name}")
+            elif isinstance(record, ModelInput):
+                what = f"input models:/{record.model}/{record.version}"
+                self._guarded(partial(self._send_model_input, record, what), what)
             elif isinstance(record, Status) and not record.is_end:
                 self._guarded(
                     partial(self.client.update_run, self.run_id, status="RUNNING"), "status RUNNING"
@@ -205,12 +221,37 @@ class Delivery:
         from mlflow.entities import DatasetInput, InputTag
 
         source = json.dumps({"uri": record.source})
+        counts = {"num_rows": record.rows, "num_classes": record.classes}
+        profile = (
+            json.dumps({name: count for name, count in counts.items() if count}) if record.rows else None
+        )
         # The whole digest goes into a tag of the input.
         dataset = MlflowDataset(
-            name=record.name, digest=short_digest(record.digest), source_type="local", source=source
+            name=dataset_name(record.name, record.split),
+            digest=short_digest(record.digest),
+            source_type="local",
+            source=source,
+            profile=profile,
         )
-        tags = [InputTag("mlflow.data.context", record.context), InputTag("digest", record.digest)]
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+        tags = {"mlflow.data.context": record.context, "digest": record.digest}
+        tags |= {"dataset": record.name, "split": record.split} if record.split else {}
+        tags |= {name: str(count) for name, count in counts.items() if count}
+        inputs = [DatasetInput(dataset, [InputTag(name, value) for name, value in tags.items()])]
+        self.client.log_inputs(self.run_id, inputs)
+
+    def _send_model_input(self, record: ModelInput, what: str) -> None:
+        from mlflow.entities import LoggedModelInput
+
+        model_id = logged_model_of(self.client.get_model_version(record.model, record.version))
+        if model_id is None:
+            self._drop(what, "it was registered without a logged model")
+            return
+        inputs = self.client.get_run(self.run_id).inputs
+        known = inputs.model_inputs if inputs is not None else []
+        if not any(one.model_id == model_id for one in known or ()):
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+        if record.values:
+            self.client.log_batch(self.run_id, metrics=model_metrics(record, model_id, step=0))
 
     def _send_version_tags(self, record: VersionTags) -> None:
         for key, value in (record.values | {record.run_tag: self.run_id}).items():

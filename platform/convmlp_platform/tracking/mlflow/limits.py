@@ -22,6 +22,11 @@ def valid_model_name(name: str) -> str:
     return _FORBIDDEN_IN_MODEL_NAMES.sub("_", name)[:MAX_KEY_LENGTH]
 
 
+def dataset_name(name: str, split: str) -> str:
+    """The name of a split of a dataset: MLflow knows a run's inputs apart by name and digest alone."""
+    return f"{name}/{split}" if split else name
+
+
 def short_digest(digest: str) -> str:
     """A dataset's digest as far as MLflow's column holds it; a run's inputs and its metrics name the same."""
     return digest.removeprefix("sha256:")[:_DIGEST_LENGTH]

@@ -26,6 +26,7 @@ from convmlp_platform.training.outputs.goodput_callback import GoodputLog, Goodp
 from convmlp_platform.training.outputs.outputs import BestModel, Telemetry
 from convmlp_platform.training.outputs.record import checkpoint_log, open_tracker, register_best
 from convmlp_platform.training.outputs.sample_pictures import SamplePictures
+from convmlp_platform.training.outputs.system_metrics import SystemMetrics
 from convmlp_platform.training.step_plan import StepPlan, TrainState
 from convmlp_platform.training.stop_request import StopRequest
 from convmlp_platform.training.trainer import Trainer
@@ -105,7 +106,10 @@ def build_run(
         say(f"model: {line}")
     engine = parts.build_engine(job, task, manifest, world)
     tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
-    watchers: list[Callback] = [goodput := GoodputLog(clock, folder, world, job.launch)]
+    watchers: list[Callback] = [
+        goodput := GoodputLog(clock, folder, world, job.launch),
+        SystemMetrics(world, tracker),
+    ]
     if tracker:
         watchers += [
             Console(plan.steps_per_epoch),

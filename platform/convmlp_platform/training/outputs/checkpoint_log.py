@@ -36,6 +36,7 @@ class Evaluated:
 
     dataset: str
     digest: str
+    split: str = ""
 
 
 @dataclass
@@ -114,6 +115,7 @@ class CheckpointLog:
                 values=metrics.values,
                 dataset=self._data.dataset,
                 dataset_digest=self._data.digest,
+                split=self._data.split,
             )
         )
 
