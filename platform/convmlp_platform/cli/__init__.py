@@ -8,5 +8,5 @@ Files in reading order:
 
 May import: checkpoints, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset, data_prep.errors,
 data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, registry,
-replay, report, runs, show, tracking, training.
+replay, report, reproduction, runs, show, tracking, training.
 """

@@ -10,7 +10,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convmlp_platform.cli.commands import data, jobs, models, pictures, registry, replay, report, runs
+from convmlp_platform.cli.commands import (
+    data,
+    jobs,
+    lineage,
+    models,
+    pictures,
+    registry,
+    replay,
+    report,
+    runs,
+)
 from convmlp_platform.cli.common import fail
 from convmlp_platform.errors import DataError, PlatformError
 from data_prep.console import guarded
@@ -74,6 +84,7 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     models.add_model_list(commands)
     models.add_predict(commands)
     registry.add_commands(commands)
+    lineage.add_reproduce(commands)
     data.add_commands(commands)
     pictures.add_commands(commands)
     runs.add_checkpoints(commands)

@@ -227,6 +227,17 @@ def test_a_submission_comes_back_as_it_was_written(
         assert read_submission(run) is None
 
 
+def test_the_file_that_a_job_extends_goes_along(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("kind: train\nname: base\n# token: planted\n")
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nname: own\n")
+    given = given_job(tmp_path / "own.yaml", [])
+    assert given is not None and given.base == "kind: train\nname: base\n# token: ***\n"
+    write_submission(tmp_path / "run", given)
+    assert (tmp_path / "run" / "lineage" / "base_job.yaml").read_text() == given.base
+    write_submission(tmp_path / "run", given_job(tmp_path / "base.yaml", []))
+    assert not (tmp_path / "run" / "lineage" / "base_job.yaml").exists()
+
+
 def test_a_job_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
     assert given_job(tmp_path / "x", []) is None and given_job(tmp_path / "none", []) is None

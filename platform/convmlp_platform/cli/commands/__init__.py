@@ -6,7 +6,7 @@ Files in reading order:
     data      `convmlp data ...`
     models    Commands on models: models, predict, compare
     registry  `convmlp registry ...`
-    lineage   `convmlp registry lineage`
+    lineage   `convmlp registry lineage`, `convmlp reproduce`
     runs      Commands on a run's records: checkpoints, goodput, replay-tracking
     report    `convmlp report`
     replay    `convmlp replay`
@@ -14,5 +14,5 @@ Files in reading order:
 
 May import: checkpoints, cli, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset,
 data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, registry,
-replay, report, runs, show, tracking, training.
+replay, report, reproduction, runs, show, tracking, training.
 """

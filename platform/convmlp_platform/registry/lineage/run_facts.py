@@ -6,7 +6,7 @@ Tags can be edited by anybody who may write to the server: what isn't what was w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -172,10 +172,10 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
 
 def search_everywhere(client: MlflowClient, wanted: str) -> list[Run]:
     """The runs of all experiments that a filter takes, oldest first."""
-    experiments = [
-        str(one.experiment_id)
-        for one in every(lambda token: client.search_experiments(max_results=A_PAGE, page_token=token))
-    ]
+    known: Iterator[Any] = every(
+        lambda token: client.search_experiments(max_results=A_PAGE, page_token=token)
+    )
+    experiments = [str(one.experiment_id) for one in known]
     return list(
         every(
             lambda token: client.search_runs(

@@ -1,6 +1,7 @@
 """The facts behind a result as files in its folder, which MLflow gets as artifacts below `lineage/`.
 
 given_job.yaml    the job file as it was given, without secrets
+base_job.yaml     the file that it extends
 submission.json   its name, the overrides, the driver and the driver's code
 job.json          the job with all its values
 code.json         commit, what differs from it, hashes of all source files (`code_state`)
@@ -19,6 +20,7 @@ from typing import Any
 from convmlp_platform.tracking.provenance.code_state import CodeState
 from convmlp_platform.tracking.provenance.frozen_environment import frozen_environment, requirements_text
 from convmlp_platform.tracking.provenance.submitted_job import (
+    BASE_JOB,
     FOLDER,
     GIVEN_JOB,
     SUBMISSION,
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 JOB, CODE, CODE_DIFF, ENVIRONMENT, REQUIREMENTS = (
     "job.json", "code.json", "code.patch", "environment.json", "requirements.txt",
 )  # fmt: skip
-ALL_FILES = (GIVEN_JOB, SUBMISSION, JOB, CODE, CODE_DIFF, ENVIRONMENT, REQUIREMENTS)
+ALL_FILES = (GIVEN_JOB, BASE_JOB, SUBMISSION, JOB, CODE, CODE_DIFF, ENVIRONMENT, REQUIREMENTS)
 
 
 def write_facts(folder: Path, job: Mapping[str, Any], code: CodeState) -> list[Path]:

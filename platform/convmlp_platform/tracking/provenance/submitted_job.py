@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convmlp_platform.config.explain import yaml_text
+from convmlp_platform.config.explain.job_file import EXTENDS
+from convmlp_platform.errors import ConfigError
 from convmlp_platform.tracking.journal import now_ms
 from convmlp_platform.tracking.provenance.code_state import CodeDiff, CodeState, this_code
 from data_prep.storage.files import write_atomically
@@ -21,7 +24,9 @@ from data_prep.storage.secret_texts import redacted
 
 FOLDER = "lineage"
 """In a run's or result's folder, and among the artifacts of its MLflow run."""
-SUBMISSION, GIVEN_JOB, DRIVER_DIFF = "submission.json", "given_job.yaml", "driver.patch"
+SUBMISSION, GIVEN_JOB, BASE_JOB, DRIVER_DIFF = (
+    "submission.json", "given_job.yaml", "base_job.yaml", "driver.patch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class GivenJob:
         file: as it was named.
         text: its content.
         overrides: `a.b=c` of each `--set`, in their order.
+        base: the content of the file that it extends; None: it extends none.
     """
 
     file: str
     text: str
     overrides: tuple[str, ...] = ()
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +111,22 @@ class _StoredSubmission:
 
 
 def given_job(file: str | Path, overrides: Sequence[str]) -> GivenJob | None:
-    """The job file as it is now; None where it can't be read as a text."""
+    """The job file as it is now, and the one that it extends; None where they can't be read."""
     try:
         text = Path(file).read_text()
-    except (OSError, UnicodeDecodeError):
+        named = yaml_text.parse(text, str(file))
+        extends = named.get(EXTENDS) if isinstance(named, dict) else None
+        base = (
+            (Path(file).parent / Path(extends).expanduser()).read_text() if isinstance(extends, str) else None
+        )
+    except (OSError, UnicodeDecodeError, ConfigError):
         return None
-    return GivenJob(str(file), redacted(text)[0], tuple(redacted(one)[0] for one in overrides))
+    return GivenJob(
+        str(file),
+        redacted(text)[0],
+        tuple(redacted(one)[0] for one in overrides),
+        None if base is None else redacted(base)[0],
+    )
 
 
 def write_submission(folder: Path, given: GivenJob | None) -> None:
@@ -125,10 +142,15 @@ def write_submission(folder: Path, given: GivenJob | None) -> None:
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     code = this_code()
-    if given is None:
-        (place / GIVEN_JOB).unlink(missing_ok=True)
-    else:
-        write_atomically(place / GIVEN_JOB, given.text.encode(errors="surrogateescape"))
+    texts = {
+        GIVEN_JOB: None if given is None else given.text,
+        BASE_JOB: None if given is None else given.base,
+    }
+    for name, text in texts.items():
+        if text is None:
+            (place / name).unlink(missing_ok=True)
+        else:
+            write_atomically(place / name, text.encode())
     write_diff(place / DRIVER_DIFF, code)
     values = {
         "file": "" if given is None else given.file,
