@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from unittest import mock
 
+import pytest
 from prepared import few_digits
 from undrawn import without_drawing
 
@@ -75,9 +78,21 @@ def train(root: Path, *words: str) -> int:
         return main(["run", str(root / "job.yaml"), "--no-ray", *words])
 
 
-def make_runs(root: Path) -> RegisteredRuns:
-    """Train both; the environment must have CONVMLP_ROOT at `root`."""
-    assert os.environ["CONVMLP_ROOT"] == str(root)
+@cache
+def registered_runs() -> RegisteredRuns:
+    """Both, trained once a test session by `somebody`; the runs' own folders and the job file are gone since then."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = Path(mkdtemp(prefix="convmlp-test-"))
+        patch.setenv("CONVMLP_ROOT", str(root))
+        patch.setenv("CONVMLP_USER", "somebody")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        made = _train_both(root)
+    shutil.rmtree(root / "runs")  # the registry alone must do
+    (root / "job.yaml").unlink()
+    return made
+
+
+def _train_both(root: Path) -> RegisteredRuns:
     (root / "job.yaml").write_text(JOB.format(data=few_digits()))
     assert train(root) == 0
     start = ("name=tuned", "model.init_from=models:/digits@champion", "tracking.register_as.name=tuned")

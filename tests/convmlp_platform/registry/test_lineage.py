@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from registered_runs import RegisteredRuns, make_runs
+from registered_runs import RegisteredRuns, registered_runs, sent_here
 
 import convmlp
 from convmlp_platform.cli.main import main
@@ -46,13 +45,8 @@ def make_bundle(folder: Path, seed: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegisteredRuns]:
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("registered")
-        patch.setenv("CONVMLP_ROOT", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv("CONVMLP_USER", "somebody")
-        yield make_runs(root)
+def runs() -> RegisteredRuns:
+    return registered_runs()
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +145,6 @@ def test_an_evaluation_is_linked_to_the_version(
         "kind: evaluate\nname: judged\nmodel: {from: models:/digits/1}\n"
         f"data: {{path: {runs.data}, split: val}}\nlaunch: {{use_gpu: false}}\n"
     )
-    from registered_runs import sent_here
-
     with sent_here():
         assert main(["run", str(job), "--no-ray", "--set", "evaluate.batch_size=64"]) == 0
     (one,) = read_lineage("models:/digits@champion").evaluations

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from prepared import digits
-from registered_runs import RegisteredRuns, make_runs, sent_here
+from registered_runs import RegisteredRuns, registered_runs, sent_here
 from safetensors.torch import save_file
 from undrawn import without_drawing
 
@@ -21,15 +20,8 @@ from convmlp_platform.tracking.mlflow.client import open_client
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegisteredRuns]:
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("reproduced")
-        patch.setenv("CONVMLP_ROOT", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        made = make_runs(root)
-        shutil.rmtree(root / "runs")  # the registry alone must do
-        (root / "job.yaml").unlink()
-        yield made
+def runs() -> RegisteredRuns:
+    return registered_runs()
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +197,7 @@ def test_weights_are_compared_by_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_demo_s_job_on_two_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
