@@ -25,7 +25,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 # How long an example takes says more about the machine than about the code. `make test-slow` tries more of them.
-settings.register_profile("fast", deadline=None, max_examples=30)
+settings.register_profile("fast", deadline=None, max_examples=15)
 settings.register_profile("thorough", deadline=None, max_examples=300)
 settings.load_profile("fast")
 

@@ -43,6 +43,7 @@ def test_a_convmlp_program_takes_any_batch_and_size() -> None:
     assert_same(export_program(model, 64, dynamic_size=True), model, (1, 3, 33, 97), (3, 3, 64, 64))
 
 
+@pytest.mark.slow
 def test_onnx_equals_pytorch(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

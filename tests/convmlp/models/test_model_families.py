@@ -140,7 +140,7 @@ TWO_STAGES = {"dims": (8, 12), "blocks": (1, 2), "mlp_ratios": (2, 2)}
     [
         (conv_mlp, TWO_STAGES),
         pytest.param(cycle_mlp, TWO_STAGES, marks=pytest.mark.slow),
-        (mixer, {}),
+        pytest.param(mixer, {}, marks=pytest.mark.slow),
         pytest.param(pure_mlp, TWO_STAGES, marks=pytest.mark.slow),
     ],
 )

@@ -59,7 +59,9 @@ def bundle(kind: str, folder: Path = Path("model")) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", sorted(SPECS))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "digits" else pytest.mark.slow) for kind in sorted(SPECS)]
+)
 def test_predictions_of_every_task(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, data = bundle(kind), str(DATA[kind]())
     assert (

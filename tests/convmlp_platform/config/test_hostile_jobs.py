@@ -72,6 +72,7 @@ def test_the_line_is_named(tmp_path: Path, line: str, capsys: pytest.CaptureFixt
     assert len(told.splitlines()) == 1 and len(told) < 400 + len(str(path))
 
 
+@pytest.mark.slow
 def test_no_file_costs_much(tmp_path: Path) -> None:
     contents = {
         "laughs": LAUGHS,

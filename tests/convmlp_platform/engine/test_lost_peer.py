@@ -50,7 +50,7 @@ def check(outcome: dict[str, Any] | None) -> None:
     assert outcome["cause"] == "code"
 
 
-@pytest.mark.parametrize("place", ["sum", "object", "ddp", "fsdp"])
+@pytest.mark.parametrize("place", ["sum", "object", "ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_broken_collective_is_a_consequence(place: str) -> None:
     check(run_ranks(left_alone, 2, place)[0])
 

@@ -133,6 +133,7 @@ def test_fields_out_of_bounds(good: Path, tmp_path: Path, fields: dict[str, Any]
     assert str(raised.value).startswith(str(folder)) and len(str(raised.value)) < 700 + len(str(folder))
 
 
+@pytest.mark.slow
 def test_bundles_that_describe_more_than_they_hold(good: Path, tmp_path: Path) -> None:
     described = {
         "wide": {"options": {"dims": [8192] * 3, "mlp_ratios": [8192.0] * 3}},

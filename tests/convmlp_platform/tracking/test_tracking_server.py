@@ -136,6 +136,7 @@ def refuse_lock(*_: object) -> None:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
+@pytest.mark.slow
 def test_a_restarted_run_goes_on_in_the_same_mlflow_run(
     store: TrackingSection, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

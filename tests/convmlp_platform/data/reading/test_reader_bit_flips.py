@@ -84,11 +84,11 @@ def check_flips(folder: Path, count: int, seed: int) -> Counter[tuple[str, bool]
 
 
 def test_no_flipped_bit_is_passed_on(tmp_path: Path) -> None:
-    noticed = check_flips(photos(tmp_path), 500, seed=0)
+    noticed = check_flips(photos(tmp_path), 300, seed=0)
     assert not noticed["index", False]
     assert not noticed["manifest", False]
-    assert noticed["tar", True] > 30  # the rest lies in headers, padding and labels, which readers don't use
-    assert noticed["beton", True] > 30
+    assert noticed["tar", True] > 15  # the rest lies in headers, padding and labels, which readers don't use
+    assert noticed["beton", True] > 15
 
 
 @pytest.mark.slow
