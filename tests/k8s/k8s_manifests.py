@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,29 @@ KUSTOMIZATIONS = sorted(str(path.parent.relative_to(K8S)) for path in K8S.rglob(
 
 
 def renderer() -> list[str] | None:
-    """The command that renders a kustomization, or None where neither kubectl nor kustomize is installed."""
-    for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
-        if shutil.which(command[0]):
-            return command
+    """The command that renders a kustomization, or None where none is installed that knows `patches` (kustomize 4)."""
+    own = Path(sys.executable).with_name("kubectl")  # `make setup` puts a current one there
+    for program, command in ((str(own), "kustomize"), ("kubectl", "kustomize"), ("kustomize", "build")):
+        if shutil.which(program) and _new_enough(program):
+            return [program, command]
     return None
+
+
+def _new_enough(program: str) -> bool:
+    asked = [program, "version", *(["--client"] if "kubectl" in program else [])]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout
+    version = re.search(r"(?:Kustomize Version: |^)v?(\d+)\.\d+\.\d+", told, re.MULTILINE)
+    return version is not None and int(version[1]) >= 4
 
 
 def render(folder: Path) -> list[Document]:
     """The objects of the kustomization in `folder`; skips the test where no tool renders it."""
     command = renderer()
     if command is None:
-        pytest.skip("neither kubectl nor kustomize is on PATH")
+        pytest.skip("neither a kubectl of 1.21 or newer nor kustomize 4 is on PATH")
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{folder} does not render:\n{done.stderr}"
+    assert "deprecated" not in done.stderr, f"{folder}:\n{done.stderr}"
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
@@ -40,18 +51,10 @@ def source_documents() -> list[Document]:
     """The objects written in k8s/, as they are before any patch: what can be checked without a tool."""
     documents = []
     for path in sorted(K8S.rglob("*.yaml")):
-        if path.name != "kustomization.yaml":
+        if path.name != "kustomization.yaml" and not path.name.endswith("-patch.yaml"):
             loaded = yaml.safe_load_all(path.read_text())
             documents += [document for document in loaded if isinstance(document, dict)]
     return documents
-
-
-def patch_operations() -> list[Document]:
-    """Every JSON 6902 operation of every patch in k8s/."""
-    operations = []
-    for path in sorted(K8S.rglob("*-patch.yaml")):
-        operations += yaml.safe_load(path.read_text())
-    return operations
 
 
 def title(document: Document) -> str:
@@ -76,6 +79,11 @@ def ray_pods(document: Document) -> Iterator[tuple[str, Document]]:
         yield group["groupName"], group["template"]["spec"]
     if document["kind"] == "RayJob":
         yield "submitter", document["spec"]["submitterPodTemplate"]["spec"]
+
+
+def containers(spec: Document) -> list[Document]:
+    """All containers of a pod, those that run first included."""
+    return [*spec.get("initContainers", []), *spec["containers"]]
 
 
 def pods(document: Document) -> Iterator[tuple[str, Document]]:

@@ -1,4 +1,4 @@
-"""What the manifests promise beyond their schema; all but the last test read only files."""
+"""The manifests' promises beyond their schema, read from the files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import pytest
 import yaml
 from k8s_manifests import (
     K8S,
-    KUSTOMIZATIONS,
     ROOT,
     Document,
     cluster_spec,
-    patch_operations,
+    containers,
     pods,
     ray_pods,
-    render,
     source_documents,
     title,
 )
@@ -37,10 +35,8 @@ RAY_PODS = [
     for document in DOCUMENTS
     for role, spec in ray_pods(document)
 ]
-ENTRYPOINTS = sorted(
-    {document["spec"]["entrypoint"] for document in DOCUMENTS if document["kind"] == "RayJob"}
-    | {operation["value"] for operation in patch_operations() if operation["path"] == "/spec/entrypoint"}
-)
+RAYJOBS = [document for document in DOCUMENTS if document["kind"] == "RayJob"]
+ENTRYPOINTS = sorted({document["spec"]["entrypoint"] for document in RAYJOBS})
 
 
 def overrides(entrypoint: str) -> tuple[str, list[tuple[list[str], Any]]]:
@@ -93,6 +89,9 @@ def test_ray_containers_know_token_storage_and_mlflow(document: Document, spec: 
         token = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
         # auth_token is the key that KubeRay's operator reads from authOptions.secretName.
         assert token == {"name": cluster["authOptions"]["secretName"], "key": "auth_token"}
+        if container["name"] == "ray-job-submitter":
+            assert not any(name.startswith("MLFLOW") for name in env), "it only talks to the head"
+            continue
         assert env["CONVMLP_ROOT"]["value"] == "/mnt/convmlp"
         assert env["MLFLOW_TRACKING_URI"]["value"] == mlflow_url()
         for name, key in (("USERNAME", "username"), ("PASSWORD", "password"), ("TOKEN", "token")):
@@ -136,13 +135,19 @@ def test_pod_meets_the_restricted_profile(spec: Document) -> None:
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
     for container in spec["containers"]:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         for bound in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(container["resources"][bound])
+
+
+@pytest.mark.parametrize(("document", "spec"), RAY_PODS)
+def test_only_a_head_with_an_autoscaler_has_a_token_of_kubernetes(document: Document, spec: Document) -> None:
+    scaled = "autoscalerOptions" in (cluster_spec(document) or {})
+    is_head = spec["containers"][0]["name"] == "ray-head"
+    assert spec["automountServiceAccountToken"] is (scaled and is_head)
 
 
 @pytest.mark.parametrize("spec", PODS)
@@ -176,12 +181,6 @@ def test_one_image_everywhere() -> None:
     assert re.fullmatch(r"convmlp:\d+\.\d+\.\d+", images.pop())
 
 
-def test_job_and_standing_cluster_have_the_same_pods() -> None:
-    clusters = [cluster for document in DOCUMENTS if (cluster := cluster_spec(document))]
-    assert len(clusters) == 2
-    assert clusters[0] == clusters[1]
-
-
 def test_no_secret_is_committed() -> None:
     assert [title(document) for document in DOCUMENTS if document["kind"] == "Secret"] == []
     for path in K8S.rglob("kustomization.yaml"):
@@ -194,9 +193,8 @@ def test_no_secret_is_committed() -> None:
                     assert not (secret and "value" in entry), f"{title(document)} {role}: {entry['name']}"
 
 
-@pytest.mark.parametrize("name", [name for name in KUSTOMIZATIONS if name.startswith("jobs")])
-def test_a_job_asks_for_no_more_workers_than_its_cluster_has(name: str) -> None:
-    (job,) = render(K8S / name)
+@pytest.mark.parametrize("job", RAYJOBS, ids=title)
+def test_a_job_asks_for_just_the_workers_that_its_cluster_has(job: Document) -> None:
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -208,3 +206,141 @@ def test_a_job_asks_for_no_more_workers_than_its_cluster_has(name: str) -> None:
         assert options.get("launch.num_workers", 1) <= group["replicas"] * int(limits["cpu"])
     # KubeRay: a DNS label of at most 47 characters, from which it derives the names of the pods.
     assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", job["metadata"]["name"])
+
+
+@pytest.mark.parametrize("job", RAYJOBS, ids=title)
+def test_nothing_is_held_by_a_job_that_is_done_nor_repeated(job: Document) -> None:
+    spec = job["spec"]
+    assert spec["backoffLimit"] == 0
+    assert spec["preRunningDeadlineSeconds"] > 0
+    assert "shutdownAfterJobFinishes" not in spec, "KubeRay refuses it beside deletionRules"
+    rules = {
+        (rule["policy"], *rule["condition"].items()) for rule in spec["deletionStrategy"]["deletionRules"]
+    }
+    for end in (("jobStatus", "SUCCEEDED"), ("jobStatus", "FAILED"), ("jobDeploymentStatus", "Failed")):
+        assert ("DeleteWorkers", end, ("ttlSeconds", 0)) in rules
+        assert ("DeleteCluster", end, ("ttlSeconds", 3600)) in rules
+
+
+# Labels of the operator's pod in KubeRay's own files, tags v1.6.2 and v1.7.0: config/manager/manager.yaml; Helm's
+# templates/deployment.yaml with its default values.
+OPERATORS = {
+    "1.6.2 kustomize": {
+        "app.kubernetes.io/name": "kuberay",
+        "app.kubernetes.io/component": "kuberay-operator",
+    },
+    "1.7.0 kustomize": {
+        "app.kubernetes.io/name": "kuberay",
+        "app.kubernetes.io/component": "kuberay-operator",
+    },
+    "1.6.2 helm": {
+        "app.kubernetes.io/name": "kuberay-operator",
+        "app.kubernetes.io/instance": "kuberay-operator",
+        "app.kubernetes.io/component": "kuberay-operator",
+    },
+    "1.7.0 helm": {
+        "app.kubernetes.io/name": "kuberay-operator",
+        "app.kubernetes.io/instance": "our-kuberay",
+        "app.kubernetes.io/component": "kuberay-operator",
+    },
+}
+
+
+@pytest.mark.parametrize(("labels", "passes"), [
+    *(pytest.param(labels, True, id=name) for name, labels in OPERATORS.items()),
+    pytest.param({"app.kubernetes.io/name": "kuberay-apiserver"}, False, id="another pod"),
+])  # fmt: skip
+def test_the_operator_reaches_the_dashboard_of_heads(labels: dict[str, str], passes: bool) -> None:
+    policy = next(
+        document
+        for document in DOCUMENTS
+        if document["kind"] == "NetworkPolicy" and document["metadata"]["name"] == "kuberay-to-dashboard"
+    )
+    (ingress,) = policy["spec"]["ingress"]
+    (rule,), (port,) = ingress["from"], ingress["ports"]
+    assert port == {"port": 8265, "protocol": "TCP"}
+    wanted = rule["podSelector"]["matchLabels"]
+    assert (wanted.items() <= labels.items()) is passes
+
+
+@pytest.mark.parametrize("spec", PODS)
+def test_a_pod_may_not_fill_its_nodes_disk(spec: Document) -> None:
+    disk = 0
+    for volume in spec.get("volumes", []):
+        if "emptyDir" in volume:
+            size = gibibytes(volume["emptyDir"]["sizeLimit"])
+            disk += 0 if volume["emptyDir"].get("medium") == "Memory" else size
+    for container in containers(spec):
+        bounds = container["resources"]
+        assert bounds["requests"]["ephemeral-storage"] == bounds["limits"]["ephemeral-storage"]
+    assert gibibytes(spec["containers"][0]["resources"]["limits"]["ephemeral-storage"]) > disk
+
+
+@pytest.mark.parametrize(("document", "spec"), RAY_PODS)
+def test_shared_memory_fits_into_a_containers_memory(document: Document, spec: Document) -> None:
+    shm = [
+        gibibytes(volume["emptyDir"]["sizeLimit"])
+        for volume in spec["volumes"]
+        if volume.get("emptyDir", {}).get("medium") == "Memory"
+    ]
+    assert sum(shm) <= gibibytes(spec["containers"][0]["resources"]["limits"]["memory"]) / 2
+    for group in (cluster_spec(document) or {})["workerGroupSpecs"]:
+        assert int(group["rayStartParams"]["object-store-memory"]) <= (max(shm, default=1)) * 2**30
+
+
+def gibibytes(size: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)([A-Z]i)", size).groups()  # type: ignore[union-attr]
+    return int(number) / {"Gi": 1, "Mi": 2**10}[unit]
+
+
+def test_mlflows_sqlite_file_is_on_no_volume_that_many_nodes_mount() -> None:
+    claims = {d["metadata"]["name"]: d for d in DOCUMENTS if d["kind"] == "PersistentVolumeClaim"}
+    with_sqlite = [
+        spec
+        for document in DOCUMENTS
+        for _, spec in pods(document)
+        if any("sqlite:" in word for one in containers(spec) for word in one.get("args", []))
+    ]
+    assert with_sqlite
+    for spec in with_sqlite:
+        names = [
+            v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v
+        ]
+        assert names and all(claims[name]["spec"]["accessModes"] == ["ReadWriteOnce"] for name in names)
+    for document in DOCUMENTS:
+        for _, spec in ray_pods(document):
+            for container in containers(spec):
+                assert not any("sqlite:" in entry.get("value", "") for entry in container["env"])
+
+
+def test_the_autoscalers_container_meets_the_restricted_profile() -> None:
+    scaled = [cluster for d in DOCUMENTS if (cluster := cluster_spec(d)) and "autoscalerOptions" in cluster]
+    assert scaled
+    for cluster in scaled:
+        options = cluster["autoscalerOptions"]
+        assert options["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "image" not in options, "the head's, which an overlay's `images` sets"
+        (group,) = cluster["workerGroupSpecs"]
+        assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
+        head = cluster["headGroupSpec"]["template"]["spec"]
+        assert head["automountServiceAccountToken"] is True, "the autoscaler asks Kubernetes"
+        env = {entry["name"]: entry.get("value") for entry in head["containers"][0]["env"]}
+        assert int(str(env["CONVMLP_WAIT_FOR_CAPACITY_S"])) > 0
+
+
+def test_kueues_example_covers_what_pods_ask_for() -> None:
+    queue = next(document for document in DOCUMENTS if document["kind"] == "ClusterQueue")
+    (group,) = queue["spec"]["resourceGroups"]
+    asked = {
+        name
+        for document in RAYJOBS
+        for _, spec in ray_pods(document)
+        for container in containers(spec)
+        for name in container["resources"]["requests"]
+    }
+    assert asked <= set(group["coveredResources"])
+    for flavor in group["flavors"]:
+        assert {one["name"] for one in flavor["resources"]} == set(group["coveredResources"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from convmlp_platform.cli.commands import (
     data,
     jobs,
+    k8s,
     lineage,
     models,
     pictures,
@@ -92,6 +93,7 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     runs.add_goodput(commands)
     report.add_report(commands)
     jobs.add_sweep_command(commands)
+    k8s.add_commands(commands)
     models.add_compare(commands)
     jobs.add_demo(commands)
     runs.add_replay_tracking(commands)

@@ -40,6 +40,17 @@ def preflight(job: TrainJob, *, deep: bool = False) -> PreflightReport:
     return report
 
 
+def preflight_without_data(job: TrainJob) -> PreflightReport:
+    """The checks of a job that need neither its dataset nor its storage: its model, memory and augmentation."""
+    report = PreflightReport()
+
+    def network() -> None:
+        _check_model(job, None, report)
+
+    make_checks((network, lambda: _check_augment(job, report)), report)
+    return report
+
+
 def _train_checks(job: TrainJob, report: PreflightReport, deep: bool) -> Iterator[Callable[[], None]]:
     from convmlp_platform.data.dataset.split import open_manifest
 
