@@ -38,7 +38,7 @@ def train_on_ray(job: TrainJob, given: GivenJob | None = None) -> int:
     with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address:
         from convmlp_platform.launch.cluster import capacity
 
-        problems = capacity.check(job)
+        problems = capacity.make_room(job)
         if problems:
             raise LaunchError("\n".join(problems))
         nodes = capacity.cluster_nodes()

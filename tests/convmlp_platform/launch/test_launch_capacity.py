@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.launch.cluster.capacity import Node, _own_cpus, check, uses_gpu, workers_that_fit
+from convmlp_platform.errors import LaunchError
+from convmlp_platform.launch.cluster import capacity
+from convmlp_platform.launch.cluster.capacity import (
+    WAIT_VARIABLE,
+    Node,
+    _own_cpus,
+    check,
+    make_room,
+    uses_gpu,
+    wait_seconds,
+    workers_that_fit,
+)
 
 
 def job(precision: str = "fp32", **launch: Any) -> TrainJob:
@@ -60,6 +73,76 @@ def test_auto_takes_gpus_where_there_are_any() -> None:
     assert uses_gpu(job(num_workers=1), [Node(4, 0), Node(4, 2)])
     assert not uses_gpu(job(num_workers=1), [Node(4, 0)])
     assert not uses_gpu(job(num_workers=1, use_gpu=False), [Node(4, 2)])
+
+
+class Growing:
+    """A cluster that has other nodes each time it is looked at, and knows whether it was asked for more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: list[Node], patience: str = "30") -> None:
+        self.looks, self.asked = list(looks), 0
+        monkeypatch.setattr(capacity, "cluster_nodes", self.look)
+        monkeypatch.setattr(capacity, "_asked_for", self.ask)
+        monkeypatch.setattr(capacity, "_LOOK_S", 0.01)
+        monkeypatch.setenv(WAIT_VARIABLE, patience)
+
+    def look(self) -> list[Node]:
+        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+
+    @contextmanager
+    def ask(self, job: TrainJob, gpu: bool) -> Iterator[None]:
+        self.asked += 1
+        yield
+
+
+def test_room_that_comes_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Growing(monkeypatch, [Node(0, 0)], [Node(0, 0)], [Node(0, 0), Node(8, 1)])
+    assert make_room(job(num_workers=2, min_workers=1, use_gpu=True)) == []
+    assert cluster.asked == 1
+    told = capsys.readouterr().out
+    assert "asked the cluster for room for 2 workers (at least 1) with one GPU and 1 CPU each" in told
+    assert "the cluster has room after 0 s" in told
+
+
+def test_room_that_is_there_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Growing(monkeypatch, [Node(4, 0)])
+    assert make_room(job(num_workers=2, use_gpu=False)) == []
+    assert cluster.asked == 0
+
+
+def test_room_that_never_comes_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Growing(monkeypatch, [Node(2, 0)], patience="0.05")
+    (told,) = make_room(job(num_workers=4, use_gpu=False))
+    assert "needs 4 CPUs, the cluster has 2" in told
+    assert told.endswith("(asked for, and waited 0 s: CONVMLP_WAIT_FOR_CAPACITY_S)")
+    assert cluster.asked == 1
+
+
+def test_auto_is_not_decided_before_gpus_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Growing(monkeypatch, [Node(8, 0)])
+    for problems in (make_room, check):
+        (found,) = problems(job(num_workers=1))
+        assert "launch.use_gpu: auto can't be decided" in found
+    assert cluster.asked == 0
+    assert make_room(job(num_workers=1, use_gpu=False)) == []
+
+
+def test_looking_at_a_cluster_that_grows_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Growing(monkeypatch, [Node(0, 0)])
+    assert check(job(num_workers=64, use_gpu=True)) == []
+    assert cluster.asked == 0
+    monkeypatch.delenv(WAIT_VARIABLE)
+    assert "needs 64 GPUs, the cluster has 0" in check(job(num_workers=64, use_gpu=True))[0]
+    assert make_room(job(num_workers=64, use_gpu=True)) == check(job(num_workers=64, use_gpu=True))
+    assert cluster.asked == 0
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
+def test_patience_is_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WAIT_VARIABLE, text)
+    with pytest.raises(LaunchError, match=f"{WAIT_VARIABLE} must be seconds, not '{text}'"):
+        wait_seconds()
 
 
 @given(

@@ -4,7 +4,7 @@ Files in reading order:
 
     connect             A connection to the Ray cluster a job names, or a local Ray for as long as the job
     auth                The choice of Ray's authentication
-    capacity            Whether the cluster can hold what a job asks for, answered before any worker starts
+    capacity            Whether the cluster can hold what a job asks for; a cluster that grows is asked for it
     machine_values      Values of a training job that follow from the machines it runs on, `auto`
     cluster_view        A view of Ray's nodes at one moment
     worker_environment  The part of the driver's environment that must be the same in every process of a job

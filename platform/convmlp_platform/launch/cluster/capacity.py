@@ -1,18 +1,28 @@
-"""Whether the cluster can hold what a job asks for, answered before any worker starts."""
+"""Whether the cluster can hold what a job asks for, answered before any worker starts.
+
+A cluster that grows has `CONVMLP_WAIT_FOR_CAPACITY_S` in its head's environment (`convmlp k8s render` sets it): a
+training whose room isn't there asks Ray for it, by a placement group, and waits as long. Ray's autoscaler makes nodes
+for what waits. The placement group is the driver's: it ends with it, however that ends.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.execution import CPU_PRECISIONS
+from convmlp_platform.errors import LaunchError
+from data_prep import console
 
-# For clusters that grow or are still starting (KubeRay sets it): how long to wait for nodes to join.
 WAIT_VARIABLE = "CONVMLP_WAIT_FOR_CAPACITY_S"
+"""Seconds to wait for nodes to join; unset or 0: the cluster is as large as it gets."""
+_LOOK_S = 1.0
 _KIND_OF_GPU = "accelerator_type:"
 _BEFORE_AMPERE = ("K80", "M60", "P4", "P40", "P100", "T4", "V100")
 """NVIDIA's data-centre GPUs of compute capability below 8.0, as Ray names them (ray.util.accelerators)."""
@@ -130,21 +140,98 @@ def slow_precision(name: str, precision: str, gpu: bool, nodes: Sequence[Node]) 
 
 
 def check(job: TrainJob, nodes: Sequence[Node] | None = None) -> list[str]:
-    """Each thing the job asks for and the cluster lacks, as a sentence; `nodes` default to the connected
-    cluster's.
+    """Each thing the job asks for and the cluster lacks, as a sentence. Asks for nothing and doesn't wait.
+
+    Args:
+        nodes: default: the connected cluster's. Of one that grows nothing is said to lack.
+
+    Raises:
+        LaunchError: CONVMLP_WAIT_FOR_CAPACITY_S is no number.
     """
-    if nodes is None:
-        nodes = _nodes_once_enough(job)
-    return _problems(job, nodes)
-
-
-def _nodes_once_enough(job: TrainJob) -> list[Node]:
-    deadline = time.monotonic() + float(os.environ.get(WAIT_VARIABLE) or 0)
+    if nodes is not None:
+        return _problems(job, nodes)
     nodes = cluster_nodes()
-    while _problems(job, nodes) and time.monotonic() < deadline:
-        time.sleep(2)
-        nodes = cluster_nodes()
-    return nodes
+    return _never(job, nodes) if wait_seconds() else _problems(job, nodes)
+
+
+def make_room(job: TrainJob) -> list[str]:
+    """`check` of the connected cluster, which is first asked for what is missing, and given its time.
+
+    Returns as soon as there is room for `launch.least_workers`: a run grows later (`launch.supervisor`).
+
+    Raises:
+        LaunchError: CONVMLP_WAIT_FOR_CAPACITY_S is no number.
+    """
+    nodes, patience = cluster_nodes(), wait_seconds()
+    if not patience:
+        return _problems(job, nodes)
+    if problems := _never(job, nodes):
+        return problems
+    if not (problems := _problems(job, nodes)):
+        return []
+    gpu, began = uses_gpu(job, nodes), time.monotonic()
+    console.say(_waiting(job, gpu, patience))
+    with _asked_for(job, gpu):
+        while problems and time.monotonic() - began < patience:
+            time.sleep(_LOOK_S)
+            problems = _problems(job, cluster_nodes())
+    waited = time.monotonic() - began
+    if not problems:
+        console.say(f"the cluster has room after {waited:.0f} s")
+        return []
+    return [f"{problem} (asked for, and waited {waited:.0f} s: {WAIT_VARIABLE})" for problem in problems]
+
+
+def wait_seconds() -> float:
+    """CONVMLP_WAIT_FOR_CAPACITY_S; 0 where it isn't set.
+
+    Raises:
+        LaunchError: it is no number of seconds.
+    """
+    text = os.environ.get(WAIT_VARIABLE) or "0"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise LaunchError(f"{WAIT_VARIABLE} must be seconds, not {text!r}")
+    return seconds
+
+
+def _waiting(job: TrainJob, gpu: bool, patience: float) -> str:
+    launch = job.launch
+    each = (
+        "one GPU and " if gpu else ""
+    ) + f"{launch.cpus_per_worker} CPU{'s' * (launch.cpus_per_worker > 1)}"
+    fewest = f" (at least {launch.min_workers})" if launch.min_workers else ""
+    return (
+        f"asked the cluster for room for {launch.num_workers} workers{fewest} with {each} each; "
+        f"waiting up to {patience:g} s"
+    )
+
+
+@contextmanager
+def _asked_for(job: TrainJob, gpu: bool) -> Iterator[None]:
+    """Within: Ray is asked for room for all of the job's workers. It is given back at the end, to be used."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    launch = job.launch
+    each = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": 1.0} if gpu else {})
+    wish = placement_group([each] * launch.num_workers, strategy=launch.placement)
+    try:
+        yield
+    finally:
+        remove_placement_group(wish)
+
+
+def _never(job: TrainJob, nodes: Sequence[Node]) -> list[str]:
+    """What no new node can mend. `auto`, where no GPU is there yet, would train on CPUs while GPUs are on their way."""
+    if job.launch.use_gpu == "auto" and not any(node.gpus for node in nodes):
+        return [
+            "launch.use_gpu: auto can't be decided on a cluster that grows and has no GPU now: "
+            "--set launch.use_gpu=true, or false"
+        ]
+    return []
 
 
 def workers_that_fit(job: TrainJob, nodes: Sequence[Node], gpu: bool) -> int:

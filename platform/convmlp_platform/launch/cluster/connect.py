@@ -30,9 +30,12 @@ _DEFAULTS = {
     "RAY_DISABLE_WORKER_LOG_PREFIX": "1",  # what tasks print is said for the job, not for a process of Ray's
     "RAY_DEDUP_LOGS": "0",  # after a restart a line like an earlier one isn't a duplicate
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # of a local Ray: at its default 15 training waits for all else on the machine
-    "RAY_enable_metrics_collection": "0",  # of a local Ray: no one scrapes it, and its agent warns about that
     "RAY_gcs_rpc_server_connect_timeout_s": "5",  # an address that isn't Ray's is refused in seconds
+}
+# The same, of a Ray of ours.
+_OWN_DEFAULTS = {
+    "RAY_worker_niceness": "0",  # at its default 15 training waits for all else on the machine
+    "RAY_enable_metrics_collection": "0",  # no one scrapes it, and its agent warns about that
 }
 
 
@@ -47,7 +50,7 @@ def connect(address: str, env_vars: Mapping[str, str] | None = None) -> Iterator
     target = resolve_address(address)
     auth.apply(target)
     _tell_of_secrets()
-    for name, value in _DEFAULTS.items():
+    for name, value in (_DEFAULTS | (_OWN_DEFAULTS if target is None else {})).items():
         os.environ.setdefault(name, value)
     if target not in (None, "auto"):
         _probe(target)

@@ -21,8 +21,8 @@ from typing import Any
 
 from convmlp_platform.config.automatic import OF_MACHINES, value_at, with_value
 from convmlp_platform.config.sections.section import AUTO
-from convmlp_platform.errors import ConfigError, PlatformError
-from convmlp_platform.launch.cluster.capacity import Node, cluster_nodes, own_nodes
+from convmlp_platform.errors import ConfigError, LaunchError, PlatformError
+from convmlp_platform.launch.cluster.capacity import Node, cluster_nodes, own_nodes, wait_seconds
 
 _MOST_READERS = 8
 
@@ -60,7 +60,10 @@ def _nodes(address: str) -> Sequence[Node]:
     if resolve_address(address) is None:
         return own_nodes()
     with connect(address):
-        return [node for node in cluster_nodes() if node.cpus] or [Node(1, 0)]
+        nodes = [node for node in cluster_nodes() if node.cpus]
+        if not nodes and wait_seconds():
+            raise LaunchError("the cluster grows, and has none yet: write a value")
+        return nodes or [Node(1, 0)]
 
 
 class _OfMachines:
