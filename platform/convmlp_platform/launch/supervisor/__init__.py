@@ -6,6 +6,7 @@ Files in reading order:
     attempt     One attempt: its workers, from the first to the last word of each
     verdict     The verdict on an attempt that has ended; the error that ends a run
     restarts    Restarts of a run
+    run_metrics Numbers of a run for Prometheus, through Ray
     lease       Who may write a run or a result: the lock RUN/driver.json
     signals     SIGINT and SIGTERM to the driver
 

@@ -21,6 +21,7 @@ from convmlp_platform.launch.cluster.ray_internals import quiet_deaths
 from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
 from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recovery
+from convmlp_platform.launch.supervisor.run_metrics import RunMetrics
 from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
 from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
 from convmlp_platform.launch.workers.warm_modules import modules_for
@@ -88,6 +89,7 @@ class Supervisor:
         self.events, self.budgets = RunEvents(folder.events), Budgets(job.launch.restarts)
         self.group = WorkerGroup(job, use_gpu, modules_for(job))
         self.recovery = Recovery()
+        self.metrics = RunMetrics(job.name, folder.path / "checkpoints" / "latest", job.launch.num_workers)
         self._noticed, self._settle = 0.0, _SETTLE_S
 
     def run(self) -> dict[str, Any]:
@@ -164,6 +166,7 @@ class Supervisor:
 
     def _order(self, attempt: Attempt) -> Order | None:
         """Returns the order to the running attempt to save and end; None if it should go on."""
+        self.metrics.look(attempt.step, len(attempt.ranks))
         if self.signals.hurry and self.signals.number is not None:
             raise Interrupted(self.signals.number)
         if attempt.order is not None:
@@ -231,6 +234,7 @@ class Supervisor:
 
     def _tell_end(self, attempt: Attempt, found: FailureVerdict, incident: str | None = None) -> None:
         culprit = found.culprit
+        self.metrics.ended(found.cause)
         self.events.append(
             "attempt_ended",
             start=attempt.start,
