@@ -168,6 +168,19 @@ def test_keys_of_external_services_come_from_secrets_alone(capsys: pytest.Captur
         assert container["envFrom"] == [{"secretRef": {"name": "convmlp-s3"}}]
 
 
+def test_a_job_brings_the_file_that_it_extends(capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = documents("jobs/pretrain_convmlp_m.yaml --workers 8 --gpus-per-pod 8", capsys)
+    assert set(config["data"]) == {"pretrain_convmlp_m.yaml", "pretrain_convmlp.yaml"}
+
+
+def test_what_is_left_to_machines_is_decided_from_the_pods(capsys: pytest.CaptureFixture[str]) -> None:
+    job = documents("jobs/pretrain_convmlp.yaml --workers 8 --gpus-per-pod 4 --cpus-per-pod 24", capsys)[-1]
+    entry = job["spec"]["entrypoint"]
+    assert "--set launch.cpus_per_worker=6 --set data.num_workers=4 --set launch.num_workers=8" in entry
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "24"
+
+
 def test_a_sweep_brings_its_job_along(capsys: pytest.CaptureFixture[str]) -> None:
     config, job = documents("jobs/sweep_cifar10_small.yaml --workers 2", capsys)
     named = yaml.safe_load((ROOT / "jobs/sweep_cifar10_small.yaml").read_text())["job"]

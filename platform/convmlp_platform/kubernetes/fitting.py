@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from convmlp_platform.config.automatic import with_stand_ins
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
@@ -219,5 +220,5 @@ def _file_problems(options: RenderOptions, path: Path) -> Iterator[str]:
 
 
 def _trial_launch(job: SweepJob) -> LaunchSection:
-    values = job.job.get("launch") or {}
+    values = with_stand_ins(job.job).get("launch") or {}
     return job.launch or LaunchSection.model_validate(values)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from convmlp_platform.config.automatic import OF_MACHINES, value_at
 from convmlp_platform.config.explain import yaml_text
-from convmlp_platform.config.load import load_job
+from convmlp_platform.config.explain.job_file import EXTENDS, read_values
+from convmlp_platform.config.load import flatten, load_job
+from convmlp_platform.config.overrides import apply_overrides
 from convmlp_platform.config.schema import Job
+from convmlp_platform.config.sections.section import AUTO
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.kubernetes.fitting import fitting_problems, gpu_sets, launch_sets
 from convmlp_platform.kubernetes.manifests import job_documents, raycluster
 from convmlp_platform.kubernetes.options import RenderOptions, kubernetes_name, option_problems
 from convmlp_platform.kubernetes.pods import JOB_FOLDER
-from convmlp_platform.kubernetes.sizes import JobPlan, pod_sizes
+from convmlp_platform.kubernetes.sizes import AUTO_CPUS, AUTO_CPUS_A_GPU, JobPlan, pod_sizes
 
 _STANDING = "cluster"
 
@@ -41,10 +46,10 @@ def plan_job(path: Path, options: RenderOptions) -> tuple[JobPlan, Job]:
     problems += fitting_problems(job, options, path)
     if problems or name is None:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
-    sets = launch_sets(job, options)
+    sets = [*_decided_sets(path, job, options), *launch_sets(job, options)]
     own = {one.split("=", 1)[0] for one in sets}
     sets = [*(one for one in options.sets if one.split("=", 1)[0] not in own), *sets]
-    job = load_job(path, sets)
+    job = load_job(path, sets, of_machines=partial(_of_pods, options))
     return _plan(path, job, name, options, sets), job
 
 
@@ -77,11 +82,52 @@ def to_yaml(documents: Sequence[dict[str, Any]]) -> str:
 
 
 def _load(path: Path, options: RenderOptions) -> Job:
-    """The job with the user's settings; and where its pods have GPUs, with those."""
-    if not options.gpus_per_pod or not path.is_file():
-        return load_job(path, options.sets)
-    values = yaml_text.parse(path.read_text(encoding="utf-8"), str(path))
-    return load_job(path, [*options.sets, *gpu_sets(values if isinstance(values, dict) else {}, options)])
+    """The job with the user's settings; and where its pods have GPUs, with those.
+
+    Raises:
+        ConfigError: as `load_job`; or a value of `auto` can't be known before there are machines.
+    """
+    autos = _autos(path, options)
+    if "launch.num_workers" in autos and options.workers is None:
+        raise ConfigError(
+            f"{path}: launch.num_workers: auto follows from machines, and a rendered job says how many: --workers N"
+        )
+    if "engine.precision" in autos and options.autoscaled:
+        raise ConfigError(
+            f"{path}: engine.precision: auto follows from GPUs that aren't there when an autoscaled job starts: "
+            "--set engine.precision=bf16 (fast from compute capability 8.0 on), or fp32"
+        )
+    gpus = gpu_sets(read_values(path)[0], options) if options.gpus_per_pod else []
+    return load_job(path, [*options.sets, *gpus], of_machines=partial(_of_pods, options))
+
+
+def _autos(path: Path, options: RenderOptions) -> list[str]:
+    """The fields of a training job that are left to machines."""
+    values, _, _ = apply_overrides(read_values(path)[0], options.sets)
+    return (
+        [name for name in OF_MACHINES if value_at(values, name) == AUTO]
+        if values.get("kind") == "train"
+        else []
+    )
+
+
+def _of_pods(options: RenderOptions, values: dict[str, Any], _where: str) -> dict[str, Any]:
+    """The values with a number for each that follows from machines, which are the pods."""
+    from convmlp_platform.launch.cluster.capacity import Node
+    from convmlp_platform.launch.cluster.machine_values import decided_for
+
+    each = max(1, options.gpus_per_pod)
+    cpus = options.cpus_per_pod or (AUTO_CPUS_A_GPU * each if options.gpus_per_pod else AUTO_CPUS)
+    node = Node(cpus, options.gpus_per_pod, fast_bf16=options.gpus_per_pod > 0)
+    return decided_for(values, [node] * -(-(options.workers or 1) // each))
+
+
+def _decided_sets(path: Path, job: Job, options: RenderOptions) -> list[str]:
+    """What was decided from pods is said to the driver, which may find other machines, or none yet. Not the precision:
+    the driver finds its GPUs' kind, and the one that a run has begun with."""
+    decided = flatten(job)
+    names = [name for name in _autos(path, options) if name not in ("launch.num_workers", "engine.precision")]
+    return [f"{name}={decided[name]}" for name in names]
 
 
 def _plan(path: Path, job: Job, name: str, options: RenderOptions, sets: Sequence[str]) -> JobPlan:
@@ -106,7 +152,7 @@ def _plan(path: Path, job: Job, name: str, options: RenderOptions, sets: Sequenc
 
 
 def _files(path: Path) -> dict[str, str]:
-    """The job file, and the one that a sweep names.
+    """The job file, the one that it extends, and the one that a sweep names.
 
     Raises:
         ConfigError: that one doesn't lie beside it.
@@ -114,13 +160,15 @@ def _files(path: Path) -> dict[str, str]:
     text = path.read_text(encoding="utf-8")
     files = {path.name: text}
     values = yaml_text.parse(text, str(path))
-    named = values.get("job") if isinstance(values, dict) else None
-    if isinstance(named, str):
-        if Path(named).name != named:
-            raise ConfigError(
-                f"{path}: job: {named} lies in another folder, which can't come along: put the two files side by side"
-            )
-        files[named] = (path.parent / named).read_text(encoding="utf-8")
+    for field in (EXTENDS, "job"):
+        named = values.get(field) if isinstance(values, dict) else None
+        if isinstance(named, str):
+            if Path(named).name != named:
+                raise ConfigError(
+                    f"{path}: {field}: {named} lies in another folder, which can't come along: put the two files side "
+                    "by side"
+                )
+            files |= _files(path.parent / named)
     return files
 
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from convmlp_platform.config.automatic import with_stand_ins
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
@@ -30,6 +31,8 @@ GIB = 2**30
 OBJECT_STORE_BYTES = 512 * 2**20
 HOST_GIB, CUDA_HOST_GIB, READER_GIB, RAY_GIB = 1.5, 2.5, 0.75, 1.0
 HEADROOM = 1.25
+AUTO_CPUS_A_GPU, AUTO_CPUS = 8, 4
+"""Of a pod whose job leaves them to machines: beside each GPU; without any."""
 _PREPARE_CPUS, _PREPARE_GIB_A_CPU = 4, 2.0
 _EVALUATE_GIB = 6.0
 _TMP_GIB = {False: 2, True: 8}
@@ -169,6 +172,6 @@ def _remote_cache_gib(job: Job) -> int:
 def _trial(job: SweepJob) -> TrainJob:
     from convmlp_platform.config.load import parse_job
 
-    trial = parse_job({"name": job.name, **job.job}, "job")
+    trial = parse_job(with_stand_ins({"name": job.name, **job.job}), "job")
     assert isinstance(trial, TrainJob)  # the sweep's schema sees to it
     return trial

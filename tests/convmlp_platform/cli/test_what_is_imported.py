@@ -57,6 +57,8 @@ def imported(tmp_path: Path, words: list[str], forbidden: tuple[str, ...]) -> tu
     [
         (["--help"], LIGHT, 0),
         (["run", "--help"], LIGHT, 0),
+        (["k8s", "render", "--help"], LIGHT, 0),
+        (["k8s", "render", "jobs/prep_digits.yaml", "--image", "convmlp:1"], JOB_ALONE, 0),
         (["check", "nothing.yaml"], JOB_ALONE, 2),
         (["check", "BAD_YAML"], JOB_ALONE, 2),
         (["check", "jobs/pretrain_digits.yaml", "--set", "model.nme=x"], JOB_ALONE, 2),
