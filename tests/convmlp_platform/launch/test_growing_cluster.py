@@ -136,7 +136,7 @@ def test_a_wrong_job_asks_for_nothing(cluster: GrowingCluster, tmp_path: Path) -
     done = train(cluster, tmp_path, 60, "name=undecided", "launch.use_gpu=auto")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.strip().splitlines() == [
-        "launch.use_gpu: auto can't be decided on a cluster that grows and has no GPU now: "
+        "error: launch.use_gpu: auto can't be decided on a cluster that grows and has no GPU now: "
         "--set launch.use_gpu=true, or false"
     ]
     assert workers(cluster) == 0
@@ -168,7 +168,7 @@ def test_a_job_that_cannot_be_satisfied_ends_in_one_sentence(cluster: GrowingClu
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(
-        "launch.num_workers (=3) with launch.cpus_per_worker (=1) needs 3 CPUs, the cluster has"
+        "error: launch.num_workers (=3) with launch.cpus_per_worker (=1) needs 3 CPUs, the cluster has"
     )
     assert line.endswith("(asked for, and waited 10 s: CONVMLP_WAIT_FOR_CAPACITY_S)")
     assert not (tmp_path / "runs/never/checkpoints").exists()
