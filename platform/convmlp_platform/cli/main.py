@@ -14,12 +14,10 @@ from convmlp_platform.cli.commands import (
     data,
     jobs,
     k8s,
-    lineage,
     models,
     pictures,
     registry,
     replay,
-    report,
     runs,
 )
 from convmlp_platform.cli.common import fail
@@ -85,13 +83,13 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     models.add_model_list(commands)
     models.add_predict(commands)
     registry.add_commands(commands)
-    lineage.add_reproduce(commands)
+    registry.add_reproduce(commands)
     data.add_commands(commands)
     pictures.add_commands(commands)
     runs.add_checkpoints(commands)
     replay.add_commands(commands)
     runs.add_goodput(commands)
-    report.add_report(commands)
+    runs.add_report(commands)
     jobs.add_sweep_command(commands)
     k8s.add_commands(commands)
     models.add_compare(commands)

@@ -5,10 +5,8 @@ Files in reading order:
     jobs      Commands on job files; the demo
     data      `convmlp data ...`
     models    Commands on models: models, predict, compare
-    registry  `convmlp registry ...`
-    lineage   `convmlp registry lineage`, `convmlp reproduce`
-    runs      Commands on a run's records: checkpoints, goodput, replay-tracking
-    report    `convmlp report`
+    registry  `convmlp registry ...`, `convmlp reproduce`
+    runs      Commands on a run's records: checkpoints, goodput, report, replay-tracking
     replay    `convmlp replay`
     pictures  `convmlp pictures ...`
     k8s       `convmlp k8s ...`
