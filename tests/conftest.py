@@ -42,8 +42,8 @@ TOGETHER = {
     ),
     "MLflow": (
         "test_tracking_server", "test_tracking_preparation", "test_tracking_registry", "test_tracking_replayer",
-        "test_mlflow_server", "test_decision_log", "test_promote", "test_registered_before", "test_lineage",
-        "test_reproduce",
+        "test_mlflow_server", "test_moved_store", "test_decision_log", "test_promote", "test_registered_before",
+        "test_lineage", "test_reproduce",
     ),
     "FFCV": ("test_prep_ffcv", "test_prep_core_annotations", "test_loader"),
 }  # fmt: skip

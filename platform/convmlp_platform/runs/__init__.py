@@ -3,6 +3,7 @@
 Files in reading order:
 
     run_folder   A run's folder
+    moved_paths  The paths in a recorded job of a run that was moved or copied since
     init_record  A run's own copy of the weights it starts from
     find_run     The run that a user names, or another folder of ours: one look-up for every command
     found_model  A model that was found: its weights, and what is known of it

@@ -36,6 +36,7 @@ from convmlp_platform.config.paths import resolve
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import CheckpointError, ConfigError
 from convmlp_platform.runs.init_record import read_record
+from convmlp_platform.runs.moved_paths import follow_run
 from convmlp_platform.tracking.provenance.lineage_files import without_secrets
 from convmlp_platform.tracking.provenance.submitted_job import GivenJob, write_submission
 from data_prep.storage.files import write_atomically
@@ -188,13 +189,14 @@ def record_submission(run: Path, given: GivenJob | None) -> None:
 
 
 def stored_job(run: Path) -> dict[str, Any]:
-    """The values of the job as the run in this folder was last started; its URLs have lost passwords and queries.
+    """The values of the job as the run in this folder was last started; its URLs have lost passwords and queries, and
+    its paths lead to where it is now (`runs.moved_paths`).
 
     Raises:
         ConfigError: there is none that can be read.
     """
     try:
-        return read_json(run / _JOB, dict[str, Any])
+        return follow_run(read_json(run / _JOB, dict[str, Any]), run)
     except FileNotFoundError:
         raise ConfigError(
             f"{run} holds no {_JOB}: it is no run's folder (CHECKPOINT.PATH/NAME), or its run was last started by "

@@ -9,6 +9,7 @@ feed.lock       the process that sends, see `data_prep.storage.locks`
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
 from pathlib import Path
@@ -21,6 +22,8 @@ from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import Count, DamagedJson, read_json
 from data_prep.storage.locks import Lock
 
+SQLITE = "sqlite:///"
+"""How addresses of SQLite stores begin; their path follows."""
 # A login that holds a slash is taken for one where what stands behind the colon can't be a port.
 _LOGIN = re.compile(r"(\w[\w+.-]*://)([^/?#]*@|[^/?#@]+:(?!\d*(?:[/?#]|$))[^@]*@)?(.*)", re.DOTALL)
 _SECRET_OPTION = re.compile(r"(user|\w*pass(word|wd)?|pwd|\w*token|\w*secret)=", re.IGNORECASE)
@@ -45,11 +48,25 @@ class Target(BaseModel):
     experiment: str
     run_name: str
     journal_id: str = Field(default_factory=lambda: uuid.uuid4().hex, description="finds the run again")
+    folder: str = Field("", description="of the run when this was written; empty: not known")
 
     @property
     def address(self) -> str:
-        """Server and experiment: what a run id belongs to."""
-        return f"{self.uri} {self.experiment}"
+        """Server and experiment: what a run id belongs to. A store above the run's folder counts by the way to it,
+        which stays when both are moved."""
+        way = self.way(Path(self.folder)) if self.folder else None
+        return f"{SQLITE}{way} {self.experiment}" if way else f"{self.uri} {self.experiment}"
+
+    def way(self, folder: Path | None) -> str | None:
+        """The relative path from a run's folder to its SQLite store; None where that isn't in a folder above."""
+        if folder is None or not self.uri.startswith(SQLITE):
+            return None
+        path = Path(self.uri.removeprefix(SQLITE))
+        return os.path.relpath(path, folder) if path.parent in folder.parents else None
+
+    def owns(self, state: FeedState) -> bool:
+        """Whether what was sent was sent here. Earlier releases wrote the store's absolute path."""
+        return state.address in (self.address, f"{self.uri} {self.experiment}")
 
 
 class FeedState(BaseModel):

@@ -81,6 +81,7 @@ class FinishedWork:
             experiment=section.experiment,
             run_name=run_name,
             journal_id=identity,
+            folder=str(folder.absolute()),
         )
 
     def logged_run(self) -> str | None:
@@ -143,7 +144,7 @@ def sent_to(folder: Path) -> str | None:
     except (TrackingError, OSError):
         return None
     state = load_feed(folder)
-    sent = state.address == target.address and state.has_all(size)
+    sent = target.owns(state) and state.has_all(size)
     return state.run_id if sent else None
 
 

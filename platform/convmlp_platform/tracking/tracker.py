@@ -67,9 +67,13 @@ class Tracker:
         uri = tracking_uri(section)
         try:
             journal = Journal(journal_path(run_dir))
-            _set_target(
-                run_dir, Target(uri=without_secrets(uri), experiment=section.experiment, run_name=run_name)
+            target = Target(
+                uri=without_secrets(uri),
+                experiment=section.experiment,
+                run_name=run_name,
+                folder=str(run_dir.absolute()),
             )
+            _set_target(run_dir, target)
         except OSError as error:
             raise TrackingError(f"{run_dir}: the run's journal can't be written: {error}") from error
         tracker = cls(journal, Feeder(run_dir, uri), run_dir)
@@ -88,7 +92,7 @@ class Tracker:
         target = load_target(self._run_dir)
         while True:
             state = load_feed(self._run_dir)
-            if state.run_id is not None and state.address == target.address:
+            if state.run_id is not None and target.owns(state):
                 return state.run_id
             if self._finished or time.monotonic() >= deadline:
                 return None

@@ -23,6 +23,7 @@ from convmlp_platform.tracking.journal import (
     CheckpointRetired,
     ModelInput,
 )
+from convmlp_platform.tracking.local_store import address_of
 from convmlp_platform.tracking.mlflow.client import every, open_client
 from convmlp_platform.tracking.mlflow.limits import dataset_name, short_digest, valid_key, valid_model_name
 from convmlp_platform.tracking.mlflow.mlflow_internals import EXTERNAL_TAG
@@ -142,10 +143,10 @@ def list_models(run_dir: Path, metric: str) -> list[CheckpointModel]:
         TrackingError: the run was never tracked or never sent, or MLflow doesn't answer.
     """
     target, state = load_target(run_dir), load_feed(run_dir)
-    uri = os.environ.get(URI_VARIABLE) or target.uri
+    uri = os.environ.get(URI_VARIABLE) or address_of(run_dir, target)
     unsent = f"MLflow has nothing of {run_dir} yet; `convmlp replay-tracking {run_dir}` sends it"
     path = sqlite_path(uri)
-    if state.run_id is None or state.address != target.address or (path is not None and not path.is_file()):
+    if state.run_id is None or not target.owns(state) or (path is not None and not path.is_file()):
         raise TrackingError(unsent)
     if (reason := silence(uri)) is not None:
         raise TrackingError(f"MLflow at {without_secrets(uri)} can't be asked for {run_dir}: {reason}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.delivery_state import without_secrets
+from convmlp_platform.tracking.local_store import follow, is_read_only
 from convmlp_platform.tracking.mlflow.server import mlflow_errors, settle_mlflow, silence
 from convmlp_platform.tracking.mlflow.tracking_uri import artifact_location, sqlite_path, tracking_uri
 from data_prep.storage import locks
@@ -36,7 +37,8 @@ def open_client(uri: str) -> MlflowClient:
     """A client of tracking and registry at `uri`, which is created where it is a SQLite file not yet there.
 
     Raises:
-        TrackingError: the SQLite file can't be made or opened, or the database doesn't answer.
+        TrackingError: the SQLite file can't be made or opened, or came without its artifacts; or the database doesn't
+            answer.
     """
     settle_mlflow()
     from mlflow import MlflowClient
@@ -45,8 +47,9 @@ def open_client(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     with mlflow_errors(uri, "it can't be opened"), _only_one_creates(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        if sqlite_path(uri) is not None:
+        if (path := sqlite_path(uri)) is not None:
             client.get_experiment("0")
+            follow(path)
     return client
 
 
@@ -54,7 +57,7 @@ def open_client(uri: str) -> MlflowClient:
 def _only_one_creates(uri: str) -> Iterator[None]:
     """Two processes that make the tables of one SQLite file at once both fail ("table already exists")."""
     path = sqlite_path(uri)
-    if path is None:
+    if path is None or is_read_only(path):
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)

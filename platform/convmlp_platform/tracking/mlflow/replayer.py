@@ -31,6 +31,7 @@ from convmlp_platform.tracking.delivery_state import (
     without_secrets,
 )
 from convmlp_platform.tracking.journal import Artifact, Status, now_ms, read_chunk
+from convmlp_platform.tracking.local_store import address_of, followed
 from convmlp_platform.tracking.mlflow.delivery import (
     Delivery,
     RunLost,
@@ -71,7 +72,7 @@ class Replayer:
         self.state = load_feed(run_dir)
         self._client: MlflowClient | None = None
         self._delivery: Delivery | None = None
-        if self.state.address != self.target.address:  # the job was pointed elsewhere: all goes there
+        if not self.target.owns(self.state):  # the job was pointed elsewhere: all goes there
             self.state = FeedState(address=self.target.address)
 
     @property
@@ -142,7 +143,8 @@ class Replayer:
         offset = chunk.end
         for record, end in zip(chunk.records, chunk.ends, strict=True):
             if isinstance(record, Artifact):
-                delivery.send_artifact(record)
+                source = str(followed(record.source, self.run_dir))
+                delivery.send_artifact(record.model_copy(update={"source": source}))
                 offset = end
                 break
         if offset == self.state.artifacts:
@@ -247,7 +249,7 @@ def replay(run_dir: Path) -> str:
     Raises:
         TrackingError: no tracked run in `run_dir`, another process is sending it, or MLflow can't take it.
     """
-    uri = os.environ.get(URI_VARIABLE) or load_target(run_dir).uri
+    uri = os.environ.get(URI_VARIABLE) or address_of(run_dir)
     with ExitStack() as stack:
         try:
             stack.enter_context(holding(feed_lock(run_dir).path))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 from pathlib import Path
 
 from convmlp_platform.config.paths import root
 from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
-from convmlp_platform.tracking.delivery_state import without_secrets
+from convmlp_platform.tracking.delivery_state import SQLITE, without_secrets
+from convmlp_platform.tracking.local_store import artifact_folder, obstacle
 from convmlp_platform.tracking.mlflow.server import registry_problem, silence
 
 logger = logging.getLogger(__name__)
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _DATABASES = ("postgresql", "mysql", "mssql")
-_SQLITE = "sqlite:///"
 
 
 def tracking_uri(section: TrackingTarget | None = None) -> str:
@@ -24,16 +25,16 @@ def tracking_uri(section: TrackingTarget | None = None) -> str:
 
     A relative SQLite path starts from that root too, as a worker's current directory is not the user's.
     """
-    uri = os.environ.get(URI_VARIABLE) or (section.uri if section else None) or f"{_SQLITE}mlflow.db"
+    uri = os.environ.get(URI_VARIABLE) or (section.uri if section else None) or f"{SQLITE}mlflow.db"
     path = sqlite_path(uri)
-    return uri if path is None else f"{_SQLITE}{path}"
+    return uri if path is None else f"{SQLITE}{path}"
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite `uri`, absolute; None for any other kind of store."""
-    if not uri.startswith(_SQLITE):
+    if not uri.startswith(SQLITE):
         return None
-    return (root() / Path(uri.removeprefix(_SQLITE).partition("?")[0]).expanduser()).absolute()
+    return (root() / Path(uri.removeprefix(SQLITE).partition("?")[0]).expanduser()).absolute()
 
 
 def artifact_location(uri: str) -> str | None:
@@ -42,7 +43,7 @@ def artifact_location(uri: str) -> str | None:
     It is the folder `mlartifacts` beside a SQLite file.
     """
     path = sqlite_path(uri)
-    return None if path is None else (path.parent / "mlartifacts").as_uri()
+    return None if path is None else artifact_folder(path).as_uri()
 
 
 def check_tracking(section: TrackingTarget) -> list[str]:
@@ -73,7 +74,7 @@ def _scheme_problem(uri: str, field: str) -> str | None:
             f"{field} (={shown!r}): MLflow 3 no longer writes to plain folders; "
             "use sqlite:///mlflow.db or the address of a server (http://HOST:PORT)"
         )
-    if scheme[1] == "sqlite" and not uri.startswith(_SQLITE):
+    if scheme[1] == "sqlite" and not uri.startswith(SQLITE):
         return f"{field} (={shown!r}): a SQLite address has three slashes: sqlite:///mlflow.db"
     if scheme[1] not in ("http", "https", "sqlite", "databricks", *_DATABASES):
         return (
@@ -92,7 +93,11 @@ def _sqlite_problem(uri: str, field: str) -> str | None:
         return f"{field} (={uri!r}): {existing} is not what it should be (a file in a folder)"
     if not os.access(existing, os.W_OK):
         return f"{field} (={uri!r}): no permission to write {existing}"
-    return None
+    try:
+        reason = obstacle(path)
+    except sqlite3.Error as error:
+        return f"{field} (={uri!r}): {path} can't be read as a SQLite store: {error}"
+    return reason and f"{field} (={uri!r}): {reason}"
 
 
 def _answers(uri: str, field: str) -> bool:
