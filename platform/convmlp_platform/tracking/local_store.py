@@ -59,7 +59,7 @@ def follow(path: Path) -> None:
             raise TrackingError(reason)
         return
     here = path.parent
-    with closing(_opened(path, "rw")) as store:
+    with closing(_opened(path)) as store:
         if _is_at_home(store, here):
             return
         # Two may come here at once: the second waits, and finds it done.
@@ -93,7 +93,7 @@ def obstacle(path: Path) -> str | None:
     can't be written. None for any other, and where there is no such file."""
     if not path.is_file():
         return None
-    with closing(_opened(path, "ro")) as store:
+    with closing(_opened(path)) as store:
         if _is_at_home(store, path.parent):
             return None
         former = _former(store, path)
@@ -116,7 +116,7 @@ def artifact_folder(path: Path) -> Path:
     A folder may have two names, by a link: all addresses of a store begin with the same one.
     """
     if path.is_file():
-        with closing(_opened(path, "ro")) as store:
+        with closing(_opened(path)) as store:
             made_in = _made_in(store)
         if made_in is not None and _is_same_place(made_in, path.parent):
             return made_in / ARTIFACTS
@@ -181,8 +181,12 @@ def _former_home(run_dir: Path, target: Target) -> Path | None:
     return None
 
 
-def _opened(path: Path, mode: str) -> sqlite3.Connection:
-    """Transactions are begun and ended by statements."""
+def _opened(path: Path) -> sqlite3.Connection:
+    """For writing where that is allowed: what a killed writer left half done is taken back by whoever opens it next.
+
+    Transactions are begun and ended by statements.
+    """
+    mode = "ro" if is_read_only(path) else "rw"
     address = f"file:{quote(str(path))}?mode={mode}"
     return sqlite3.connect(address, uri=True, timeout=_WAIT_S, isolation_level=None)
 
@@ -254,7 +258,7 @@ def _keep_copy(path: Path) -> None:
     kept = path.with_name(path.name + BEFORE)
     writing = kept.with_name(f".{kept.name}.writing")
     writing.unlink(missing_ok=True)
-    with closing(_opened(path, "ro")) as store, closing(sqlite3.connect(writing)) as copy:
+    with closing(_opened(path)) as store, closing(sqlite3.connect(writing)) as copy:
         store.backup(copy)
     writing.replace(kept)
     sync_folder(kept.parent)

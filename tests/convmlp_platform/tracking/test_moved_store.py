@@ -264,6 +264,23 @@ def test_two_that_open_it_at_once_rewrite_it_once(old: Path, tmp_path: Path) -> 
     assert mentions(new / "mlflow.db", old) == HISTORY
 
 
+def test_a_store_whose_writer_was_killed_amid_a_transaction(old: Path, tmp_path: Path) -> None:
+    """Half of it is in the file, and the way back beside it."""
+    new = tmp_path / "new"
+    with closing(sqlite3.connect(old / "mlflow.db", isolation_level=None)) as store:
+        store.execute("PRAGMA cache_size = 1")
+        store.execute("BEGIN")
+        store.execute("UPDATE params SET value = zeroblob(100000)")
+        store.execute("UPDATE tags SET value = hex(randomblob(50000))")
+        shutil.copytree(old, new)
+        assert (new / "mlflow.db-journal").stat().st_size > 0
+        store.execute("ROLLBACK")
+    assert check_tracking(section_of(new)) == []
+    follow(new / "mlflow.db")
+    assert not (new / "mlflow.db-journal").exists()
+    assert mentions(new / "mlflow.db", old) == HISTORY
+
+
 @pytest.mark.parametrize(("before", "after"), [("a", "a/b"), ("a/b", "a")])
 def test_a_root_that_moves_into_itself_or_out_of_itself(
     old: Path, tmp_path: Path, before: str, after: str
