@@ -32,12 +32,13 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
 
-.PHONY: help setup k8s demo test test-slow bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity shape lint format clean
+.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity shape lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
 	@echo "make test       linters, type checker, import rules, fast tests"
-	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-slow  the tests that take minutes, those with servers included"
+	@echo "make test-services  MLflow on PostgreSQL and S3, with log-in, TLS and a private authority: real servers, started and killed"
 	@echo "make chaos      a run on two Ray nodes under random faults, and the proof that nothing is lost (FAULTS=20 SEED=7 ELASTIC=1)"
 	@echo "make fuzz       damaged files of every format that we read: no traceback, no hang, nothing wrong (FILES=20000 SEED=7)"
 	@echo "make bench      training speed on this machine"
@@ -64,6 +65,9 @@ test: lint
 test-slow: setup
 	@$(BIN)/python -m pytest -m "not slow and hypothesis" --hypothesis-profile thorough
 	@$(BIN)/python -m pytest -m slow
+
+test-services: setup
+	@$(BIN)/python -m pytest -m services
 
 bench: setup
 	@$(BIN)/python tests/bench/bench_training.py

@@ -99,6 +99,44 @@ def test_a_server_behind_a_private_authority_is_there(
         assert silence(f"https://127.0.0.1:{port}") is None
 
 
+def test_what_a_wait_does_not_mend_is_a_problem_at_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate that can't be checked, and a log-in that is refused; an outage is none."""
+    tls, authority = private_certificate(tmp_path)
+    answers = {"/health": (200, "OK"), "/api/2.0/mlflow/experiments/get": (401, "You are not authenticated")}
+    with server(answers, tls) as port:
+        section = TrackingSection(uri=f"https://127.0.0.1:{port}")
+        field = f"tracking.uri (='https://127.0.0.1:{port}'): "
+        (problem,) = check_tracking(section)
+        assert problem.startswith(
+            f"{field}the certificate of MLflow at https://127.0.0.1:{port} can't be checked: "
+        )
+        assert "certificate verify failed" in problem and "MLFLOW_TRACKING_SERVER_CERT_PATH" in problem
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
+        (problem,) = check_tracking(section)
+        assert f"invalid path: {tmp_path}/none.pem" in problem
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(authority))
+        (problem,) = check_tracking(section)
+        assert problem.startswith(f"{field}MLflow at https://127.0.0.1:{port} asks for a log-in (401): ")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+        (problem,) = check_tracking(section)
+        assert "doesn't know this user and password" in problem and "hunter2" not in problem
+        answers["/api/2.0/mlflow/experiments/get"] = (503, "not now")
+        assert check_tracking(section) == []
+        answers["/api/2.0/mlflow/experiments/get"] = (403, "not yours")
+        assert check_tracking(section) == []
+
+
+def test_a_database_without_its_driver_is_a_problem_at_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "convmlp_platform.tracking.mlflow.tracking_uri.find_spec"
+    monkeypatch.setattr(module, lambda _package: None)
+    (problem,) = check_tracking(TrackingSection(uri="postgresql+psycopg://me:hunter2@host/db"))
+    assert "needs the package psycopg, which isn't installed" in problem and "hunter2" not in problem
+    assert "pip install 'convmlp-platform[server]'" in problem
+
+
 LOGGED_MODELS = "/api/2.0/mlflow/logged-models/"
 
 

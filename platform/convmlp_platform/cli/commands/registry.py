@@ -88,10 +88,12 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     with _desk(arguments) as desk:
+        # MLflow's searches return versions without their aliases.
+        holders = desk.client.get_registered_model(desk.name).aliases
         rows = [
             {
                 "version": str(one.version),
-                "aliases": sorted(one.aliases),
+                "aliases": sorted(alias for alias, held in holders.items() if str(held) == str(one.version)),
                 "registered": _time(one.creation_timestamp / 1000),
                 "run": one.tags.get("run", ""),
                 "dataset": one.tags.get("dataset.digest", ""),

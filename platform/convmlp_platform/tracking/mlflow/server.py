@@ -33,6 +33,8 @@ _SECRET_VARIABLES = (
 _REASON = re.compile(r"\[(Errno -?\d+|SSL: \w+)\] (\([^)]*\)|[^'\"()])*")
 _SHORTEST_SECRET = 3
 _LONGEST_TEXT = 400
+_ANYTHING = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "CA certificate bundle")
 _NO_MODEL = "/api/2.0/mlflow/logged-models/m-00000000000000000000000000000000"
 
 
@@ -55,6 +57,35 @@ def silence(uri: str) -> str | None:
     except Exception as error:
         return error_text(error, uri)
     return None  # whoever answers, if only to ask for a password, is there
+
+
+def access_problem(uri: str) -> str | None:
+    """Returns the reason why a server that is there lets nobody in who comes with this environment: its certificate
+    isn't trusted, or it refuses the log-in. None: it lets us in, it is away, or `uri` is no server.
+
+    Neither passes by itself, as an outage does.
+    """
+    if not _is_server(uri):
+        return None
+    shown = without_secrets(uri)
+    try:
+        answer = _ask(uri, _ANYTHING)
+    except Exception as error:
+        text = error_text(error, uri)
+        if not any(part in text for part in _UNTRUSTED):
+            return None
+        return (
+            f"the certificate of MLflow at {shown} can't be checked: {text}; MLFLOW_TRACKING_SERVER_CERT_PATH names "
+            "the file with the certificate of a private authority"
+        )
+    if answer.status_code != 401:
+        return None
+    given = any(os.environ.get(name) for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"))
+    reason = "doesn't know this user and password" if given or split_login(uri)[1] else "asks for a log-in"
+    return (
+        f"MLflow at {shown} {reason} (401): MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+        "MLFLOW_TRACKING_TOKEN, say who you are"
+    )
 
 
 def registry_problem(uri: str) -> str | None:

@@ -6,17 +6,19 @@ import logging
 import os
 import re
 import sqlite3
+from importlib.util import find_spec
 from pathlib import Path
 
 from convmlp_platform.config.paths import root
 from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
 from convmlp_platform.tracking.delivery_state import SQLITE, without_secrets
 from convmlp_platform.tracking.local_store import artifact_folder, obstacle
-from convmlp_platform.tracking.mlflow.server import registry_problem, silence
+from convmlp_platform.tracking.mlflow.server import access_problem, registry_problem, silence
 
 logger = logging.getLogger(__name__)
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_DRIVERS = {"postgresql": "psycopg2", "postgresql+psycopg2": "psycopg2", "postgresql+psycopg": "psycopg"}
 _DATABASES = ("postgresql", "mysql", "mssql")
 
 
@@ -49,15 +51,18 @@ def artifact_location(uri: str) -> str | None:
 def check_tracking(section: TrackingTarget) -> list[str]:
     """Returns the problems that would surely make tracking fail, one sentence each.
 
-    A server is asked for a few seconds at most. A server that doesn't answer is only logged as a warning, also with
+    A server is asked for a few seconds at most. One that refuses the log-in, or whose certificate isn't trusted, is a
+    problem, as neither passes by itself. A server that doesn't answer is only logged as a warning, also with
     `register_as`: records wait in the run's journal and the best model waits in its folder. Both can be sent when the
     server is back.
     """
     uri = tracking_uri(section)
     field = URI_VARIABLE if os.environ.get(URI_VARIABLE) else "tracking.uri"
-    problem = _scheme_problem(uri, field) or _sqlite_problem(uri, field)
+    problem = _scheme_problem(uri, field) or _sqlite_problem(uri, field) or _driver_problem(uri, field)
     if problem:
         return [problem]
+    if (problem := access_problem(uri)) is not None:
+        return [f"{field} (={without_secrets(uri)!r}): {problem}"]
     if not _answers(uri, field):
         return []
     registered = section.register_as if isinstance(section, TrackingSection) else None
@@ -98,6 +103,17 @@ def _sqlite_problem(uri: str, field: str) -> str | None:
     except sqlite3.Error as error:
         return f"{field} (={uri!r}): {path} can't be read as a SQLite store: {error}"
     return reason and f"{field} (={uri!r}): {reason}"
+
+
+def _driver_problem(uri: str, field: str) -> str | None:
+    """A database is asked by a driver, a package of its own."""
+    package = _DRIVERS.get(uri.partition(":")[0])
+    if package is None or find_spec(package) is not None:
+        return None
+    return (
+        f"{field} (={without_secrets(uri)!r}): this address needs the package {package}, which isn't installed; "
+        "pip install 'convmlp-platform[server]' brings psycopg, for postgresql+psycopg://..."
+    )
 
 
 def _answers(uri: str, field: str) -> bool:
