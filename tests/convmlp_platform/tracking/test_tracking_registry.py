@@ -51,6 +51,16 @@ def registered(store: TrackingSection, bundle: Path, png: bytes) -> TrackingSect
     return section
 
 
+def test_a_models_versions_are_shown_with_their_aliases(
+    registered: TrackingSection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow's searches return versions without them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.uri or "")
+    assert main(["registry", "show", "toy"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.split()[0] == "1" and first.endswith("@candidate, @champion"), first
+
+
 def test_a_bundle_gives_back_the_model(bundle: Path, png: bytes, tmp_path: Path) -> None:
     model, spec = load_bundle(bundle)
     assert spec == SPEC and not model.training
