@@ -100,14 +100,30 @@ class FfcvWriter:
         self, key: str, label: int, image: StoredImage, annotation: bytes | None = None
     ) -> WrittenPayload:
         """JPEG bytes go in unchanged as mode jpg, everything else as raw RGB pixels."""
-        offset = self._append(key, image.beton_payload)
+        payload, encoding = image.beton_payload, image.beton_encoding
+        size = (image.height, image.width)
+        offset, annotation_offset = self.add_payload(key, label, payload, encoding, size, annotation)
+        return WrittenPayload(offset, payload, encoding, annotation_offset)
+
+    def add_payload(
+        self,
+        key: str,
+        label: int,
+        payload: bytes,
+        encoding: int,
+        size: tuple[int, int],
+        annotation: bytes | None = None,
+    ) -> tuple[int, int]:
+        """Append a sample by its payload, a JPEG file or RGB pixels of `size` (height, width); returns the places where
+        payload and annotation begin."""
+        offset = self._append(key, payload)
         place = (0, 0)
         if annotation is not None:
             stored = annotation + JSON_END if self._task == "detection" else annotation
             place = (self._append(key, stored), len(stored))
-        mode = MODE_OF_ENCODING[image.beton_encoding]
-        self._samples.append(_Sample(mode, image.width, image.height, offset, label, place))
-        return WrittenPayload(offset, image.beton_payload, image.beton_encoding, place[0])
+        height, width = size
+        self._samples.append(_Sample(MODE_OF_ENCODING[encoding], width, height, offset, label, place))
+        return offset, place[0]
 
     def finish(self) -> str | None:
         """Write the allocation table, then metadata and header."""

@@ -3,6 +3,7 @@
 Files in reading order:
 
     cli/          The command `convmlp`
+    python_api/   The same from Python: `import convmlp_platform as cp`, whose names are found when they are asked for
     jobs/         Runs and checks a job of any kind: `convmlp run`, `convmlp check`, `convmlp demo`
     sweep/        Trains one job in many settings with Ray Tune and compares them
     launch/       Runs training processes on Ray and starts them again after failures
@@ -29,5 +30,34 @@ Files in reading order:
 
 May import: convmlp, data_prep.annotations, data_prep.config, data_prep.console, data_prep.copy_dataset,
 data_prep.dataset, data_prep.errors, data_prep.images, data_prep.output_folder, data_prep.prepare, data_prep.repair,
-data_prep.shards, data_prep.sources, data_prep.storage, data_prep.verify.
+data_prep.shards, data_prep.sources, data_prep.storage, data_prep.verify, data_prep.writers.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convmlp_platform.python_api.datasets.prepared_dataset import PreparedDataset, open_dataset
+
+__all__ = ["PreparedDataset", "open_dataset"]
+
+# An import of each would bring PyTorch along; as it stands, importing the package costs nothing.
+_PLACES = {
+    "PreparedDataset": "convmlp_platform.python_api.datasets.prepared_dataset",
+    "open_dataset": "convmlp_platform.python_api.datasets.prepared_dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The Python interface's names, imported when they are first used."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -79,6 +79,7 @@ GUARDED: dict[str, set[str]] = {
     "deepspeed": set(),
     "accelerate": set(),
     "ffcv": set(),
+    "webdataset": set(),
 }
 """Library → the packages in which any file may import it. (Some files may besides; pyproject.toml names them.)"""
 

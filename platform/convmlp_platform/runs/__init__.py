@@ -6,6 +6,7 @@ Files in reading order:
     moved_paths  The paths in a recorded job of a run that was moved or copied since
     init_record  A run's own copy of the weights it starts from
     find_run     The run that a user names, or another folder of ours: one look-up for every command
+    find_dataset  The prepared dataset that a user names
     found_model  A model that was found: its weights, and what is known of it
     find_model   The notation by which a user names a model, the same one for all jobs and commands
 

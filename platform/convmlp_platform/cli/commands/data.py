@@ -159,26 +159,7 @@ def _ledger(arguments: argparse.Namespace) -> int:
 
 
 def dataset_path(name: str) -> str:
-    """The folder or URL that a dataset's name means: a folder as given, else one in data/ below the root.
+    """The folder or URL that a dataset's name means, as `runs.find_dataset` has it, which takes a moment to import."""
+    from convmlp_platform.runs.find_dataset import find_dataset
 
-    Raises:
-        DataError: there is no such dataset.
-    """
-    from convmlp_platform.config.paths import root
-    from data_prep.dataset.manifest import MANIFEST_NAME
-    from data_prep.storage.urls import is_url, local_path
-
-    given = local_path(name)
-    if given is None:
-        return name
-    given = given.expanduser()
-    if is_url(name) or len(given.parts) != 1 or (given / MANIFEST_NAME).is_file():
-        return str(given)
-    below = root() / "data"
-    if (below / name).is_dir():
-        return str(below / name)
-    if given.exists():
-        return str(given)
-    known = sorted(path.parent.name for path in below.glob(f"*/{MANIFEST_NAME}"))
-    there = f"it holds {', '.join(known)}" if known else "no prepared datasets are there"
-    raise DataError(f"no dataset {name}: neither a folder of that name, nor one in {below} ({there})")
+    return find_dataset(name)
