@@ -35,18 +35,52 @@ data_prep.shards, data_prep.sources, data_prep.storage, data_prep.verify, data_p
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convmlp_platform.errors import ConfigError, DataError, PlatformError
     from convmlp_platform.python_api.datasets.prepared_dataset import PreparedDataset, open_dataset
+    from convmlp_platform.python_api.job_values import load_job
+    from convmlp_platform.python_api.loaded_model import LoadedModel, load_model
+    from convmlp_platform.python_api.run_jobs import (
+        EvaluationSummary,
+        TrainingSummary,
+        evaluate,
+        prepare,
+        train,
+    )
 
-__all__ = ["PreparedDataset", "open_dataset"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "EvaluationSummary",
+    "LoadedModel",
+    "PlatformError",
+    "PreparedDataset",
+    "TrainingSummary",
+    "evaluate",
+    "load_job",
+    "load_model",
+    "open_dataset",
+    "prepare",
+    "train",
+]
 
-# An import of each would bring PyTorch along; as it stands, importing the package costs nothing.
+# Most of them bring PyTorch along; importing the package costs nothing.
 _PLACES = {
+    "ConfigError": "convmlp_platform.errors",
+    "DataError": "convmlp_platform.errors",
+    "EvaluationSummary": "convmlp_platform.python_api.run_jobs",
+    "LoadedModel": "convmlp_platform.python_api.loaded_model",
+    "PlatformError": "convmlp_platform.errors",
     "PreparedDataset": "convmlp_platform.python_api.datasets.prepared_dataset",
+    "TrainingSummary": "convmlp_platform.python_api.run_jobs",
+    "evaluate": "convmlp_platform.python_api.run_jobs",
+    "load_job": "convmlp_platform.python_api.job_values",
+    "load_model": "convmlp_platform.python_api.loaded_model",
     "open_dataset": "convmlp_platform.python_api.datasets.prepared_dataset",
+    "prepare": "convmlp_platform.python_api.run_jobs",
+    "train": "convmlp_platform.python_api.run_jobs",
 }
 
 
@@ -54,7 +88,8 @@ def __getattr__(name: str) -> Any:
     """The Python interface's names, imported when they are first used."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(_PLACES[name]), name)
+    # Not by import_module: a registered model takes along whatever that may import.
+    found = getattr(__import__(_PLACES[name], fromlist=[name]), name)
     globals()[name] = found
     return found
 

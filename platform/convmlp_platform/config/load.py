@@ -42,11 +42,22 @@ def load_job(
         ConfigError: the file can't be read, isn't YAML, or doesn't describe a job. Each problem has
             a line of the message: the file, the dotted field, and the nearest valid name for an unknown one.
     """
+    values, origins, problems = job_values(path, overrides)
+    return parse_job(values, str(path), origins, problems, open_manifest, of_machines)
+
+
+def job_values(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """The nested values of a job file with `--set` overrides laid over them, not checked yet; dotted name → origin of
+    those that don't stand in it; and a line for each override that can't be.
+
+    Raises:
+        ConfigError: the file can't be read, or isn't YAML.
+    """
     values, origins = read_values(Path(path))
     values, given, problems = apply_overrides(values, overrides)
-    return parse_job(
-        with_job(values, Path(path)), str(path), origins | given, problems, open_manifest, of_machines
-    )
+    return with_job(values, Path(path)), origins | given, problems
 
 
 def parse_job(

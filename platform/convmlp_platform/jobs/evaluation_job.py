@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(job: EvaluateJob, *, use_ray: bool, given: GivenJob | None = None) -> int:
-    """Evaluate a job that has passed its preflight, print its table and log it; returns the exit code.
+    """As `evaluated`; returns the exit code."""
+    evaluated(job, use_ray=use_ray, given=given)
+    return 0
+
+
+def evaluated(job: EvaluateJob, *, use_ray: bool, given: GivenJob | None = None) -> EvaluationResult:
+    """Evaluate a job that has passed its preflight, print its table and log it; returns the result.
 
     Args:
         given: the file that the job came from, for the record.
@@ -39,7 +45,7 @@ def evaluate(job: EvaluateJob, *, use_ray: bool, given: GivenJob | None = None) 
             console.say(line)
         console.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
         record(job, result, console.say, given)
-    return 0
+    return result
 
 
 def record(

@@ -30,6 +30,18 @@ def launch(job: Job, *, use_ray: bool, given: GivenJob | None = None) -> int:
         PlatformError: what a user can fix. First the problems of the job, all at once, then those of the cluster,
             before any worker starts: no Ray is started for a typo.
     """
+    return admitted(job, use_ray=use_ray).run(use_ray=use_ray)
+
+
+def admitted(job: Job, *, use_ray: bool) -> JobKind:
+    """A job that may start, whose paths are resolved.
+
+    Args:
+        use_ray: as in `launch`.
+
+    Raises:
+        PlatformError: the problems of the job, all at once.
+    """
     kind = kind_of(job)
     kind.given = given
     if not use_ray and kind.needs_ray:
@@ -40,7 +52,7 @@ def launch(job: Job, *, use_ray: bool, given: GivenJob | None = None) -> int:
         lease.refuse_if_held()
     if problems := kind.preflight(deep=False).problems:
         raise ConfigError("\n".join(problems))
-    return kind.run(use_ray=use_ray)
+    return kind
 
 
 def check(job: Job) -> PreflightReport:

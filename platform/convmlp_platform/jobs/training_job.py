@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.supervisor.lease import run_lease
+from convmlp_platform.launch.supervisor.signals import Interrupted
 from convmlp_platform.runs.run_folder import record_submission, run_path
 from data_prep import console
 
@@ -23,14 +24,34 @@ _TAKEN_OVER = "another driver"
 
 
 def train_on_ray(job: TrainJob, given: GivenJob | None = None) -> int:
-    """Run the job on the cluster that it names and print its summary; returns the exit code: 0, or 128 + the signal
-    that ended it.
+    """As `trained_on_ray`; returns the exit code: 0, or 128 + the signal that ended it."""
+    return _exit_code(trained_on_ray, job, given)
+
+
+def train_here(job: TrainJob, given: GivenJob | None = None) -> int:
+    """As `trained_here`; returns the exit code as `train_on_ray`."""
+    return _exit_code(trained_here, job, given)
+
+
+def _exit_code(
+    work: Callable[[TrainJob, GivenJob | None], object], job: TrainJob, given: GivenJob | None
+) -> int:
+    try:
+        work(job, given)
+    except Interrupted as stop:
+        return 128 + stop.signal_number
+    return 0
+
+
+def trained_on_ray(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]:
+    """Run the job on the cluster that it names, and print and return its summary (`launch.run_summary.summary_of`).
 
     Args:
         given: the file that the job came from, for the record.
 
     Raises:
         PlatformError: see `supervisor.train`; LaunchError where the cluster can't be reached or has no room.
+        Interrupted: after SIGINT or SIGTERM, which is printed.
     """
     from convmlp_platform.launch.cluster.connect import connect
     from convmlp_platform.launch.cluster.worker_environment import shared_env_vars
@@ -45,22 +66,22 @@ def train_on_ray(job: TrainJob, given: GivenJob | None = None) -> int:
         use_gpu = capacity.uses_gpu(job, nodes)
         console.say(_where(job, address, nodes, use_gpu))
         from convmlp_platform.launch.supervisor import supervisor
-        from convmlp_platform.launch.supervisor.signals import Interrupted
 
         try:
             summary = supervisor.train(job, use_gpu=use_gpu, own_ray=address is None, given=given)
         except Interrupted as stop:
             console.say(messages.stopped(str(stop), stop.saved))
-            return 128 + stop.signal_number
+            raise
     _print_summary(job, summary)
-    return 0
+    return summary
 
 
-def train_here(job: TrainJob, given: GivenJob | None = None) -> int:
-    """Run the job's part of this process, rank RANK of WORLD_SIZE; returns the exit code as `train_on_ray`.
+def trained_here(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]:
+    """Run the job's part of this process, rank RANK of WORLD_SIZE; returns the summary as `trained_on_ray`.
 
     Raises:
         PlatformError: see `training.run.run`; LaunchError on every rank where another driver has the run.
+        Interrupted: after SIGINT or SIGTERM to any rank, once the state is saved, which is printed.
     """
     from convmlp_platform.distributed import joined_world, on_main
     from convmlp_platform.launch.run_summary import summary_of
@@ -90,10 +111,11 @@ def train_here(job: TrainJob, given: GivenJob | None = None) -> int:
             console.say(
                 f"stopped by {result.stopped} after step {result.steps}, which is saved; the same command goes on"
             )
-        return 128 + signal.Signals[result.stopped]
+        raise Interrupted(signal.Signals[result.stopped], result.steps)
+    summary = summary_of(result)
     if is_main:
-        _print_summary(job, summary_of(result))
-    return 0
+        _print_summary(job, summary)
+    return summary
 
 
 def _where(job: TrainJob, address: str | None, nodes: Sequence[Node], use_gpu: bool) -> str:

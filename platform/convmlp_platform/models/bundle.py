@@ -128,7 +128,7 @@ def load_bundle(folder: Path) -> tuple[nn.Module, BundleSpec]:
     weights = folder / WEIGHTS_NAME
     try:
         with torch.random.fork_rng(devices=[]), _Allocations(weights.stat().st_size):
-            model = _fresh(spec)
+            model = fresh_network(spec)
         model.load_state_dict(load_file(weights), strict=True)
         if wrong := [name for name, values in model.named_parameters() if not values.isfinite().all()]:
             raise ValueError(f"{wrong[0]} holds values that are not finite ({len(wrong)} tensors do)")
@@ -162,7 +162,12 @@ class _Allocations(TorchFunctionMode):
 _FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange}
 
 
-def _fresh(spec: BundleSpec) -> nn.Module:
+def fresh_network(spec: BundleSpec) -> nn.Module:
+    """The network that a bundle describes, with weights drawn at random.
+
+    Raises:
+        ValueError, RuntimeError: there is no such network.
+    """
     if isinstance(spec.task, ClassificationSpec):
         from convmlp import create_model
 

@@ -9,7 +9,8 @@ from data_prep.storage.urls import is_url, local_path
 
 
 def find_dataset(name: str) -> str:
-    """The folder or URL that a dataset's name means: a folder as given, else one in data/ below the root.
+    """The folder or URL that a dataset's name means: a folder as given, from the current folder or from the root; else
+    one in data/ below the root.
 
     Raises:
         DataError: there is no such dataset.
@@ -18,6 +19,8 @@ def find_dataset(name: str) -> str:
     if given is None:
         return name
     given = given.expanduser()
+    if not given.exists() and (root() / given).exists():
+        given = root() / given
     if is_url(name) or len(given.parts) != 1 or (given / MANIFEST_NAME).is_file():
         return str(given)
     below = root() / "data"

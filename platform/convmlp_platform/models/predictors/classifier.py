@@ -24,26 +24,9 @@ class Classifier(Predictor):
     """
 
     def __init__(self, model: nn.Module, spec: BundleSpec, *, batch_size: int = 64) -> None:
-        from convmlp.transforms.image_transforms import eval_transform
-
         super().__init__(model, spec)
         self.batch_size = batch_size
-        transform = eval_transform(
-            spec.image_size,
-            mean=spec.mean,
-            std=spec.std,
-            crop_pct=spec.crop_pct,
-            interpolation=spec.interpolation,
-        )
-        self._prepare: Callable[[Image.Image], Tensor] = transform
-        if isinstance(spec.task, ClassificationSpec) and (permutation := spec.task.permutation):
-            from convmlp.transforms.pixel_order import PermutedEvalTransform, pixel_order
-
-            size = spec.image_size
-            order = pixel_order(
-                permutation.kind, size, size, patch_size=permutation.patch_size, seed=permutation.seed
-            )
-            self._prepare = PermutedEvalTransform(transform, order)
+        self._prepare = preparation(spec)
 
     def see(self, image: ImageLike, position: int) -> SeenImage:
         """As `Predictor.see`."""
@@ -57,3 +40,25 @@ class Classifier(Predictor):
         probabilities = self.model(batch.to(self.device)).float().softmax(dim=1).cpu()
         expect_finite(probabilities)
         return [Labels(self.spec.classes, row) for row in probabilities]
+
+
+def preparation(spec: BundleSpec) -> Callable[[Image.Image], Tensor]:
+    """From an RGB image to what a bundle's classifier sees: float32 [3, H, W], on the CPU."""
+    from convmlp.transforms.image_transforms import eval_transform
+
+    transform = eval_transform(
+        spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        interpolation=spec.interpolation,
+    )
+    if not isinstance(spec.task, ClassificationSpec) or (permutation := spec.task.permutation) is None:
+        return transform
+    from convmlp.transforms.pixel_order import PermutedEvalTransform, pixel_order
+
+    size = spec.image_size
+    order = pixel_order(
+        permutation.kind, size, size, patch_size=permutation.patch_size, seed=permutation.seed
+    )
+    return PermutedEvalTransform(transform, order)

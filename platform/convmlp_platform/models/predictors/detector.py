@@ -41,7 +41,7 @@ class Detector(Predictor):
         return [self._of(image) for image in images]
 
     def _of(self, image: SeenImage) -> Detections:
-        (found,) = self._task.detect([image.pixels], [image.size])
+        (found,) = self._task.detect([image.pixels.to(self.device)], [image.size])
         cpu = {name: value.cpu() for name, value in found.items()}
         return Detections(
             self.spec.classes,

@@ -47,9 +47,13 @@ class Predictor(ABC):
     """Images a forward pass."""
 
     def __init__(self, model: nn.Module, spec: BundleSpec) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device).eval()
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.spec = spec
+
+    @property
+    def device(self) -> torch.device:
+        """The place of the model, wherever it was moved since."""
+        return next(self.model.parameters()).device
 
     @abstractmethod
     def see(self, image: ImageLike, position: int) -> SeenImage:

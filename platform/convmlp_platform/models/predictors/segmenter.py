@@ -40,5 +40,5 @@ class Segmenter(Predictor):
         return [self._of(image) for image in images]
 
     def _of(self, image: SeenImage) -> LabelMap:
-        (labels,) = self._task.label_maps([image.pixels], [image.size])
+        (labels,) = self._task.label_maps([image.pixels.to(self.device)], [image.size])
         return LabelMap(self.spec.classes, labels.cpu().numpy())
