@@ -10,5 +10,6 @@ Files in reading order:
     found_model  A model that was found: its weights, and what is known of it
     find_model   The notation by which a user names a model, the same one for all jobs and commands
 
-May import: checkpoints, config, convmlp, data, data_prep.errors, data_prep.storage, errors, models, registry, tracking.
+May import: checkpoints, config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.storage, errors, models,
+registry, tracking.
 """

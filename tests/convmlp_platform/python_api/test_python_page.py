@@ -34,10 +34,16 @@ def test_the_page_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     assert names["result"].steps == 10 and names["job"].seed == 1
 
 
-def test_the_same_call_trains_on_ray(tmp_path: Path) -> None:
-    settings = {"training.steps": 4, "data.image_size": 16, "data.num_workers": 0, "launch.address": "local"}
+def test_the_same_call_trains_on_ray_and_registers_where_asked(tmp_path: Path) -> None:
+    settings = {
+        "training.steps": 4, "data.image_size": 16, "data.num_workers": 0, "launch.address": "local",
+        "tracking.register_as.name": "few",
+    }  # fmt: skip
     found = cp.train(out="runs/few", model="convmlp_tiny", data=few_digits(), settings=settings, ray=True)
     assert found.steps == 4 and found.run == tmp_path / "runs/few" and found.bundle is not None
+    assert found.registered == "models:/few@candidate"
+    model = cp.load_model(found.registered)
+    assert model.source == "models:/few/1" and len(model.classes) == 10
     measured = cp.evaluate(model=found.run, data=few_digits())
     assert measured.metrics["top1"] == pytest.approx(found.best["top1"])
     assert measured.folder == tmp_path / "evaluations/few-val"

@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from prepared import few_digits
+from tiny_dense import tiny_dense
 
 import convmlp_platform as cp
-from convmlp_platform.models.prediction import Labels
+from convmlp_platform.models.prediction import Detections, LabelMap, Labels
+from convmlp_platform.models.predictors.predictor import Predictor
 from convmlp_platform.training.callbacks import Console
 
 SHORT = {
@@ -106,6 +108,20 @@ def test_images_may_come_in_any_form(trained: cp.TrainingSummary, tmp_path: Path
     with pytest.raises(TypeError, match="a list of images"):
         model.predict("one.png")  # type: ignore[arg-type]
     assert "convmlp_tiny for classification, 10 classes, 16 px" in repr(model)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "semantic_fpn"])
+def test_detectors_and_segmenters_see_and_say_what_convmlp_predict_has_them(kind: str) -> None:
+    tiny = tiny_dense(kind)
+    model, predictor = cp.load_model(tiny.bundle, device="cpu"), Predictor.from_folder(tiny.bundle)
+    image = tiny.split.image(0)[0]
+    assert torch.equal(model.transform(image), predictor.see(image, 0).pixels.cpu())
+    (found,), (wanted,) = model.predict([np.asarray(image)]), predictor.predict([image])
+    if isinstance(wanted, Detections):
+        assert isinstance(found, Detections) and len(found) == len(wanted) > 3
+        torch.testing.assert_close(found.boxes, wanted.boxes)
+    else:
+        assert isinstance(found, LabelMap) and np.array_equal(found.labels, wanted.labels)
 
 
 def test_what_is_only_weights_is_refused(trained: cp.TrainingSummary) -> None:

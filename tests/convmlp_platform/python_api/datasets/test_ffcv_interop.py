@@ -81,6 +81,16 @@ def test_training_in_classification_shuffles_and_cuts(tmp_path: Path) -> None:
     assert [int(one) for one in epochs[0][1]] != [int(one) for one in epochs[1][1]]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using a pytorch transform on the CPU")
+def test_images_are_normalised_on_the_device_they_travel_to(tmp_path: Path) -> None:
+    dataset = open_dataset(upright_photos(), cache_dir=tmp_path)
+    ours, _ = batches(dataset.as_ffcv_loader(SAMPLES, num_workers=1))
+    there, _ = batches(dataset.as_ffcv_loader(SAMPLES, num_workers=1, device="cpu"))
+    for one, other in zip(there, ours, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 def as_ffcv_scales(values: NDArray[Any], size: tuple[int, int], how: Image.Resampling) -> NDArray[np.int64]:
     return np.asarray(Image.fromarray(values).resize(size[::-1], how), np.int64)
 
