@@ -30,7 +30,9 @@ def launch(job: Job, *, use_ray: bool, given: GivenJob | None = None) -> int:
         PlatformError: what a user can fix. First the problems of the job, all at once, then those of the cluster,
             before any worker starts: no Ray is started for a typo.
     """
-    return admitted(job, use_ray=use_ray).run(use_ray=use_ray)
+    kind = admitted(job, use_ray=use_ray)
+    kind.given = given
+    return kind.run(use_ray=use_ray)
 
 
 def admitted(job: Job, *, use_ray: bool) -> JobKind:
@@ -43,7 +45,6 @@ def admitted(job: Job, *, use_ray: bool) -> JobKind:
         PlatformError: the problems of the job, all at once.
     """
     kind = kind_of(job)
-    kind.given = given
     if not use_ray and kind.needs_ray:
         raise LaunchError(f"--no-ray: {kind.needs_ray}")
     # Several ranks are refused together, or they wait for each other.
