@@ -4,7 +4,7 @@ MLflow keeps the absolute address of every artifact in its tables. A store that 
 and write the place that it came from. The rule here: a store's artifacts lie in the folder that its file lies in. The
 store knows the folder that its addresses lead to (table `convmlp_store`); where it is opened in another one, they are
 made to lead there, in one transaction, with a copy of the file as it was beside it. That is the same for a store that
-was moved and for one that was copied, and nothing is written to the place before (docs/decisions/0015).
+was moved and for one that was copied, and nothing is written to the place before (docs/decisions/0016).
 """
 
 from __future__ import annotations
