@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ STORAGE = "/mnt/convmlp"
 """The shared volume in every pod, and CONVMLP_ROOT."""
 CACHE = "~/"
 _OUR_BUCKETS = ("s3://",)
+_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,11 @@ def _places(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _file_problems(options: RenderOptions, path: Path) -> Iterator[str]:
+    if not options.in_image and not _KEY.fullmatch(path.name):
+        yield (
+            f"the file's name, {path.name!r}, can't be a ConfigMap's key: rename it to letters, digits, dots, dashes and "
+            "underscores"
+        )
     if options.in_image and (path.is_absolute() or path.parts[:1] != ("jobs",)):
         yield "--from-image runs a job that the image holds, jobs/NAME.yaml: leave it out to send this file along"
 

@@ -82,6 +82,13 @@ def test_it_is_refused_in_one_sentence(line: str, told: str, capsys: pytest.Capt
     assert out == ""
 
 
+def test_a_files_name_must_do_for_a_config_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my job.yaml"
+    file.write_text((ROOT / PREP).read_text())
+    assert main(["k8s", "render", str(file), "--image", "convmlp:1"]) == 2
+    assert "the file's name, 'my job.yaml', can't be a ConfigMap's key" in capsys.readouterr().err
+
+
 def test_check_refuses_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     for line in (
         f"{BIG} --workers 6 --gpus-per-pod 4",
