@@ -219,8 +219,8 @@ def _places(job: Job) -> Iterator[tuple[str, str]]:
 def _file_problems(options: RenderOptions, path: Path) -> Iterator[str]:
     if not options.in_image and not _KEY.fullmatch(path.name):
         yield (
-            f"the file's name, {path.name!r}, can't be a ConfigMap's key: rename it to letters, digits, dots, dashes and "
-            "underscores"
+            f"the file's name, {path.name!r}, can't be a ConfigMap's key: rename it to letters, digits, dots, dashes "
+            "and underscores"
         )
     if options.in_image and (path.is_absolute() or path.parts[:1] != ("jobs",)):
         yield "--from-image runs a job that the image holds, jobs/NAME.yaml: leave it out to send this file along"
