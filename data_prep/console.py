@@ -1,7 +1,10 @@
 """The console: lines that jobs and commands print, in a form that any terminal can show.
 
 A command never fails because of an encoding, or of a reader that has left. What prints from within a job does so here
-(`say`, `say_error`, `pass_on`); commands print their results themselves.
+(`say`, `say_result`, `say_error`, `pass_on`, `progress_bar`); commands print their results themselves.
+
+How much is said is asked for by two variables, which a job's processes inherit: CONVMLP_QUIET=1 leaves results and
+errors, CONVMLP_VERBOSE=1 adds what our loggers note for those who look for a fault.
 """
 
 # ruff: noqa: RUF001
@@ -13,7 +16,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from data_prep.storage.urls import scrubbed
 
@@ -65,7 +69,15 @@ def _escaped(sign: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line of a job at once, without passwords in URLs. Ray forwards a job's output once it is flushed."""
+    """Print a line on how a job goes, at once, without passwords in URLs; nothing where only results are asked for.
+
+    Ray forwards a job's output once it is flushed."""
+    if not is_quiet():
+        say_result(line)
+
+
+def say_result(line: str) -> None:
+    """Print a line that a job is there for, as `say`; also where only results are asked for."""
     print(scrubbed(line), flush=True)
 
 
@@ -78,6 +90,88 @@ def say_error(message: str) -> None:
 def pass_on(line: str, *, error: bool) -> None:
     """Print what another process has printed, as it is; `error`: on its stderr."""
     print(line, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+QUIET, VERBOSE = "CONVMLP_QUIET", "CONVMLP_VERBOSE"
+_OURS = ("convmlp", "convmlp_platform", "data_prep")
+
+
+def verbosity() -> list[str]:
+    """Of QUIET and VERBOSE, those that are set."""
+    return [name for name in (QUIET, VERBOSE) if os.environ.get(name, "") not in ("", "0")]
+
+
+def is_quiet() -> bool:
+    """Whether only results and errors are asked for."""
+    return QUIET in verbosity()
+
+
+def settle_loggers() -> None:
+    """Let our loggers say what is asked for: errors alone, debugging on stderr, or, as they are, warnings."""
+    if not verbosity():
+        return
+    import logging
+
+    verbose = VERBOSE in verbosity()
+    for name in _OURS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.DEBUG if verbose else logging.ERROR)
+        if verbose and not logger.handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+            logger.addHandler(handler)
+            logger.propagate = False
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal on which lines can be drawn anew."""
+    return (
+        sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+    )
+
+
+def wants_colour() -> bool:
+    """Whether stdout is a terminal whose user has nothing against colours (NO_COLOR)."""
+    return is_terminal() and not os.environ.get("NO_COLOR")
+
+
+@dataclass(frozen=True)
+class ProgressBar:
+    """A bar on the terminal; `is_shown` is False where there is none, and lines are printed in its place."""
+
+    is_shown: bool
+    advance: Callable[[float], None]
+    """Add to what is done; any thread may."""
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: float, unit: str) -> Iterator[ProgressBar]:
+    """Draw a bar below all that is printed within the block, and take it away at its end; only on a terminal.
+
+    Args:
+        what: is done, a word or two.
+        total: of all there is to do; 0: no bar.
+        unit: of `total`: "B" for bytes, else a noun in the plural.
+    """
+    if not is_terminal() or is_quiet() or total <= 0:
+        yield ProgressBar(False, lambda amount: None)
+        return
+    from rich import progress
+
+    done = (
+        progress.DownloadColumn()
+        if unit == "B"
+        else progress.TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}")
+    )
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        done,
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield ProgressBar(True, lambda amount: bars.advance(task, amount))
 
 
 def adapt_streams() -> None:

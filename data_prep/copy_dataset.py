@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME
+from data_prep.console import ProgressBar, progress_bar
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, parse_manifest
 from data_prep.dataset.places import Folder, Place, place_of, sha256_of
 from data_prep.errors import DataPrepError
@@ -74,8 +75,10 @@ def copy_dataset(
     manifest = parse_manifest(content, f"{origin}/{MANIFEST_NAME}")
     with _held(target):
         _expect_no_other(target, content, manifest)
-        job = _Copy(origin, target, verify, progress, dataset_files(manifest))
-        with ThreadPoolExecutor(threads) as pool:
+        files = dataset_files(manifest)
+        total = sum(file.size or 0 for file in files)
+        with progress_bar("copying", total, "B") as bar, ThreadPoolExecutor(threads) as pool:
+            job = _Copy(origin, target, verify, progress, files, bar)
             try:
                 list(pool.map(job.file, job.files))
             except BaseException:
@@ -128,6 +131,7 @@ class _Copy:
     verify: bool
     progress: Callable[[str], None]
     files: list[DatasetFile]
+    bar: ProgressBar
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _done: int = 0
     _kept: int = 0
@@ -142,7 +146,9 @@ class _Copy:
                 f"{self.origin}: {PurePosixPath(file.name)} is missing, the dataset is incomplete"
             )
         kept = self._is_there(file, size)
-        if not kept:
+        if kept:
+            self.bar.advance(file.size or 0)
+        else:
             self.target.write(file.name, lambda: self._checked(file, size))
             self._expect_arrived(file, size)
         with self._lock:
@@ -155,7 +161,7 @@ class _Copy:
         """A line every few seconds, and at the end."""
         with self._lock:
             now = time.monotonic()
-            if not last and now - self._told < _SECONDS_BETWEEN_LINES:
+            if not last and (self.bar.is_shown or now - self._told < _SECONDS_BETWEEN_LINES):
                 return
             self._told = now
             line = f"{self._done:,} of {len(self.files):,} files: {self._bytes / 1e6:,.1f} MB copied"
@@ -169,11 +175,17 @@ class _Copy:
 
     def _checked(self, file: DatasetFile, size: int) -> Iterator[bytes]:
         """The source's pieces; raises at their end, before they are committed, if they aren't the manifest's."""
-        digest, count = hashlib.sha256(), 0
-        for chunk in self.origin.stream(file.name):
-            digest.update(chunk)
-            count += len(chunk)
-            yield chunk
+        digest, count, sent = hashlib.sha256(), 0, False
+        try:
+            for chunk in self.origin.stream(file.name):
+                digest.update(chunk)
+                count += len(chunk)
+                self.bar.advance(len(chunk) if file.size is not None else 0)
+                yield chunk
+            sent = True
+        finally:
+            if not sent and file.size is not None:  # it is sent again
+                self.bar.advance(-count)
         if count != size or digest.hexdigest() != file.sha256:
             raise DataPrepError(
                 f"{self.origin}/{file.name} is damaged ({count:,} bytes, SHA-256 {digest.hexdigest()[:12]}…; the "

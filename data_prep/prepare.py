@@ -13,6 +13,7 @@ from typing import Protocol
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME, check_budget, sum_objects
 from data_prep.annotations.object_report import describe as describe_objects
 from data_prep.config import DigitsSource, PrepareConfig
+from data_prep.console import progress_bar
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.errors import DataPrepError
 from data_prep.output_folder import (
@@ -230,14 +231,17 @@ def _write_shards(
     records: list[ShardRecord] = []
     rejected: list[Rejected] = []
     meter = PreparationProgress(len(plan.tasks), plan.num_samples)
-    for record in map_shards(write_shard, plan.tasks):
-        records.append(record)
-        rejected += record.rejected
-        if len(rejected) > config.max_rejected * plan.num_samples:
-            _write_rejected(config, rejected)
-            raise _too_many(rejected, plan, config, all_read=len(records) == len(plan.tasks))
-        if line := meter.add(record):
-            progress(line)
+    with progress_bar("writing shards", plan.num_samples, "images") as bar:
+        for record in map_shards(write_shard, plan.tasks):
+            records.append(record)
+            rejected += record.rejected
+            if len(rejected) > config.max_rejected * plan.num_samples:
+                _write_rejected(config, rejected)
+                raise _too_many(rejected, plan, config, all_read=len(records) == len(plan.tasks))
+            bar.advance(record.num_samples + len(record.rejected))
+            line = meter.add(record)
+            if line and (not bar.is_shown or len(records) == len(plan.tasks)):
+                progress(line)
     _write_rejected(config, rejected)
     return sorted(records, key=lambda record: (record.split, record.number))
 

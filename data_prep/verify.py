@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from data_prep.console import progress_bar
 from data_prep.dataset.checksums import dataset_digest, read_back
 from data_prep.dataset.index import ShardIndex, read_index
 from data_prep.dataset.manifest import (
@@ -119,15 +120,21 @@ def _verify_shards(
     here: Callable[[ShardInfo], AbstractContextManager[None]],
 ) -> VerifyReport:
     """The report with the problems of all shards, each looked at while `here` keeps it in the folder."""
-    indexes: dict[str, dict[str, list[ShardIndex]]] = {}
+    indexes: dict[str, dict[str, list[ShardIndex]]] = {split: {} for split in manifest.splits}
     complete = True
-    for split, info in manifest.splits.items():
-        indexes[split] = {}
-        for format_name, shards in info.formats.items():
+    parts = [
+        (split, name, shards)
+        for split, info in manifest.splits.items()
+        for name, shards in info.formats.items()
+    ]
+    total = sum(shard.bytes for _, _, shards in parts for shard in shards)
+    with progress_bar("verifying", total, "B") as bar:
+        for split, format_name, shards in parts:
             found = []
             for shard in shards:
                 with here(shard):
                     found.append(_verify_shard(folder, manifest.task, format_name, shard, deep, report))
+                bar.advance(shard.bytes)
             complete = complete and None not in found
             indexes[split][format_name] = [index for index in found if index is not None]
     if complete:

@@ -104,6 +104,39 @@ class Held(Exception):
         super().__init__(str(holder) if holder else f"whoever wrote {path}, which is damaged")
 
 
+@dataclass(frozen=True)
+class LockView:
+    """A lock that somebody holds, or held until his death, as a look at its file shows it.
+
+    Args:
+        holder: None where the file doesn't say who it is.
+        lives: whether it does, by its process on this machine; None: it is elsewhere, or hidden from us, and only
+            `renewed` tells.
+        renewed: when it last renewed the lock, in unix seconds by the clock of the file's storage.
+        mark: changes at each renewal, and with the holder: two looks that differ show that it lives.
+    """
+
+    holder: Holder | None
+    lives: bool | None
+    renewed: float
+    mark: tuple[str, int]
+
+
+def look(path: Path) -> LockView | None:
+    """The lock at `path` as it is now; None: it is free. Doesn't wait, and writes nothing.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    chain = _chain(path)
+    if not chain:
+        return None
+    link = chain[-1]
+    here = link.holder is not None and link.holder.is_here and not _is_hidden(link.holder.pid)
+    lives = not link.holder.is_dead if here and link.holder is not None else None
+    return LockView(link.holder, lives, link.renewed / 1e9, (link.token, link.renewed))
+
+
 def living_holder(path: Path) -> Holder | None:
     """The holder that surely lives, on this machine. Doesn't wait, and writes nothing."""
     try:

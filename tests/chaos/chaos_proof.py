@@ -18,7 +18,7 @@ from convmlp_platform.ledger.proof import check_ledger
 from convmlp_platform.registry.decision_log import is_log
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
-from convmlp_platform.training.evaluation.evaluations import RECORD, metrics_of
+from convmlp_platform.training.evaluation.evaluation_record import RECORD, metrics_of
 
 LOSS_TOLERANCE = 1e-3
 TIME_TOLERANCE = 0.02

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from convmlp_platform.training.evaluation.evaluations import RECORD, read_evaluations
+from convmlp_platform.training.evaluation.evaluation_record import RECORD, read_evaluations
 
 ROOT = Path(__file__).parents[2]
 

@@ -63,7 +63,7 @@ from convmlp_platform.tracking.journal import (
     read_chunk,
 )
 from convmlp_platform.tracking.provenance.submitted_job import GivenJob, read_submission, write_submission
-from convmlp_platform.training.evaluation.evaluations import RECORD, read_evaluations
+from convmlp_platform.training.evaluation.evaluation_record import RECORD, read_evaluations
 from convmlp_platform.training.guard.guard import Rollbacks
 from convmlp_platform.training.guard.incidents import open_incident, read_incidents
 

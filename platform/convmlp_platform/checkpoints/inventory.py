@@ -11,12 +11,11 @@ from safetensors.torch import save
 
 from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
+from convmlp_platform.checkpoints.layout import FOLDER
 from convmlp_platform.errors import CheckpointError
 from data_prep.errors import DataPrepError
 from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import Count
-
-FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from typing import Any
 from convmlp_platform.errors import CheckpointError
 from data_prep.storage.json_files import Count, DamagedJson, parse_json
 
+FOLDER = "checkpoints"
+"""In a run's own folder."""
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
 STAGING, RETIRED = ".staging-", ".retired-"
 SCHEMA_VERSION = 3

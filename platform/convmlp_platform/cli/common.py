@@ -1,11 +1,13 @@
-"""The parts that all commands share: kinds of arguments, and how errors are printed."""
+"""The parts that all commands share: kinds of arguments, options, and how errors are printed."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from data_prep.console import say_error
+from data_prep.console import QUIET, VERBOSE, say_error, settle_loggers
 
 if TYPE_CHECKING:
     from convmlp_platform.goodput.account import Price
@@ -63,3 +65,65 @@ def _price(text: str) -> float:
     if not 0.0 <= price < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number from 0, not {text!r}")
     return price
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Give `-q` and `-v` to the program and to each of its commands, and `--version` to the program."""
+    parser.add_argument("--version", action=_Version, help="versions of this program, its code and PyTorch")
+    for each in (parser, *(own for _, own in all_commands(parser))):
+        says = each.add_mutually_exclusive_group()
+        help_of = {"-q": "say only results and errors", "-v": "also what helps to find a fault, on stderr"}
+        for short, name in (("-q", "--quiet"), ("-v", "--verbose")):
+            says.add_argument(
+                short, name, action="store_true", default=argparse.SUPPRESS, help=help_of[short]
+            )
+
+
+def all_commands(
+    parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """The words and the parser of every command, groups of commands and those in them."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, own in action.choices.items():
+                yield (*words, name), own
+                yield from all_commands(own, (*words, name))
+
+
+def say_as_much(arguments: argparse.Namespace) -> None:
+    """Say as much as `-q` or `-v` ask for, in this process and in those that a job starts."""
+    if getattr(arguments, "quiet", False):
+        os.environ |= {QUIET: "1", VERBOSE: ""}
+    if getattr(arguments, "verbose", False):
+        os.environ |= {VERBOSE: "1", QUIET: ""}
+    settle_loggers()
+
+
+class _Version(argparse.Action):
+    """Prints `version_line` and ends."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=options.get("help"))
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(version_line())
+        parser.exit()
+
+
+def version_line() -> str:
+    """`convmlp 0.1.0 (commit 1a2b3c4d5e6f, changed), torch 2.15.0, Python 3.11.9`; torch isn't imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from convmlp_platform.tracking.environment_tags import environment_tags
+
+    try:
+        own = version("convmlp-platform")
+    except PackageNotFoundError:
+        own = "not installed"
+    tags = environment_tags()
+    changed = ", changed" if tags.get("git.dirty") == "true" else ""
+    commit = f" (commit {tags['git.commit'][:12]}{changed})" if "git.commit" in tags else ""
+    return (
+        f"convmlp {own}{commit}, torch {tags.get('torch.version', 'not installed')}, "
+        f"Python {tags['python.version']}"
+    )

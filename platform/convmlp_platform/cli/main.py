@@ -10,17 +10,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from convmlp_platform.cli import completion
 from convmlp_platform.cli.commands import (
     data,
     jobs,
     k8s,
     models,
+    overview,
     pictures,
     registry,
     replay,
     runs,
 )
-from convmlp_platform.cli.common import fail
+from convmlp_platform.cli.common import add_common_options, fail, say_as_much
 from convmlp_platform.errors import DataError, PlatformError
 from data_prep.console import guarded
 
@@ -29,6 +31,8 @@ examples:
   convmlp run jobs/prep_digits.yaml           prepare a dataset
   convmlp data show digits                    look at it: a contact sheet and a class histogram
   convmlp check jobs/pretrain_digits.yaml     what would be done, and everything that is wrong
+  convmlp runs                                all runs: state, step, time left, best metric
+  convmlp watch pretrain-digits               one of them, live
   convmlp jobs/pretrain_digits.yaml --set training.epochs=5 --set launch.num_workers=4
   convmlp predict models:/convmlp-digits@champion image.png
 """
@@ -55,6 +59,7 @@ def _main(argv: list[str]) -> int:
     if not hasattr(arguments, "call"):
         parser.print_help()
         return 0
+    say_as_much(arguments)
     try:
         return int(arguments.call(arguments))
     except PlatformError as error:
@@ -86,6 +91,7 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     registry.add_reproduce(commands)
     data.add_commands(commands)
     pictures.add_commands(commands)
+    overview.add_commands(commands)
     runs.add_checkpoints(commands)
     replay.add_commands(commands)
     runs.add_goodput(commands)
@@ -95,4 +101,6 @@ def _parser() -> tuple[argparse.ArgumentParser, set[str]]:
     models.add_compare(commands)
     jobs.add_demo(commands)
     runs.add_replay_tracking(commands)
+    completion.add_command(commands, parser)
+    add_common_options(parser)
     return parser, set(commands.choices)

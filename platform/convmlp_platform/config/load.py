@@ -7,6 +7,7 @@ The order in which a value is decided: the schema's default; the file that the j
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from convmlp_platform.config.explain import yaml_text
 from convmlp_platform.config.explain.job_file import EXTENDS, read_values, with_job
 from convmlp_platform.config.explain.problems import Explainer
 from convmlp_platform.config.explain.suggest import nearest
+from convmlp_platform.config.identity import flat_values
 from convmlp_platform.config.overrides import apply_overrides
+from convmlp_platform.config.paths import root
 from convmlp_platform.config.schema import JOB_ADAPTER, JOB_KINDS, Job, TrainJob
 from convmlp_platform.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Scalar = str | int | float | bool | None
 OfMachines = Callable[[dict[str, Any], str], dict[str, Any]]
@@ -55,6 +60,9 @@ def job_values(
     Raises:
         ConfigError: the file can't be read, or isn't YAML.
     """
+    logger.debug(
+        "%s, relative paths below %s%s", path, root(), f", --set {' '.join(overrides)}" if overrides else ""
+    )
     values, origins = read_values(Path(path))
     values, given, problems = apply_overrides(values, overrides)
     return with_job(values, Path(path)), origins | given, problems
@@ -125,17 +133,6 @@ def flatten(section: BaseModel) -> dict[str, Scalar]:
         name: json.dumps(value) if isinstance(value, list) else value
         for name, value in flat_values(section.model_dump(mode="json")).items()
     }
-
-
-def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted names → scalars and lists; an empty mapping has no names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flat_values(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def job_differences(old: Job, new: Job) -> list[str]:

@@ -42,6 +42,7 @@ class LogHeader:
 
     Args:
         attempt, parent, start_step: as in the ledger's header.
+        stop_step: the step at which the run ends; None: a release that didn't say.
         start: the driver's number of this start of processes (CONVMLP_START); None: started without a driver.
         began: unix seconds (by this host's clock) at which the process began its START phase.
         price_per_hour: of a worker, in `currency`; None: not told.
@@ -60,6 +61,7 @@ class LogHeader:
     start: Count | None = None
     price_per_hour: _Spent | None = None
     currency: str = "USD"
+    stop_step: Count | None = None
     schema: int = SCHEMA
 
     @property

@@ -35,6 +35,7 @@ class RunEvents:
     def append(self, kind: str, **fields: Any) -> None:
         """Add an event of now. Values that JSON can't say are written as text. Raises nothing: it warns."""
         event = {"time": time.time(), "kind": kind} | fields
+        logger.debug("%s %s", kind, fields)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_line(self.path, json.dumps(event, default=str))

@@ -42,8 +42,8 @@ def evaluated(job: EvaluateJob, *, use_ray: bool, given: GivenJob | None = None)
     with result_lease(Path(job.output.path) / job.name).hold():
         result = _on_ray(job) if use_ray else _here(job)
         for line in console_lines(result):
-            console.say(line)
-        console.say(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
+            console.say_result(line)
+        console.say_result(f"  result    {job.output.path}/{job.name}: table.md, result.json and plots")
         record(job, result, console.say, given)
     return result
 

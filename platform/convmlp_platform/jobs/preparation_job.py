@@ -35,6 +35,10 @@ def prepare_dataset(job: PrepareJob, *, use_ray: bool) -> int:
         manifest, seconds = _prepare_on_ray(job) if use_ray else _timed_prepare(job)
     except DataPrepError as error:
         raise DataError(str(error)) from error
+    if console.is_quiet():
+        from data_prep.summary import describe
+
+        console.say_result(f"{job.output.path}: {describe(manifest)}")
     record(job, manifest, seconds, console.say)
     return 0
 

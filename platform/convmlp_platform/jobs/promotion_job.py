@@ -37,7 +37,7 @@ def promote_model(job: PromoteJob, *, use_ray: bool) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RECORD, evidence_text(found.decision))
     for line in _lines(job, found, folder):
-        console.say(line)
+        console.say_result(line)
     return 0 if found.moved else REFUSED
 
 

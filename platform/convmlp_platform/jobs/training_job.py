@@ -65,6 +65,8 @@ def trained_on_ray(job: TrainJob, given: GivenJob | None = None) -> dict[str, An
         nodes = capacity.cluster_nodes()
         use_gpu = capacity.uses_gpu(job, nodes)
         console.say(_where(job, address, nodes, use_gpu))
+        if console.is_terminal():
+            console.say(f"  convmlp watch {job.name}  in another terminal shows how it goes")
         from convmlp_platform.launch.supervisor import supervisor
 
         try:
@@ -133,4 +135,4 @@ def _print_summary(job: TrainJob, summary: dict[str, Any]) -> None:
     from convmlp_platform.launch.run_summary import summary_lines
 
     for line in summary_lines(job, summary):
-        console.say(line)
+        console.say_result(line)

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
-from convmlp_platform.checkpoints.inventory import FOLDER
+from convmlp_platform.checkpoints.layout import FOLDER
 from convmlp_platform.checkpoints.tensor_file import read_tensors
 from convmlp_platform.config.identity import differences, identity_fields
 from convmlp_platform.config.load import parse_job

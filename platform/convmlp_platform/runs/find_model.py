@@ -18,7 +18,7 @@ from pathlib import Path
 from convmlp.weight_files import Choice
 from convmlp_platform.checkpoints import layout
 from convmlp_platform.checkpoints.checkpointer import Checkpointer
-from convmlp_platform.checkpoints.inventory import FOLDER as CHECKPOINTS
+from convmlp_platform.checkpoints.layout import FOLDER as CHECKPOINTS
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.config.schema import TrainJob

@@ -14,6 +14,7 @@ looked at, and with the name nearest in spelling.
 from __future__ import annotations
 
 import difflib
+import logging
 import os.path
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from pathlib import Path
 from convmlp_platform.config.paths import REGISTRY_SCHEME, root
 from convmlp_platform.errors import ConfigError
 from data_prep.storage.urls import local_path, shown
+
+logger = logging.getLogger(__name__)
 
 RUNS = "runs"
 """Folder below CONVMLP_ROOT in which jobs have their runs, unless they say otherwise (`checkpoint.path`)."""
@@ -85,6 +88,7 @@ def locate(text: str, below: Sequence[str] = (RUNS,)) -> Path | None:
         below: as `find_run` takes it.
     """
     places = _places(text, below)
+    logger.debug("%r is looked for at %s", text, ", ".join(map(str, places)) or "no place")
     there = (place for place in places if os.path.exists(place))
     return next((place for place in places if _is_ours(place)), next(there, None))
 

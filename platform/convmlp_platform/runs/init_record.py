@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from convmlp_platform.errors import CheckpointError, ConfigError
 from data_prep.storage.files import sha256_file, sync_folder, write_atomically
 from data_prep.storage.json_files import DamagedJson, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER, WEIGHTS, RECORD = "init", "model.safetensors", "init.json"
 _STAGING = ".init-"
@@ -81,6 +82,8 @@ def write_copy(
     Raises:
         CheckpointError: the folder can't be written.
     """
+    from safetensors.torch import save
+
     staging = run / f"{_STAGING}{secrets.token_hex(4)}"
     try:
         staging.mkdir(parents=True)

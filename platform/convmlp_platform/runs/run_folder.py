@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.identity import (
     IDENTITY_NAME,
@@ -33,7 +33,6 @@ from convmlp_platform.config.identity import (
     write_identity,
 )
 from convmlp_platform.config.paths import resolve
-from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import CheckpointError, ConfigError
 from convmlp_platform.runs.init_record import read_record
 from convmlp_platform.runs.moved_paths import follow_run
@@ -43,7 +42,10 @@ from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import DamagedJson, read_json
 from data_prep.storage.urls import is_url, shown
 
-_JOB = "job.json"
+if TYPE_CHECKING:
+    from convmlp_platform.config.schema import TrainJob
+
+JOB_NAME = "job.json"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,25 @@ class RunFolder:
     def registered(self) -> Path:
         """Written once the best model is in the registry."""
         return self.path / "registered.json"
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """The part of registered.json that is read again."""
+
+    uri: str
+
+
+def registered_as(run: Path) -> str | None:
+    """The registry's URI of the best model of the run in this folder; None: it isn't registered.
+
+    Raises:
+        OSError, DamagedJson: what is on record of it can't be read.
+    """
+    try:
+        return read_json(RunFolder(run, "").registered, _Registered).uri
+    except FileNotFoundError:
+        return None
 
 
 def run_path(job: TrainJob) -> Path:
@@ -169,7 +190,7 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
             fields = identity_fields(job, dataset_digest, weights)
             write_identity(path, fields)
         write_atomically(
-            path / _JOB, json.dumps(without_secrets(job.model_dump(mode="json")), indent=2).encode()
+            path / JOB_NAME, json.dumps(without_secrets(job.model_dump(mode="json")), indent=2).encode()
         )
     except OSError as error:
         raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from error
@@ -196,15 +217,15 @@ def stored_job(run: Path) -> dict[str, Any]:
         ConfigError: there is none that can be read.
     """
     try:
-        return follow_run(read_json(run / _JOB, dict[str, Any]), run)
+        return follow_run(read_json(run / JOB_NAME, dict[str, Any]), run)
     except FileNotFoundError:
         raise ConfigError(
-            f"{run} holds no {_JOB}: it is no run's folder (CHECKPOINT.PATH/NAME), or its run was last started by "
+            f"{run} holds no {JOB_NAME}: it is no run's folder (CHECKPOINT.PATH/NAME), or its run was last started by "
             "a release before there was one: start it once more"
         ) from None
     except (OSError, DamagedJson) as error:
         raise ConfigError(
-            f"{run / _JOB} can't be read: {error}; starting the run again writes it anew"
+            f"{run / JOB_NAME} can't be read: {error}; starting the run again writes it anew"
         ) from error
 
 

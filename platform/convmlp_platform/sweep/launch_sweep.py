@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convmlp_platform.config.load import flat_values, flatten
+from convmlp_platform.config.identity import flat_values
+from convmlp_platform.config.load import flatten
 from convmlp_platform.config.sections.execution import TrackingSection
 from convmlp_platform.errors import LaunchError, PlatformError
 from convmlp_platform.evaluation.compare.compare_runs import compared_run
@@ -142,7 +143,7 @@ class SweepParent:
         counted = [COUNTED] if any(row.line and row.line.counted for row in rows) else []
         where = f"  table       {self.plan.folder / TABLE}"
         for line in ["", *text_table(table(rows, self.plan)), *counted, "", where]:
-            console.say(line)
+            console.say_result(line)
         for row in failed:
             console.say_error(f"trial {row.name}: {row.reason}")
         return 1 if failed else 0

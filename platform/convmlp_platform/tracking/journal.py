@@ -24,6 +24,8 @@ from data_prep.storage.urls import scrubbed
 logger = logging.getLogger(__name__)
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+STEPS_TAG = "steps"
+"""Tag of a training run: the step at which it ends."""
 _TAIL_BLOCK = 1 << 16
 
 
@@ -255,6 +257,24 @@ def read_chunk(path: Path, offset: int = 0, max_bytes: int = 1 << 20) -> Chunk:
     if damaged:
         logger.warning("%s: %d damaged lines after byte %d are left out", path, damaged, offset)
     return Chunk(records, ends, end, damaged)
+
+
+def tail_start(path: Path, max_bytes: int) -> int:
+    """The byte offset of the first whole line among the last `max_bytes` of a journal; 0 where it is shorter, or none.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return 0
+    with file:
+        start = os.fstat(file.fileno()).st_size - max_bytes
+        if start <= 0:
+            return 0
+        file.seek(start - 1)  # a line that begins at `start` is whole
+        return start - 1 + len(file.readline())
 
 
 def metric_history(path: Path) -> list[tuple[int, dict[str, float]]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from prepared import digits
+from run_folders import finished
 
 import convmlp
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
@@ -24,6 +26,7 @@ JOB_ALONE = ("torch", "ray", "mlflow", "pandas", "sklearn", "scipy", "timm", "ma
 # torchvision and timm import torch's compiler, which imports sympy and triton. torch's own Python functions for
 # "meta" tensors and its optimizers do, too.
 NO_COMPILER = ("torch._dynamo", "torch._inductor", "sympy", "triton")
+RUNS = ("torch", "numpy", "ray", "mlflow", "pandas", "yaml", "fsspec", "convmlp_platform.config.schema")
 CHECK = (
     *NO_COMPILER, "timm", "torchvision", "torchmetrics", "ray", "mlflow", "deepspeed", "accelerate",
     "pandas", "sklearn", "scipy", "matplotlib", "fsspec", "pycocotools",
@@ -66,6 +69,8 @@ def imported(tmp_path: Path, words: list[str], forbidden: tuple[str, ...]) -> tu
         (["run", "jobs/pretrain_digits.yaml", "--set", "optimizer.lr=-1"], JOB_ALONE, 2),
         (["show", "jobs/pretrain_convmlp.yaml"], JOB_ALONE, 0),
         (["schema"], JOB_ALONE, 0),
+        (["runs"], (*RUNS, "rich"), 0),
+        (["watch", "RUN"], RUNS, 0),
         (["check", "jobs/pretrain_digits.yaml", "--set", "data.path=DIGITS"], CHECK, 0),
         pytest.param(["check", "jobs/pretrain_convmlp.yaml", "--set", "data.path=DIGITS"], CHECK, 2, marks=SLOW),
         pytest.param(["check", "jobs/finetune_folder.yaml", "--set", "data.path=DIGITS"], CHECK, 0, marks=SLOW),
@@ -79,10 +84,12 @@ def test_a_command_leaves_alone_what_it_does_not_need(
     tmp_path: Path, words: list[str], forbidden: tuple[str, ...], code: int
 ) -> None:
     (tmp_path / "bad.yaml").write_text("kind: [train\n")
+    finished(tmp_path / "runs" / "run", time.time())
     stands_for = {
         "DIGITS": str(digits("webdataset")),
         "BAD_YAML": str(tmp_path / "bad.yaml"),
         "SHOWN": str(tmp_path / "shown"),
+        "RUN": str(tmp_path / "runs" / "run"),
     }
     for name, value in stands_for.items():
         words = [word.replace(name, value) for word in words]

@@ -26,7 +26,8 @@ from convmlp_platform.tracking.journal import (
 )
 from convmlp_platform.tracking.mlflow.checkpoint_models import CheckpointModel, list_models
 from convmlp_platform.tracking.mlflow.replayer import replay
-from convmlp_platform.training.evaluation.evaluations import Evaluations, read_evaluations
+from convmlp_platform.training.evaluation.evaluation_record import read_evaluations
+from convmlp_platform.training.evaluation.evaluations import Evaluations
 from convmlp_platform.training.outputs.checkpoint_log import CheckpointLog
 from convmlp_platform.training.outputs.outputs import Telemetry
 from convmlp_platform.training.run import run

@@ -35,7 +35,8 @@ from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import MetricsRecord, read_chunk
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.evaluation import evaluations
-from convmlp_platform.training.evaluation.evaluations import Evaluations, read_evaluations
+from convmlp_platform.training.evaluation.evaluation_record import read_evaluations
+from convmlp_platform.training.evaluation.evaluations import Evaluations
 from convmlp_platform.training.outputs import outputs
 from convmlp_platform.training.outputs.outputs import Telemetry
 from convmlp_platform.training.run import RunResult, run

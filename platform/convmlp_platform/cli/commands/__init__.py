@@ -7,11 +7,12 @@ Files in reading order:
     models    Commands on models: models, predict, compare
     registry  `convmlp registry ...`, `convmlp reproduce`
     runs      Commands on a run's records: checkpoints, goodput, report, replay-tracking
+    overview  Commands that show how runs are: runs, watch
     replay    `convmlp replay`
     pictures  `convmlp pictures ...`
     k8s       `convmlp k8s ...`
 
 May import: checkpoints, cli, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset,
-data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, kubernetes, ledger, models,
+data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, kubernetes, ledger, models, overview,
 registry, replay, report, reproduction, runs, show, tracking, training.
 """

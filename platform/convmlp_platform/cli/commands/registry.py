@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.errors import ConfigError
-from data_prep.console import say
+from data_prep.console import say_result as say
 
 if TYPE_CHECKING:
     from convmlp_platform.registry.decision_log import Decision

@@ -92,7 +92,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _evaluated(row: CheckpointRow) -> CheckpointRow:
     """With what the run's record says of its evaluation, where the checkpoint lies in a run's folder."""
-    from convmlp_platform.training.evaluation.evaluations import RECORD, metrics_of
+    from convmlp_platform.training.evaluation.evaluation_record import RECORD, metrics_of
 
     record = Path(row.location).parents[1] / RECORD
     if row.metrics or row.problem or not record.is_file():

@@ -24,6 +24,8 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 a Ray of one node listens on loopback only, whatever the system."""
 
 # Read by Ray when it is imported, or by the processes it starts. What a user has set stays.
+logger = logging.getLogger(__name__)
+
 _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for each worker without a GPU
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a worker as in the driver
@@ -48,6 +50,7 @@ def connect(address: str, env_vars: Mapping[str, str] | None = None) -> Iterator
     `ray job submit --runtime-env-json` has set the same name. Raises LaunchError where no cluster answers.
     """
     target = resolve_address(address)
+    logger.debug("launch.address %s is %s", address, target or "a Ray of this job's own")
     auth.apply(target)
     _tell_of_secrets()
     for name, value in (_DEFAULTS | (_OWN_DEFAULTS if target is None else {})).items():

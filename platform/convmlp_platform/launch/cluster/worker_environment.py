@@ -14,6 +14,7 @@ from pathlib import Path
 
 from convmlp_platform.config.paths import ROOT_VARIABLE, root
 from convmlp_platform.launch.cluster.working_dir import unpacked_working_dir
+from data_prep import console
 from data_prep.storage.secret_texts import is_secret_name
 from data_prep.storage.urls import scrubbed
 
@@ -31,6 +32,7 @@ def shared_env_vars(threads: int) -> dict[str, str]:
     env = {ROOT_VARIABLE: str(root())}
     env["OMP_NUM_THREADS"] = str(threads)
     env["PYTHONUNBUFFERED"] = "1"  # progress reaches the submitter's terminal as it is printed
+    env |= dict.fromkeys(console.verbosity(), "1")
     python_path = _python_path()
     if python_path:
         env["PYTHONPATH"] = python_path

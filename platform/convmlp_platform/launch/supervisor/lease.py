@@ -39,6 +39,14 @@ class Lease:
         if holder is not None:
             raise self._refusal(str(holder))
 
+    def view(self) -> locks.LockView | None:
+        """Its lock as it is now, for those who only look; None: nobody has it. Doesn't wait, and writes nothing.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        return locks.look(self.path)
+
     @contextmanager
     def hold(self, on_lost: Callable[[], object] | None = None) -> Iterator[threading.Event]:
         """Hold it within the block; yields an event that is set if it gets lost.

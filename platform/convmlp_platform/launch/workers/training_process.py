@@ -25,6 +25,7 @@ from convmlp_platform.report.report_callback import RunReport
 from convmlp_platform.runs.run_folder import run_path
 from convmlp_platform.training.run import run
 from convmlp_platform.training.stop_request import StopRequest
+from data_prep.console import settle_loggers
 from data_prep.storage.files import write_atomically
 
 
@@ -69,6 +70,7 @@ def main(settings: Mapping[str, Any]) -> NoReturn:
     children_die_with_us()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
     os.environ.update(settings["environment"])
+    settle_loggers()
     files = ProcessFiles.within(Path(settings["folder"]), settings["start"])
     stop = StopRequest()
     stop.final = False

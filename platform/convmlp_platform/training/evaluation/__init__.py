@@ -2,8 +2,9 @@
 
 Files in reading order:
 
-    evaluations  A run's evaluations, each exactly once
-    evaluate     Held-out metrics, each image counted exactly once over all ranks
+    evaluation_record  The record of a run's evaluations
+    evaluations        A run's evaluations, each exactly once
+    evaluate           Held-out metrics, each image counted exactly once over all ranks
 
 May import: convmlp, data, data_prep.storage, distributed, engine, health, training, training.outputs.
 """

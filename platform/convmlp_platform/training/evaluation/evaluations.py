@@ -1,13 +1,8 @@
 """A run's evaluations, each exactly once: which one is owed, what it gave, and the best weights.
 
 A step is committed before it is evaluated: what dies in an evaluation costs that evaluation alone. So no checkpoint
-knows its own evaluation; RUN/evaluations.jsonl does, a line at a time:
+knows its own evaluation; the record does (`evaluation_record`).
 
-    {"step": 120, "attempt": 2, "metrics": {"eval/loss": 1.5, ...}}    the evaluation is done, and on the disk
-    {"step": 120, "attempt": 2, "told": true}                     what watches the run has heard of it
-    {"step": 480, "attempt": 2, "ended": true}                     so has it of the run's end
-
-`attempt` did the step, as the step's checkpoint says: of a step that was rolled back and done again, each has its own.
 The best model's bundle says itself which evaluation it is of. It is written after that evaluation is on record, from
 weights that the step's checkpoint has too; a start that finds the record without the bundle writes it.
 """
@@ -29,44 +24,12 @@ from convmlp_platform.engine.engine import Engine
 from convmlp_platform.health.events import append_line
 from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.training.evaluation.evaluate import judge, merit
+from convmlp_platform.training.evaluation.evaluation_record import Evaluation, read_evaluations
 from convmlp_platform.training.outputs.outputs import BestModel
 from convmlp_platform.training.step_plan import TrainState
 from convmlp_platform.training.stop_request import StopRequest
-from data_prep.storage.json_files import Count, parse_json_lines
 
 logger = logging.getLogger(__name__)
-
-RECORD = "evaluations.jsonl"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A line of the record."""
-
-    step: Count
-    attempt: Count
-    metrics: dict[str, float] = field(default_factory=dict)
-    told: bool = False
-    ended: bool = False
-
-
-def read_evaluations(path: Path) -> list[Evaluation]:
-    """All whole lines, oldest first; none where there is no file.
-
-    Raises:
-        OSError: it can't be read.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [line for line in parse_json_lines(content, Evaluation, finite=False) if line is not None]
-
-
-def metrics_of(path: Path, step: int, attempt: int) -> dict[str, float]:
-    """The metrics on record of a step that `attempt` did; empty where it wasn't evaluated."""
-    found = [line.metrics for line in read_evaluations(path) if (line.step, line.attempt) == (step, attempt)]
-    return next((metrics for metrics in reversed(found) if metrics), {})
 
 
 class _ToldToStop(Exception):

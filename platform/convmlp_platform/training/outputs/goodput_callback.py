@@ -113,10 +113,12 @@ class GoodputLog(Callback):
         self._began = time.time() - sum(clock.read().values())
         self._writer: GoodputWriter | None = None
         self._attempt, self._going_back = 0, False
+        self._stop_step: int | None = None
         self._heard_before = clock.beats
         clock.beats = _Listener(self, clock.beats)
 
     def on_start(self, state: TrainState, stop_step: int) -> None:
+        self._stop_step = stop_step
         self._follow(state)
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
@@ -178,6 +180,7 @@ class GoodputLog(Callback):
             start=int(start) if start.isdecimal() else None,
             price_per_hour=self.launch.price_per_gpu_hour,
             currency=self.launch.currency,
+            stop_step=self._stop_step,
         )
 
 

@@ -18,7 +18,7 @@ from convmlp_platform.errors import TrackingError
 from convmlp_platform.models.bundle import BundleSpec, read_spec, write_bundle
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.delivery_state import journal_path
-from convmlp_platform.tracking.journal import artifact_folders, metric_history
+from convmlp_platform.tracking.journal import STEPS_TAG, artifact_folders, metric_history
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.build.bundle_spec import bundle_spec
 from convmlp_platform.training.build.initial_weights import lineage_tags
@@ -71,6 +71,7 @@ class Telemetry(Callback):
     def on_start(self, state: TrainState, stop_step: int) -> None:
         self._first = state.step
         self.checkpoints.start(state.step)
+        self.tracker.set_tags({STEPS_TAG: str(stop_step)})
         log_new_incidents(self.tracker, self.folder)
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from convmlp_platform.registry.lineage.run_facts import CHANGED_TAG
 from convmlp_platform.registry.lineage.version_facts import LOCATION_TAG, STEP_TAG
 from convmlp_platform.registry.registry import SEEN_TAG, register_bundle
 from convmlp_platform.registry.training_samples import checksums_of_split, record_of, seen
-from convmlp_platform.runs.run_folder import RunFolder, checkpoints_of
+from convmlp_platform.runs.run_folder import RunFolder, checkpoints_of, registered_as
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.environment_tags import environment_tags
 from convmlp_platform.tracking.journal import tag_history
@@ -37,7 +36,7 @@ from convmlp_platform.training.outputs.exactness import computing_tags
 from convmlp_platform.training.step_plan import TrainState
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.storage.files import write_atomically
-from data_prep.storage.json_files import DamagedJson, read_json
+from data_prep.storage.json_files import DamagedJson
 from data_prep.storage.urls import shown
 
 logger = logging.getLogger(__name__)
@@ -46,13 +45,6 @@ _MATTERS = (
     "git.commit", "code.trees", "torch.version", "python.version", "cpu.model", "cpu.capability", "torch.threads",
     "world_size", "device",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Registered:
-    """The part of registered.json that is read again."""
-
-    uri: str
 
 
 def open_tracker(job: TrainJob, manifest: DatasetManifest, folder: RunFolder, engine: Engine) -> Tracker:
@@ -119,8 +111,8 @@ def register_best(
     if section is None or tracker is None:
         return None
     try:
-        if folder.registered.exists():
-            return read_json(folder.registered, _Registered).uri
+        if (known := registered_as(folder.path)) is not None:
+            return known
     except (OSError, DamagedJson) as error:
         logger.warning(
             "the best model was registered before, but as what can't be read: %s; remove the file to register it "
