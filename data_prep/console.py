@@ -157,6 +157,7 @@ def progress_bar(what: str, total: float, unit: str) -> Iterator[ProgressBar]:
         yield ProgressBar(False, lambda amount: None)
         return
     from rich import progress
+    from rich.console import Console
 
     done = (
         progress.DownloadColumn()
@@ -169,7 +170,7 @@ def progress_bar(what: str, total: float, unit: str) -> Iterator[ProgressBar]:
         done,
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, transient=True) as bars:
+    with progress.Progress(*columns, console=Console(), transient=True) as bars:
         task = bars.add_task(what, total=total)
         yield ProgressBar(True, lambda amount: bars.advance(task, amount))
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME, check_budget, sum_objects
 from data_prep.annotations.object_report import describe as describe_objects
 from data_prep.config import DigitsSource, PrepareConfig
-from data_prep.console import progress_bar
+from data_prep.console import progress_bar, say
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.errors import DataPrepError
 from data_prep.output_folder import (
@@ -93,12 +93,8 @@ def serial_map(
     return map(fn, items)
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)  # Ray forwards a job's output only once it is flushed
-
-
 def prepare(
-    config: PrepareConfig, *, map_shards: MapShards = serial_map, progress: Progress = _print
+    config: PrepareConfig, *, map_shards: MapShards = serial_map, progress: Progress = say
 ) -> DatasetManifest:
     """Turn a source into shards, indexes and a manifest.
 
@@ -137,7 +133,7 @@ def prepare(
     return manifest
 
 
-def check(config: PrepareConfig, *, progress: Progress = _print) -> None:
+def check(config: PrepareConfig, *, progress: Progress = say) -> None:
     """List the source and plan as `prepare` does, without writing anything.
 
     Raises:

@@ -43,7 +43,7 @@ TOGETHER = {
     "MLflow": (
         "test_tracking_server", "test_tracking_preparation", "test_tracking_registry", "test_tracking_replayer",
         "test_mlflow_server", "test_moved_store", "test_decision_log", "test_promote", "test_registered_before",
-        "test_lineage", "test_reproduce",
+        "test_lineage", "test_reproduce", "test_mlflow_runs",
     ),
     "FFCV": ("test_prep_ffcv", "test_prep_core_annotations", "test_loader", "test_ffcv_interop"),
 }  # fmt: skip

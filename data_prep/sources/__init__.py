@@ -15,8 +15,8 @@ Files in reading order:
     archives/          Reads archives without unpacking them
     parsing/           Reads the file formats of published datasets; nothing foreign is run
 
-May import: data_prep.annotations, data_prep.config, data_prep.dataset, data_prep.errors, data_prep.images,
-data_prep.storage.
+May import: data_prep.annotations, data_prep.config, data_prep.console, data_prep.dataset, data_prep.errors,
+data_prep.images, data_prep.storage.
 """
 
 from __future__ import annotations

@@ -6,5 +6,5 @@ Files in reading order:
     archive_bytes  The bytes of archives: read once from front to back, or at the places of samples
     published      Files as their publisher offers them: archives, or the folders that unpacking them gives
 
-May import: data_prep.errors, data_prep.storage.
+May import: data_prep.console, data_prep.errors, data_prep.storage.
 """

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.error import HTTPError
 
+from data_prep.console import say
 from data_prep.errors import DataPrepError
 from data_prep.sources.archives.archive_bytes import open_tar
 from data_prep.storage import locks
@@ -139,7 +140,7 @@ def fetch(file: PublishedFile, folder: Path) -> None:
     """
     from torchvision.datasets.utils import download_url
 
-    print(f"downloading {file.url} ({file.size}) into {folder}", flush=True)
+    say(f"downloading {file.url} ({file.size}) into {folder}")
     with _workspace(folder, f"download {file.name}") as temporary, _patience():
         try:
             download_url(file.url, temporary, filename=file.name, md5=file.md5)
@@ -184,7 +185,7 @@ def unpack(archive: Path, folder: Path, wanted: Callable[[str], str | None]) -> 
     Raises:
         DataPrepError: the archive is damaged, or the folder can't be written.
     """
-    print(f"unpacking {archive} into {folder}", flush=True)
+    say(f"unpacking {archive} into {folder}")
     with _workspace(folder.parent, f"unpack {archive.name}") as temporary:
         names = _unpack(archive, temporary, wanted)
         os.sync()  # one for 8,000 files

@@ -6,6 +6,6 @@ Files in reading order:
     folders   ImageNet as folders
     tars      ImageNet as image-net.org ships it
 
-May import: data_prep.config, data_prep.errors, data_prep.sources, data_prep.sources.archives,
+May import: data_prep.config, data_prep.console, data_prep.errors, data_prep.sources, data_prep.sources.archives,
 data_prep.sources.parsing, data_prep.storage.
 """

@@ -1,11 +1,10 @@
-"""The runs of an MLflow experiment as rows: what MLflow was told, whichever machine they are on."""
+"""The training runs that MLflow knows as rows: what it was told, whichever machine they are on."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from convmlp_platform.config.sections.execution import TrackingTarget
 from convmlp_platform.config.sections.task_section import BEST_METRICS
 from convmlp_platform.errors import ConfigError, TrackingError
 from convmlp_platform.overview.run_overview import RunOverview
@@ -22,24 +21,25 @@ _STATES = {
     "FAILED": "died",
     "SCHEDULED": "waiting",
 }
-_OF_TRAINING = "identity"
+_OF_TRAINING = "world_size"
 """A tag that only training runs have: preparations, evaluations and sweeps are no rows."""
 MOST = 200
+_NAMES_SHOWN = 20
 
 
 def mlflow_runs(experiment: str | None = None) -> list[RunOverview]:
-    """The newest training runs of an experiment, as MLflow has them; `MOST` at most.
+    """The newest training runs of an experiment, or of all, as MLflow has them; `MOST` at most.
 
     A run whose driver died without a word is `running` there: MLflow isn't told.
 
     Args:
-        experiment: by name; None: the one that jobs have by default.
+        experiment: by name; None: all of them.
 
     Raises:
         TrackingError: MLflow doesn't answer.
         ConfigError: it has no such experiment.
     """
-    uri, name = tracking_uri(None), experiment or TrackingTarget().experiment
+    uri = tracking_uri(None)
     if (reason := silence(uri)) is not None:
         raise TrackingError(f"MLflow at {without_secrets(uri)} can't be asked for runs: {reason}")
     path = sqlite_path(uri)
@@ -47,13 +47,16 @@ def mlflow_runs(experiment: str | None = None) -> list[RunOverview]:
         raise TrackingError(
             f"there is no MLflow at {without_secrets(uri)} yet; MLFLOW_TRACKING_URI names another"
         )
-    with mlflow_errors(uri, f"the runs of experiment {name!r} can't be read"):
+    with mlflow_errors(uri, "runs can't be read"):
         client = open_client(uri)
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            known = ", ".join(sorted(one.name for one in client.search_experiments(max_results=20)))
-            raise ConfigError(f"MLflow at {without_secrets(uri)} has no experiment {name!r}: it has {known}")
-        runs = client.search_runs([found.experiment_id], f"tags.{_OF_TRAINING} != ''", max_results=MOST)
+        known = {one.name: one.experiment_id for one in client.search_experiments()}
+        if experiment is not None and experiment not in known:
+            names = ", ".join(sorted(known)[:_NAMES_SHOWN])
+            raise ConfigError(
+                f"MLflow at {without_secrets(uri)} has no experiment {experiment!r}: it has {names}"
+            )
+        wanted = list(known.values()) if experiment is None else [known[experiment]]
+        runs = client.search_runs(wanted, f"tags.{_OF_TRAINING} != ''", max_results=MOST)
         return [_row(client, run) for run in runs]
 
 

@@ -22,6 +22,7 @@ from convmlp_platform.tracking.journal import (
     Record,
     Tags,
     read_chunk,
+    tail_start,
 )
 
 texts = st.dictionaries(st.text(max_size=20), st.text(max_size=50), max_size=4)
@@ -69,6 +70,16 @@ def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [r.step for r in rest.records if isinstance(r, MetricsRecord)] == list(range(1, 10))
     assert read_chunk(path, rest.end).records == []
     journal.close()
+
+
+def test_the_end_of_a_journal_begins_with_a_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert tail_start(path, 100) == 0
+    lines = [b"a" * length + b"\n" for length in (10, 30, 5, 50)]
+    path.write_bytes(b"".join(lines))
+    starts = [0, 11, 42, 48, 99]
+    for max_bytes in range(1, 120):
+        assert tail_start(path, max_bytes) == min(start for start in starts if start >= 99 - max_bytes)
 
 
 def test_a_damaged_line_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

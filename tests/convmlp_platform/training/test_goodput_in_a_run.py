@@ -20,7 +20,7 @@ from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.report.report_callback import RunReport
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.delivery_state import journal_path
-from convmlp_platform.tracking.journal import metric_history
+from convmlp_platform.tracking.journal import STEPS_TAG, metric_history, tag_history
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
@@ -67,6 +67,8 @@ def test_a_run_that_died_and_went_on_accounts_for_all_of_its_time(tmp_path: Path
         run(job(tmp_path), [Dies()])
     folder = tmp_path / "runs" / "tiny"
     run(job(tmp_path), [RunReport(folder)])
+    assert [log.header.stop_step for log in read_logs(folder / "goodput")] == [12, 12]
+    assert tag_history(journal_path(folder))[STEPS_TAG] == {"12"}
     found = account_of(folder)
     assert found is not None
     files = read_logs(folder / "goodput")

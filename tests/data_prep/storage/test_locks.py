@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from data_prep.storage import locks
-from data_prep.storage.locks import Held, Lock, flocked, holding, living_holder
+from data_prep.storage.locks import Held, Lock, flocked, holding, living_holder, look
 
 FORK = multiprocessing.get_context("fork")
 
@@ -251,6 +251,30 @@ def test_a_lock_removed_by_hand_is_made_again(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert not lost.is_set()
     assert not path.exists()
+
+
+def test_a_look_says_who_holds_it_and_whether_he_lives(tmp_path: Path, quick: None) -> None:
+    """Nothing is taken, waited for or written."""
+    path = tmp_path / "lock"
+    assert look(path) is None
+    with holding(path):
+        found = look(path)
+        assert found is not None and found.holder is not None and found.lives
+        assert found.holder.pid == os.getpid() and found.renewed == pytest.approx(time.time(), abs=60)
+        until = time.monotonic() + 20.0
+        while (later := look(path)) is not None and later.mark == found.mark:
+            assert time.monotonic() < until, "a renewal changes the mark"
+    left_behind(path, pid=dead_pid())
+    dead = look(path)
+    assert dead is not None and dead.lives is False
+    left_behind(path, machine="another", host="gpu-07")
+    os.utime(path, (1000.0, 1000.0))
+    elsewhere = look(path)
+    assert elsewhere is not None and elsewhere.lives is None and elsewhere.renewed == 1000.0
+    path.write_text("{")
+    damaged = look(path)
+    assert damaged is not None and damaged.holder is None and damaged.lives is None
+    assert [one.name for one in tmp_path.iterdir()] == ["lock"]
 
 
 @pytest.mark.usefixtures("quick")

@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
         help="a folder of runs (default: runs/ below CONVMLP_ROOT), or one run; with --mlflow an experiment's name",
     )
     runs.add_argument(
-        "--mlflow", action="store_true", help="the runs of the MLflow experiment, wherever they are"
+        "--mlflow", action="store_true", help="the training runs that MLflow knows, wherever they are"
     )
     runs.add_argument("--json", action="store_true", help="for programs: a JSON object a line")
     runs.set_defaults(call=_runs)
@@ -55,7 +55,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     if arguments.mlflow:
         from convmlp_platform.overview.mlflow_runs import mlflow_runs
 
-        rows, where = mlflow_runs(arguments.place), "in this MLflow experiment"
+        rows, where = mlflow_runs(arguments.place), f"in MLflow's {arguments.place or 'experiments'}"
     else:
         from convmlp_platform.overview.find_runs import find_runs, runs_place
         from convmlp_platform.overview.run_overview import overview_of
