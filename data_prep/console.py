@@ -4,7 +4,7 @@ A command never fails because of an encoding, or of a reader that has left. What
 (`say`, `say_result`, `say_error`, `pass_on`, `progress_bar`); commands print their results themselves.
 
 How much is said is asked for by two variables, which a job's processes inherit: CONVMLP_QUIET=1 leaves results and
-errors, CONVMLP_VERBOSE=1 adds what our loggers note for those who look for a fault.
+errors, CONVMLP_VERBOSE=1 adds what our loggers note for those who look for a fault (on stderr, without passwords).
 """
 
 # ruff: noqa: RUF001
@@ -112,13 +112,17 @@ def settle_loggers() -> None:
         return
     import logging
 
+    class Plain(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return scrubbed(super().format(record))
+
     verbose = VERBOSE in verbosity()
     for name in _OURS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.DEBUG if verbose else logging.ERROR)
         if verbose and not logger.handlers:
             handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+            handler.setFormatter(Plain("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
             logger.addHandler(handler)
             logger.propagate = False
 

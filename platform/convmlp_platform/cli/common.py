@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.console import QUIET, VERBOSE, say_error, settle_loggers
@@ -83,11 +83,17 @@ def all_commands(
     parser: argparse.ArgumentParser, words: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
     """The words and the parser of every command, groups of commands and those in them."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, own in action.choices.items():
-                yield (*words, name), own
-                yield from all_commands(own, (*words, name))
+    for action in arguments_of(parser):
+        for name, own in action.choices.items() if isinstance(action.choices, Mapping) else ():
+            yield (*words, name), own
+            yield from all_commands(own, (*words, name))
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
+    """The options and arguments that a parser takes, also those in groups. Its commands are one of them, whose
+    `choices` are a mapping. argparse documents no way to ask.
+    """
+    return parser._actions
 
 
 def say_as_much(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from convmlp_platform.cli.common import RUN_HELP, all_commands
+from convmlp_platform.cli.common import RUN_HELP, all_commands, arguments_of
 
 _BASH = """\
 # convmlp's words for the TAB key: eval "$(convmlp completion bash)", or "$(convmlp completion zsh)", in the shell's
@@ -78,7 +78,7 @@ def script(shell: str, program: argparse.ArgumentParser) -> str:
 def _words(parser: argparse.ArgumentParser) -> list[str]:
     """The names of commands, or choices, and options that a parser takes."""
     found: list[str] = []
-    for action in parser._actions:
+    for action in arguments_of(parser):
         found += [name for name in action.option_strings if name.startswith("--")]
         if not action.option_strings and action.choices:
             found += map(str, action.choices)
@@ -86,4 +86,4 @@ def _words(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _takes_a_run(parser: argparse.ArgumentParser) -> bool:
-    return any(str(action.help or "").startswith(RUN_HELP) for action in parser._actions)
+    return any(str(action.help or "").startswith(RUN_HELP) for action in arguments_of(parser))

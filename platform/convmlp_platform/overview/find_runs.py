@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convmlp_platform.config.paths import root
+from convmlp_platform.errors import ConfigError
+from convmlp_platform.launch.supervisor import lease
 from convmlp_platform.runs.find_run import RUNS, find_run
 from convmlp_platform.sweep import trial_record
 
@@ -15,13 +17,14 @@ from convmlp_platform.sweep import trial_record
 _OF_RUNS = frozenset(
     {
         "run.json", "job.json", "events.jsonl", "checkpoints", "ledger", "goodput", "init",
-        trial_record.NAME,
+        lease.NAME, trial_record.NAME,
     }
 )  # fmt: skip
 # Datasets, evaluations and bundles hold no runs.
 _OF_OTHERS = frozenset({"manifest.json", "result.json", "bundle.json", "MLmodel"})
 _SWEEP = "sweep.json"
 _DEEPEST = 3
+_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,21 @@ def runs_place(text: str | None) -> Path:
         ConfigError: there is no such folder.
     """
     return root() / RUNS if text is None else find_run(text, noun="folder of runs")
+
+
+def one_run(text: str) -> Path:
+    """The folder of the run that a user names.
+
+    Raises:
+        ConfigError: there is no such folder, or it holds no run, or several.
+    """
+    folder = find_run(text)
+    found = find_runs(folder)
+    if [one.path for one in found] == [folder]:
+        return folder
+    names = ", ".join(f"{text.rstrip('/')}/{one.name}" for one in found[:_NAMES_SHOWN])
+    more = f": it holds {names}{', ...' if len(found) > _NAMES_SHOWN else ''}" if found else ""
+    raise ConfigError(f"{folder} is no run's folder{more}")
 
 
 def find_runs(place: Path) -> list[FoundRun]:

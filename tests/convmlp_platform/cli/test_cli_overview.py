@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -18,8 +17,8 @@ import pytest
 from run_folders import died, finished
 
 from convmlp_platform.cli import main as cli
+from convmlp_platform.cli.common import all_commands, arguments_of
 from convmlp_platform.cli.completion import script
-from convmlp_platform.cli.common import all_commands
 from convmlp_platform.cli.main import main
 from convmlp_platform.health.events import RunEvents
 from data_prep.console import QUIET, VERBOSE, say, say_result, settle_loggers
@@ -74,6 +73,18 @@ def test_no_runs_and_no_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["watch", "nowhere", "--interval", "0"]) == 2
 
 
+def test_what_is_no_run_is_not_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for trial in ("lr-1", "lr-2"):
+        finished(tmp_path / "runs" / "sweep" / trial, time.time())
+    (tmp_path / "runs" / "sweep" / "sweep.json").write_text('{"trials": ["lr-1", "lr-2"]}')
+    assert main(["watch", "sweep"]) == 2
+    assert "sweep is no run's folder: it holds sweep/lr-1, sweep/lr-2" in capsys.readouterr().err
+    assert main(["watch", "sweep/lr-1", "--once"]) == 0
+    (tmp_path / "runs" / "empty").mkdir()
+    assert main(["watch", "empty"]) == 2
+    assert capsys.readouterr().err.endswith("empty is no run's folder\n")
+
+
 def test_a_terminal_has_colours_unless_none_are_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,8 +128,9 @@ def test_verbose_lets_our_loggers_speak(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 0
-    RunEvents(tmp_path / "events.jsonl").append("driver_started", pid=1)
-    assert "convmlp_platform.health.events: driver_started {'pid': 1}" in capsys.readouterr().err
+    RunEvents(tmp_path / "events.jsonl").append("driver_started", pid=1, uri="http://me:secret@host/")
+    told = capsys.readouterr().err
+    assert "convmlp_platform.health.events: driver_started {'pid': 1, " in told and "secret" not in told
 
 
 def test_quiet_processes_of_a_job_warn_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +141,13 @@ def test_quiet_processes_of_a_job_warn_of_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_command_takes_both() -> None:
-    for words, parser in all_commands(cli._parser()[0]):
-        if not any(isinstance(action, argparse._SubParsersAction) for action in parser._actions):
-            options = {name for action in parser._actions for name in action.option_strings}
-            assert {"-q", "--quiet", "-v", "--verbose"} <= options, words
+    """If argparse keeps a parser's arguments elsewhere, `-q`, `-v` and completion are what depends on it
+    (`cli.common.arguments_of`)."""
+    commands = dict(all_commands(cli._parser()[0]))
+    assert {("run",), ("data",), ("data", "verify"), ("checkpoints", "list")} <= commands.keys()
+    for words, parser in commands.items():
+        options = {name for action in arguments_of(parser) for name in action.option_strings}
+        assert {"-q", "--quiet", "-v", "--verbose"} <= options, words
 
 
 def completed(tmp_path: Path, *words: str) -> list[str]:

@@ -77,10 +77,10 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _watch(arguments: argparse.Namespace) -> int:
     try:
+        from convmlp_platform.overview.find_runs import one_run
         from convmlp_platform.overview.watch_run import watch
-        from convmlp_platform.runs.find_run import find_run
 
-        run = find_run(arguments.run)
+        run = one_run(arguments.run)
         return watch(run, run.name, once=arguments.once, interval=arguments.interval)
     except KeyboardInterrupt:
         return _INTERRUPTED
