@@ -101,13 +101,17 @@ def overview_from(reader: RunReader, name: str, now: float) -> RunOverview:
 
 
 def _with_problems(found: RunOverview, reader: RunReader) -> RunOverview:
-    if reader.refused:
-        return replace(found, state="hidden", note=reader.problems[0])
+    """A run that somebody has goes on whatever can't be read: its state stays, and the note says it."""
     problems = list(reader.problems)
+    goes_on = found.state in GOING_ON and reader.lease is not None
     missing = reader.identity is None and not (reader.run / IDENTITY_NAME).exists()
-    if missing and (reader.checkpoints or reader.logs) and found.state not in GOING_ON:
+    if missing and (reader.checkpoints or reader.logs) and not goes_on:
         problems.append(f"{IDENTITY_NAME} is missing")
-    return replace(found, state="damaged", note="; ".join(problems)) if problems else found
+    if not problems:
+        return found
+    if goes_on:
+        return replace(found, note="; ".join([*filter(None, [found.note]), *problems]))
+    return replace(found, state="hidden" if reader.refused else "damaged", note="; ".join(problems))
 
 
 def last_sign(reader: RunReader) -> float | None:

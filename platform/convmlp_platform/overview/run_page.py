@@ -30,7 +30,6 @@ class RunPage:
 
     Args:
         rows: a label, and its lines; a label without lines isn't there.
-        loss: training's, newest last.
     """
 
     overview: RunOverview
@@ -38,7 +37,7 @@ class RunPage:
 
     @property
     def headline(self) -> str:
-        """`NAME  running  (starting)`."""
+        """`NAME: running (starting)`."""
         note = f" ({self.overview.note})" if self.overview.note else ""
         return f"{self.overview.name}: {self.overview.state}{note}"
 

@@ -61,17 +61,23 @@ def plain_lines(page: RunPage) -> list[str]:
 def _tell(reader: RunReader, page: RunPage, interval: float) -> RunPage:
     """Print what is new, a line each, until the run ends."""
     news = _News(reader)
-    name, state = page.overview.name, page.headline
+    name, told = page.overview.name, _state(page)
     while page.overview.state in GOING_ON:
         sleep(interval)
         reader.read()
         page = page_of(reader, name, time())
         for line in news.lines(page):
             say_result(line)
-        if page.headline != state:
-            state = page.headline
-            say_result(state)
+        if _state(page) != told:
+            told = _state(page)
+            say_result(page.headline)
     return page
+
+
+def _state(page: RunPage) -> tuple[str, str]:
+    """The state and its note; of silence, which gets longer and longer, without that."""
+    state = page.overview.state
+    return state, "" if state == "silent" else page.overview.note
 
 
 class _News:

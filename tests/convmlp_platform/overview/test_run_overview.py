@@ -172,6 +172,15 @@ def test_damage_is_said_in_the_row(tmp_path: Path) -> None:
     assert state(folder) == ("damaged", "events.jsonl: Is a directory")
 
 
+def test_damage_doesnt_hide_that_a_run_goes_on(tmp_path: Path) -> None:
+    run = Story(NOW, pid=os.getpid()).write(tmp_path / "run")
+    (run / "job.json").write_text("{")
+    with run_lease(run).hold():
+        name, note = state(run)
+    assert name == "running" and note.startswith("job.json can't be read")
+    assert state(run)[0] == "damaged"
+
+
 def test_any_cut_or_garbage_is_a_row(tmp_path: Path) -> None:
     """No file of a run that was cut anywhere, or overwritten, ends in a traceback."""
     whole = died(tmp_path / "whole", NOW)
