@@ -22,7 +22,7 @@ from convmlp_platform.report.blocks import Tone, cut
 from convmlp_platform.report.journal_digest import JournalDigest, digest_of
 from convmlp_platform.runs.run_folder import RunFolder, last_job, stored_identity
 from convmlp_platform.tracking.delivery_state import journal_path
-from convmlp_platform.training.evaluation.evaluations import Evaluation, read_evaluations
+from convmlp_platform.training.evaluation.evaluation_record import Evaluation, read_evaluations
 from convmlp_platform.training.guard.incidents import Incident, read_incidents
 
 _FRESH_S = 90.0
