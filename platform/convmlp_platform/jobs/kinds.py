@@ -66,7 +66,7 @@ class JobKind(ABC):
         """
         return []
 
-    def machine_lines(self, nodes: Sequence[Node]) -> list[str]:
+    def machine_lines(self, nodes: CountNodes) -> list[str]:
         """Lines of `convmlp check` on what the job takes of these nodes, and on what makes little sense there."""
         return []
 
@@ -134,18 +134,19 @@ class TrainingKind(JobKind):
 
         return capacity.check(self.job, None if nodes is None else nodes())
 
-    def machine_lines(self, nodes: Sequence[Node]) -> list[str]:
+    def machine_lines(self, nodes: CountNodes) -> list[str]:
         """See JobKind."""
         from convmlp_platform.launch import messages
         from convmlp_platform.launch.cluster import capacity
 
-        job, gpu = self.job, capacity.uses_gpu(self.job, nodes)
+        counted = nodes()
+        job, gpu = self.job, capacity.uses_gpu(self.job, counted)
         workers = messages.count(job.launch.num_workers, "GPU worker" if gpu else "CPU worker")
         cpus, readers = job.launch.cpus_per_worker, job.data.num_workers
         return [
             f"workers  {workers} of {messages.count(cpus, 'CPU')} and {messages.count(readers, 'reader')}, in "
             f"{job.engine.precision}",
-            *capacity.slow_precision("engine.precision", job.engine.precision, gpu, nodes),
+            *capacity.slow_precision("engine.precision", job.engine.precision, gpu, counted),
         ]
 
     def run(self, *, use_ray: bool) -> int:
@@ -179,12 +180,13 @@ class _OneWorkerKind(JobKind):
         counted = (nodes or capacity.cluster_nodes)()
         return capacity_problems(self.job.launch, self.job.evaluate.precision, counted)
 
-    def machine_lines(self, nodes: Sequence[Node]) -> list[str]:
+    def machine_lines(self, nodes: CountNodes) -> list[str]:
         """See JobKind."""
         from convmlp_platform.launch.cluster.capacity import slow_precision
 
-        gpu = self.job.launch.use_gpu is not False and any(node.gpus for node in nodes)
-        return slow_precision("evaluate.precision", self.job.evaluate.precision, gpu, nodes)
+        counted = nodes()
+        gpu = self.job.launch.use_gpu is not False and any(node.gpus for node in counted)
+        return slow_precision("evaluate.precision", self.job.evaluate.precision, gpu, counted)
 
 
 @dataclass

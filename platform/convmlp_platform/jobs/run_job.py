@@ -86,9 +86,9 @@ def _check_cluster(kind: JobKind, report: PreflightReport) -> None:
         auth.settle(None)
         report.summary.append("cluster  none named: a Ray of its own is started on this machine")
         report.problems += kind.room_problems(None, capacity.own_nodes)
-        report.summary += kind.machine_lines(capacity.own_nodes())
+        report.summary += kind.machine_lines(capacity.own_nodes)
         return
     with connect(named) as address:
         report.summary.append(f"cluster  {address}")
         report.problems += kind.room_problems(address)
-        report.summary += kind.machine_lines(capacity.cluster_nodes())
+        report.summary += kind.machine_lines(capacity.cluster_nodes)

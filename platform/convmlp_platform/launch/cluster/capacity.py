@@ -23,6 +23,8 @@ from data_prep import console
 WAIT_VARIABLE = "CONVMLP_WAIT_FOR_CAPACITY_S"
 """Seconds to wait for nodes to join; unset or 0: the cluster is as large as it gets."""
 _LOOK_S = 1.0
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
+"""Of NVIDIA's driver (Tegra's, Windows' subsystem's too) and AMD's. Without any, CUDA finds no GPU."""
 _KIND_OF_GPU = "accelerator_type:"
 _BEFORE_AMPERE = ("K80", "M60", "P4", "P40", "P100", "T4", "V100")
 """NVIDIA's data-centre GPUs of compute capability below 8.0, as Ray names them (ray.util.accelerators)."""
@@ -56,6 +58,8 @@ def _fast_gpus(resources: Mapping[str, float]) -> bool:
 
 def own_nodes() -> list[Node]:
     """The one node of a Ray that would be started on this machine, without starting it."""
+    if not any(Path(found).exists() for found in _GPU_DEVICES):
+        return [Node(_own_cpus(), 0, cpu_has_bf16())]  # and PyTorch, 4 s of CPU, isn't imported to say so
     import torch
 
     gpus = torch.cuda.device_count()
