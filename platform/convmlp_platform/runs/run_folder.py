@@ -36,14 +36,13 @@ from convmlp_platform.config.paths import resolve
 from convmlp_platform.errors import CheckpointError, ConfigError
 from convmlp_platform.runs.init_record import read_record
 from convmlp_platform.runs.moved_paths import follow_run
-from convmlp_platform.tracking.provenance.lineage_files import without_secrets
-from convmlp_platform.tracking.provenance.submitted_job import GivenJob, write_submission
 from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import DamagedJson, read_json
 from data_prep.storage.urls import is_url, shown
 
 if TYPE_CHECKING:
     from convmlp_platform.config.schema import TrainJob
+    from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 
 JOB_NAME = "job.json"
 
@@ -181,6 +180,8 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
         ConfigError: another recipe has the name.
         CheckpointError: the folder can't be written.
     """
+    from convmlp_platform.tracking.provenance.lineage_files import without_secrets
+
     check_owner(job, dataset_digest, weights)
     path = run_path(job)
     fields = stored_identity(path)
@@ -203,6 +204,8 @@ def record_submission(run: Path, given: GivenJob | None) -> None:
     Raises:
         CheckpointError: the folder can't be written.
     """
+    from convmlp_platform.tracking.provenance.submitted_job import write_submission
+
     try:
         write_submission(run, given)
     except OSError as error:
