@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +108,7 @@ def predict(model: str, images: Sequence[Path]) -> Sequence[Prediction]:
     for image in images:  # before seconds go into loading a model
         if not image.is_file():
             raise DataError(f"{image}: no such image file")
+    import tempfile
 
     from convmlp_platform.models.predictors.predictor import Predictor
     from convmlp_platform.runs.find_model import find_model
