@@ -24,7 +24,7 @@ import convmlp_platform.jobs.kinds, convmlp_platform.launch.run_summary, convmlp
 
 job, count, ranks, marks = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "ranks", Path(sys.argv[4])
 
-def run(job, *, stop):
+def run(job, callbacks, *, stop):
     (marks / f"runs-{os.getpid()}").touch()
     while not (marks / "end").exists() and stop.reason is None:
         time.sleep(0.01)
