@@ -118,6 +118,7 @@ def test_a_damaged_source_is_not_copied(s3: S3Proxy, tmp_path: Path) -> None:
         copy_dataset(str(source), str(tmp_path / "copy"), progress=quiet)
 
 
+@pytest.mark.slow
 def test_another_dataset_is_not_overwritten(s3: S3Proxy, tmp_path: Path) -> None:
     other, url = copied(tmp_path), f"s3://{BUCKET}/other"
     manifest = load_manifest(other)
@@ -131,6 +132,7 @@ def test_another_dataset_is_not_overwritten(s3: S3Proxy, tmp_path: Path) -> None
         assert place_of(target).read(MANIFEST_NAME) == before
 
 
+@pytest.mark.slow
 def test_an_object_changed_without_its_size_is_found_by_verify(s3: S3Proxy) -> None:
     source, url = digits("webdataset"), f"s3://{BUCKET}/changed"
     copy_dataset(str(source), url, progress=quiet)

@@ -20,7 +20,8 @@ from convmlp_platform.config.sections.task_section import BEST_METRICS
 from convmlp_platform.config.sweep_job import SweepJob
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.errors import ConfigError, PlatformError
-from convmlp_platform.launch.cluster.capacity import Node, check, cluster_nodes, uses_gpu, workers_that_fit
+from convmlp_platform.launch.cluster import capacity
+from convmlp_platform.launch.cluster.capacity import Node, check, uses_gpu, workers_that_fit
 from convmlp_platform.runs.run_folder import run_path
 from convmlp_platform.sweep.trial_record import plain, read_end
 from convmlp_platform.training.step_plan import StepPlan
@@ -279,7 +280,7 @@ def room_problems(plan: SweepPlan, cluster: str | None, nodes: Sequence[Node] | 
             f"launch.address (={cluster}): a sweep's driver must be on a machine of the cluster: submit it "
             "(`ray job submit jobs/...yaml`), or give the cluster's own address, host:port"
         ]
-    nodes = cluster_nodes() if nodes is None else nodes  # as they are: a sweep waits for none
+    nodes = capacity.cluster_nodes() if nodes is None else nodes  # as they are: a sweep waits for none
     found = [(planned.name, line) for planned in plan.todo for line in check(planned.trial.job, nodes)]
     return told_once(found, len(plan.todo))
 

@@ -135,6 +135,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make: Make) -> None:
 TWO_STAGES = {"dims": (8, 12), "blocks": (1, 2), "mlp_ratios": (2, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "options"),
     [

@@ -45,7 +45,8 @@ def test_parameters_are_the_published_ones(kind: str, name: str, parameters: int
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize("kind", [pytest.param("retinanet", marks=pytest.mark.slow), "mask_rcnn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_few_steps_reduce_the_loss_and_every_parameter_takes_part(kind: str) -> None:
     images, targets = pictures(1, 2)
     detector = task(kind)

@@ -173,6 +173,7 @@ def restore(base: Path, work: Path) -> None:
     shutil.copytree(base, work)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_operation_of_a_save(tmp_path: Path) -> None:
     """The third save: the first that retires one."""
     count, kinds = kill_everywhere(tmp_path, range(3, 4))

@@ -24,6 +24,7 @@ def test_a_fault_costs_no_checkpoint(tmp_path: Path) -> None:
     assert counts["folder, 1"] >= 10 and counts["object store, 1"] >= 4, counts
 
 
+@pytest.mark.slow
 def test_a_fault_of_one_of_two_ranks_costs_no_checkpoint(tmp_path: Path) -> None:
     """On real ranks: a commit that fails after all parts were handed in, and a part that seems not to be."""
     ends = r"(rename|PUT) .*(> step-\d+|manifest.json)|(replace|PUT) .*hand-in"

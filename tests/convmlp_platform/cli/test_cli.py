@@ -214,7 +214,7 @@ class Launch:
         self.end: int | BaseException = 0
         self.calls: list[tuple[Any, bool]] = []
 
-    def __call__(self, job: object, *, use_ray: bool) -> int:
+    def __call__(self, job: object, *, use_ray: bool, given: object = None) -> int:
         self.calls.append((job, use_ray))
         if isinstance(self.end, BaseException):
             raise self.end

@@ -102,6 +102,7 @@ def test_the_table_can_fail(tmp_path: Path) -> None:
     assert found == ["timm", "torch._dynamo"]
 
 
+@pytest.mark.slow
 def test_predict_leaves_the_compiler_alone(tmp_path: Path) -> None:
     model = convmlp.create_model("convmlp_tiny", 4)
     spec = BundleSpec(

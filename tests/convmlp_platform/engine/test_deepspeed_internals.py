@@ -117,6 +117,7 @@ def all_problems() -> list[str]:
     return [problem for stage in (1, 2, 3) for problem in problems(stage)]
 
 
+@pytest.mark.slow
 def test_zero_has_what_a_step_and_a_checkpoint_need() -> None:
     (found,) = run_ranks(all_problems, 1)
     assert found == [], "\n".join(found)

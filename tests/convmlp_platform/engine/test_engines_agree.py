@@ -166,6 +166,7 @@ def test_every_strategy_gives_the_same_run(reference: Any) -> None:
             assert_same(found_end, end, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategies", [FEW, REST])
 def test_every_strategy_goes_on_from_any_state(reference: Any, strategies: list[tuple[str, int]]) -> None:
     curve, middle, end = reference

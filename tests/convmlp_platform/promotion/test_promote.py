@@ -196,6 +196,7 @@ def bundle_file(toys: Toys, version: str) -> Path:
     return resolve(f"models:/{toys.name}/{version}", section=toys.section).bundle / WEIGHTS_NAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("whose", "damage"),
     [
@@ -279,6 +280,7 @@ def test_latency_and_a_class_can_be_limits(toys: Toys) -> None:
     assert not found.moved and "rules.max_latency_ratio allows 0.001" in found.decision.reason
 
 
+@pytest.mark.slow
 def test_the_record_of_training_samples_can_not_be_edited(toys: Toys) -> None:
     crown(toys)
     version = toys.add(trained_on=val_checksums(toys))

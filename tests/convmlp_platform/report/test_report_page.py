@@ -205,6 +205,7 @@ def test_detection_and_segmentation(tmp_path: Path, dataset: object, score: str)
     assert len(page.images) == 2 and "80.00 %" in page.sections["evaluation"]
 
 
+@pytest.mark.slow
 def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
     run = write_all(tmp_path / "large")
     noise = np.random.default_rng(0).integers(0, 255, (1500, 1400, 3), np.uint8)

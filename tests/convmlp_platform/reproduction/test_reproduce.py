@@ -39,7 +39,7 @@ def reproduced(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, st
     return code, printed.out, printed.err
 
 
-@pytest.mark.parametrize("name", ["digits", "tuned"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("tuned", marks=pytest.mark.slow)])
 def test_the_weights_are_equal_bit_by_bit(
     name: str, runs: RegisteredRuns, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +70,7 @@ def test_the_weights_are_equal_bit_by_bit(
     assert again == 0 and "EQUAL" in out, "what is done is compared again"
 
 
+@pytest.mark.slow
 def test_another_recipe_gives_other_weights_and_that_is_said(
     runs: RegisteredRuns, capsys: pytest.CaptureFixture[str]
 ) -> None:

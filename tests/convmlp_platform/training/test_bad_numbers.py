@@ -98,6 +98,7 @@ def test_a_fault_of_the_machine_is_cured_by_computing_again(tmp_path: Path, undi
     assert counted == [(0, 1.0), (4, 2.0)]
 
 
+@pytest.mark.slow
 def test_a_poisonous_sample_is_skipped_and_nothing_moves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -258,6 +258,7 @@ def test_who_was_replaced_in_an_evaluation_records_nothing(
     assert not (tmp_path / "runs" / "tiny" / "best").exists()
 
 
+@pytest.mark.slow
 def test_the_best_is_what_has_weights(tmp_path: Path) -> None:
     """That of an evaluation since rolled back is the best until a better one comes; a lost one counts no more."""
     values = short(tmp_path)

@@ -88,6 +88,7 @@ def derivable(folder: Path) -> list[Path]:
     return [*tars, *sorted((folder / "ffcv").glob("*.beton"))]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_one_damaged_shard_is_mended_from_its_twin(

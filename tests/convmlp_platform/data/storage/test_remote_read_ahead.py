@@ -96,6 +96,7 @@ def test_what_is_read_is_there_already(server: S3Proxy, tmp_path: Path) -> None:
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_bounds(server: S3Proxy, tmp_path: Path) -> None:
     near = plan_in(tmp_path / "near", windows=1)
     first = [block for block, step in needed(near, range(90)).items() if step <= near.steps_ahead]

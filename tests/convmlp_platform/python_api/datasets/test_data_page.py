@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_loop_over_webdataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expect_learning(block_with("as_webdataset"), capsys)
 

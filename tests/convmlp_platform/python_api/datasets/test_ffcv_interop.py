@@ -95,6 +95,7 @@ def as_ffcv_scales(values: NDArray[Any], size: tuple[int, int], how: Image.Resam
     return np.asarray(Image.fromarray(values).resize(size[::-1], how), np.int64)
 
 
+@pytest.mark.slow
 def test_detection(tmp_path: Path) -> None:
     dataset = open_dataset(rectangles(), cache_dir=tmp_path, masks=True)
     height, width = 35, 45
@@ -112,6 +113,7 @@ def test_detection(tmp_path: Path) -> None:
         assert target["masks"].shape == (len(wanted["labels"]), height, width)
 
 
+@pytest.mark.slow
 def test_segmentation(tmp_path: Path) -> None:
     dataset = open_dataset(stripes(), cache_dir=tmp_path)
     loader = dataset.as_ffcv_loader(4, image_size=(70, 96), normalize=False, num_workers=1)

@@ -153,7 +153,7 @@ def brightness(image: Any) -> float:
     return float(np.asarray(image).mean())
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_stock_data_loader_reads_it_in_workers(method: str) -> None:
     dataset = open_dataset(upright_photos())
     dataset[0]  # its files are open in this process
