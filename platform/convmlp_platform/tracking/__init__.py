@@ -8,7 +8,7 @@ Files in reading order:
     environment_tags  The environment of a run
     provenance/       The facts by which a result can be accounted for and made again
     delivery_state    The state of a run's delivery to MLflow, in `RUN_DIR/tracking/`
-    local_store       A SQLite store of MLflow, its artifacts and its runs, which move together
+    moved_store       A SQLite store of MLflow, its artifacts and its runs, which move together
     mlflow/           Delivers journals to MLflow; only this package and the registry import it
 
 May import: config, data_prep.dataset, data_prep.storage, errors.

@@ -26,11 +26,11 @@ from convmlp_platform.registry.registry import register_bundle, resolve
 from convmlp_platform.runs.run_folder import stored_job
 from convmlp_platform.tracking.delivery_state import Target, load_feed, load_target, save_target
 from convmlp_platform.tracking.journal import CheckpointCommitted
-from convmlp_platform.tracking.local_store import BEFORE, address_of, artifact_folder, follow, followed
 from convmlp_platform.tracking.mlflow.checkpoint_models import list_models
 from convmlp_platform.tracking.mlflow.client import ensure_experiment, open_client
 from convmlp_platform.tracking.mlflow.replayer import replay
 from convmlp_platform.tracking.mlflow.tracking_uri import check_tracking
+from convmlp_platform.tracking.moved_store import BEFORE, address_of, artifact_folder, follow, followed
 from convmlp_platform.tracking.tracker import Tracker
 
 SPEC = BundleSpec(
@@ -247,7 +247,7 @@ def test_two_that_open_it_at_once_rewrite_it_once(old: Path, tmp_path: Path) -> 
     old.rename(new)
     code = (
         "import logging, sys; from pathlib import Path; logging.basicConfig();"
-        "from convmlp_platform.tracking.local_store import follow;"
+        "from convmlp_platform.tracking.moved_store import follow;"
         "print('ready', flush=True); sys.stdin.readline(); follow(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(new / "mlflow.db")]

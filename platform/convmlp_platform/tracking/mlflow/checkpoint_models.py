@@ -23,12 +23,12 @@ from convmlp_platform.tracking.journal import (
     CheckpointRetired,
     ModelInput,
 )
-from convmlp_platform.tracking.local_store import address_of
 from convmlp_platform.tracking.mlflow.client import every, open_client
 from convmlp_platform.tracking.mlflow.limits import dataset_name, short_digest, valid_key, valid_model_name
 from convmlp_platform.tracking.mlflow.mlflow_internals import EXTERNAL_TAG
 from convmlp_platform.tracking.mlflow.server import mlflow_errors, silence
 from convmlp_platform.tracking.mlflow.tracking_uri import URI_VARIABLE, sqlite_path
+from convmlp_platform.tracking.moved_store import address_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

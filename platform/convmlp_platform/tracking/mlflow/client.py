@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from convmlp_platform.errors import TrackingError
 from convmlp_platform.tracking.delivery_state import without_secrets
-from convmlp_platform.tracking.local_store import follow, is_read_only
 from convmlp_platform.tracking.mlflow.server import mlflow_errors, settle_mlflow, silence
 from convmlp_platform.tracking.mlflow.tracking_uri import artifact_location, sqlite_path, tracking_uri
+from convmlp_platform.tracking.moved_store import follow, is_read_only
 from data_prep.storage import locks
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ from convmlp_platform.tracking.delivery_state import (
     without_secrets,
 )
 from convmlp_platform.tracking.journal import Artifact, Status, now_ms, read_chunk
-from convmlp_platform.tracking.local_store import address_of, followed
 from convmlp_platform.tracking.mlflow.delivery import (
     Delivery,
     RunLost,
@@ -42,6 +41,7 @@ from convmlp_platform.tracking.mlflow.delivery import (
 from convmlp_platform.tracking.mlflow.feeder import PipeLifeline
 from convmlp_platform.tracking.mlflow.server import error_text
 from convmlp_platform.tracking.mlflow.tracking_uri import URI_VARIABLE
+from convmlp_platform.tracking.moved_store import address_of, followed
 from data_prep.storage.locks import Held, Holder, Lock, holding
 
 if TYPE_CHECKING:

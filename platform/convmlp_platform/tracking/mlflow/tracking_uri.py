@@ -12,8 +12,8 @@ from pathlib import Path
 from convmlp_platform.config.paths import root
 from convmlp_platform.config.sections.execution import TrackingSection, TrackingTarget
 from convmlp_platform.tracking.delivery_state import SQLITE, without_secrets
-from convmlp_platform.tracking.local_store import artifact_folder, obstacle
 from convmlp_platform.tracking.mlflow.server import access_problem, registry_problem, silence
+from convmlp_platform.tracking.moved_store import artifact_folder, obstacle
 
 logger = logging.getLogger(__name__)
 
