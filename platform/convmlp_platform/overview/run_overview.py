@@ -81,6 +81,7 @@ def overview_from(reader: RunReader, name: str, now: float) -> RunOverview:
     step, steps = step_of(reader), steps_of(reader.logs)
     metric, best = best_of(reader)
     account, session = reader.account(), newest_session(reader.events)
+    told = reader.journal.goodput  # of all ranks; the account here is by rank 0's log alone
     found = RunOverview(
         name=name,
         place=str(reader.run),
@@ -91,7 +92,11 @@ def overview_from(reader: RunReader, name: str, now: float) -> RunOverview:
         left_s=_left(reader.logs, step, steps, seen, now) if state.name == "running" else None,
         metric=metric,
         best=best,
-        goodput=None if account is None or not account.total_s else account.goodput,
+        goodput=told
+        if state.name == "finished" and told is not None
+        else None
+        if account is None or not account.total_s
+        else account.goodput,
         workers=reader.logs[-1].header.world_size if reader.logs else None,
         restarts=tuple(session.causes) if session else (),
         saved=reader.checkpoints[-1] if reader.checkpoints else None,

@@ -30,6 +30,7 @@ from convmlp_platform.tracking.journal import (
     CheckpointRetired,
     MetricsRecord,
     Status,
+    Tags,
     read_chunk,
     tail_start,
 )
@@ -63,6 +64,8 @@ class JournalEnd:
         self.committed: dict[int, CheckpointCommitted] = {}
         """Checkpoints that were committed and not removed, by step."""
         self.status: Status | None = None
+        self.goodput: float | None = None
+        """0..1, as training told it when it ended, by the logs of all ranks."""
         self.time: float | None = None
         """Of the newest record, unix seconds."""
         self.damaged = 0
@@ -102,6 +105,8 @@ class JournalEnd:
                 self.committed.pop(record.step, None)
             case Status():
                 self.status = record
+            case Tags() if "goodput" in record.values:
+                self.goodput = _share(record.values["goodput"])
 
 
 class _Cached(Generic[Value]):
@@ -240,3 +245,11 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{os.fspath(error.filename or '')}: {error.strerror or error}".lstrip(": ")
     return str(error)
+
+
+def _share(text: str) -> float | None:
+    """Of "51.37 %"; None where it is none."""
+    try:
+        return float(text.removesuffix("%")) / 100
+    except ValueError:
+        return None

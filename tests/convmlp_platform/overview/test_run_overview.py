@@ -27,7 +27,7 @@ from convmlp_platform.overview.run_reader import JournalEnd, RunReader
 from convmlp_platform.overview.runs_table import newest_first, table_lines
 from convmlp_platform.sweep.trial_record import Ended, write_end
 from convmlp_platform.tracking.delivery_state import journal_path
-from convmlp_platform.tracking.journal import Journal, MetricsRecord, Status
+from convmlp_platform.tracking.journal import Journal, MetricsRecord, Status, Tags
 from data_prep.storage.locks import Holder
 
 NOW = 1_790_000_000.0
@@ -60,6 +60,20 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     assert found.restarts == ("hardware", "hang", "hardware")
     assert found.goodput == pytest.approx(0.9 * 210 / 280, abs=0.03)
     assert json.loads(json.dumps(found.to_dict(NOW)))["restarts"] == ["hardware", "hang", "hardware"]
+
+
+@pytest.mark.parametrize(("told", "share"), [("42.88 %", 0.4288), ("much", None)])
+def test_a_finished_run_has_the_goodput_that_all_its_ranks_gave(
+    tmp_path: Path, told: str, share: float | None
+) -> None:
+    """As `convmlp goodput`, the report and MLflow say it; an edited one is as if it hadn't been told."""
+    run = finished(tmp_path / "run", NOW)
+    by_rank_0 = look(run).goodput
+    journal = Journal(journal_path(run))
+    journal.append(Tags(values={"goodput": told}))
+    journal.close()
+    found = look(run)
+    assert found.state == "finished" and found.goodput == pytest.approx(by_rank_0 if share is None else share)
 
 
 def test_time_left_counts_from_the_last_sign(tmp_path: Path) -> None:
