@@ -14,7 +14,7 @@ from convmlp_platform.registry.promotions import PromotionDesk
 from convmlp_platform.training.run import run
 
 SENT = True
-METRICS = {"semantic_fpn": "miou", "retinanet": "box_ap", "mask_rcnn": "mask_ap"}
+METRICS = {"semantic_fpn": "miou", "retinanet": "ap", "mask_rcnn": "ap"}
 
 
 def registered(kind: str, folder: Path, name: str, epochs: int) -> Any:
