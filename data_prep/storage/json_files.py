@@ -8,7 +8,7 @@ all that can be wrong with it is one error, which the callers turn into that of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -87,6 +87,17 @@ def parse_json_lines(content: bytes, form: type[Form], *, finite: bool = True) -
                 yield parse_json(line, form, finite=finite)
             except DamagedJson:
                 yield None
+
+
+def plain_values(value: Any) -> Any:
+    """Mappings, lists and values as strict JSON has them: numbers that aren't finite as text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item) for item in value]
+    return value
 
 
 def _adapter(form: type[Form]) -> TypeAdapter[Form]:

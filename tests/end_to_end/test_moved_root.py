@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from prepared import few_digits
+from tree_state import state_of
 
 JOB = Path(__file__).parents[2] / "jobs" / "pretrain_digits.yaml"
 MODEL = "models:/convmlp-digits@champion"
@@ -46,16 +46,6 @@ def train(root: Path, steps: int) -> str:
     }
     sets = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
     return convmlp(root, "run", "--no-ray", str(JOB), *sets).stderr
-
-
-def state_of(root: Path) -> dict[str, tuple[int, str]]:
-    return {
-        str(path.relative_to(root)): (
-            path.lstat().st_mtime_ns,
-            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
-        )
-        for path in (root, *sorted(root.rglob("*")))
-    }
 
 
 def picture(root: Path) -> str:

@@ -39,6 +39,11 @@ def share(text: str) -> float:
     return value
 
 
+def add_overrides(parser: Any, about: str) -> None:
+    """Add --set KEY=VALUE, which may be given several times, to a parser or a group of its options."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=about)
+
+
 def add_price(parser: argparse.ArgumentParser) -> None:
     """Add --price and --currency."""
     parser.add_argument(

@@ -3,6 +3,7 @@
 Files in reading order:
 
     run_job          From a job to work on a cluster; and all that it would be refused for
+    read_job         Decides a job's values of `auto` by its dataset and by the machines
     kinds            The kinds of jobs: for each, all that `convmlp check` and `convmlp run` ask of a job of that kind
     training_job     A training job: on a Ray cluster under its supervisor, or in this process
     preparation_job  A data preparation, on a Ray cluster or in this process; then its pictures and its run in MLflow

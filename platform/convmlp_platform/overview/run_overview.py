@@ -13,7 +13,7 @@ from convmlp_platform.config.sections.task_section import BEST_METRICS
 from convmlp_platform.goodput.goodput_log import GoodputFile
 from convmlp_platform.overview.find_runs import FoundRun
 from convmlp_platform.overview.run_reader import ROW_BYTES, RunReader
-from convmlp_platform.overview.run_state import GOING_ON, StateFacts, newest_session, state_of
+from convmlp_platform.overview.run_state import GOING_ON, RunState, StateFacts, newest_session, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,7 @@ def overview_from(reader: RunReader, name: str, now: float) -> RunOverview:
     state = state_of(StateFacts(reader.events, reader.lease, status, reader.end, seen), now)
     step, steps = step_of(reader), steps_of(reader.logs)
     metric, best = best_of(reader)
-    account, session = reader.account(), newest_session(reader.events)
-    told = reader.journal.goodput  # of all ranks; the account here is by rank 0's log alone
+    session = newest_session(reader.events)
     found = RunOverview(
         name=name,
         place=str(reader.run),
@@ -92,17 +91,21 @@ def overview_from(reader: RunReader, name: str, now: float) -> RunOverview:
         left_s=_left(reader.logs, step, steps, seen, now) if state.name == "running" else None,
         metric=metric,
         best=best,
-        goodput=told
-        if state.name == "finished" and told is not None
-        else None
-        if account is None or not account.total_s
-        else account.goodput,
+        goodput=_goodput(reader, state),
         workers=reader.logs[-1].header.world_size if reader.logs else None,
         restarts=tuple(session.causes) if session else (),
         saved=reader.checkpoints[-1] if reader.checkpoints else None,
         seen=seen,
     )
     return _with_problems(found, reader)
+
+
+def _goodput(reader: RunReader, state: RunState) -> float | None:
+    """As training told it when it ended, by the logs of all ranks; else by rank 0's log alone."""
+    if state.name == "finished" and reader.journal.goodput is not None:
+        return reader.journal.goodput
+    account = reader.account()
+    return None if account is None or not account.total_s else account.goodput
 
 
 def _with_problems(found: RunOverview, reader: RunReader) -> RunOverview:

@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from convmlp_platform.config.automatic import value_at, with_stand_ins
+from convmlp_platform.config.explain import job_file
 from convmlp_platform.config.load import job_values, parse_job
 from convmlp_platform.config.overrides import put
 from convmlp_platform.config.schema import Job
 from convmlp_platform.errors import ConfigError
+from convmlp_platform.jobs.read_job import manifest_at, of_machines
 from data_prep.dataset.manifest import DatasetManifest
 
 Settings = Mapping[str, Any]
@@ -48,24 +50,12 @@ def job_of(
     """As `config.load.parse_job`, with values of `auto` decided as for the command line: by the dataset, wherever it
     is, and by the machines.
     """
-    return parse_job(values, where, origins, problems, _open_manifest, _of_machines)
+    return parse_job(values, where, origins, problems, manifest_at, of_machines)
 
 
 def checked_before(values: dict[str, Any], where: str, stand_in: Callable[[str], DatasetManifest]) -> Job:
     """The job as far as it can be known before its dataset is there, whose manifest `stand_in` makes up."""
     return parse_job(values, where, None, (), stand_in, lambda found, _where: with_stand_ins(found))
-
-
-def _open_manifest(path: str) -> DatasetManifest:
-    from convmlp_platform.data.dataset.split import open_manifest
-
-    return open_manifest(path)
-
-
-def _of_machines(values: dict[str, Any], where: str) -> dict[str, Any]:
-    from convmlp_platform.launch.cluster.machine_values import decided
-
-    return decided(values, where)
 
 
 def laid_over(
@@ -78,21 +68,12 @@ def laid_over(
     """
     result = plain(values)
     for name, value in sections.items():
-        result[name] = _merged(result.get(name), plain(value))
+        result[name] = job_file.laid_over(result.get(name), plain(value))
     for name, value in (settings or {}).items():
         if not isinstance(name, str) or not all(name.split(".")):
             raise ConfigError(f"settings: {name!r} is no name of a setting, such as optimizer.lr")
         put(result, name, plain(value), f"settings[{name!r}]")
     return result
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """A section's values over those that are there; one of another `kind` has none of them."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return new
-    if "kind" in new and new["kind"] != old.get("kind"):
-        return new
-    return old | {name: _merged(old.get(name), value) for name, value in new.items()}
 
 
 def plain(value: Any) -> Any:

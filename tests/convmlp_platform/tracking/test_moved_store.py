@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tree_state import state_of
 from unsent import replayed_here
 
 import convmlp
@@ -104,17 +104,6 @@ def each_root_is_another_process() -> Iterator[None]:
     utils._artifact_repos_cache.clear()
     yield
     utils._artifact_repos_cache.clear()
-
-
-def state_of(root: Path) -> dict[str, tuple[int, str]]:
-    """Time and content of each file and folder."""
-    return {
-        str(path.relative_to(root)): (
-            path.lstat().st_mtime_ns,
-            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
-        )
-        for path in (root, *sorted(root.rglob("*")))
-    }
 
 
 def content_of(database: Path) -> list[str]:

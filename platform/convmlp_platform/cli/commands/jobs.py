@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.cli.common import fail
+from convmlp_platform.cli.common import add_overrides, fail
 from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
     from convmlp_platform.config.schema import Job
-    from data_prep.dataset.manifest import DatasetManifest
 
 
 def add_sweep_command(commands: Any) -> None:
@@ -23,13 +23,7 @@ def add_sweep_command(commands: Any) -> None:
         "repeated, started ones go on from their checkpoints, failed ones are tried again.",
     )
     parser.add_argument("job", metavar="FILE", help="a sweep's file, such as jobs/sweep_cifar10.yaml")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set a value, e.g. max_concurrent=1, or of the job: job.training.epochs=2",
-    )
+    add_overrides(parser, "set a value, e.g. max_concurrent=1, or of the job: job.training.epochs=2")
     parser.set_defaults(call=_sweep)
 
 
@@ -68,13 +62,7 @@ def add_commands(commands: Any) -> None:
     show = commands.add_parser("show", help="print a job with all its values, defaults included")
     for command, call in ((run, _run), (check, _check), (show, _show)):
         command.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="set a value, e.g. optimizer.lr=1e-3",
-        )
+        add_overrides(command, "set a value, e.g. optimizer.lr=1e-3")
         command.set_defaults(call=call)
     show.add_argument(
         "--diff",
@@ -91,23 +79,14 @@ def add_commands(commands: Any) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> Job:
+    return _read(arguments.job, arguments.set)
+
+
+def _read(path: str, overrides: Sequence[str] = ()) -> Job:
     from convmlp_platform.config.load import load_job
+    from convmlp_platform.jobs.read_job import manifest_at, of_machines
 
-    return load_job(arguments.job, arguments.set, _open_manifest, _of_machines).resolved()
-
-
-def _open_manifest(path: str) -> DatasetManifest:
-    from convmlp_platform.data.dataset.split import open_manifest  # half a second, for jobs with `auto` only
-
-    return open_manifest(path)
-
-
-def _of_machines(values: dict[str, Any], where: str) -> dict[str, Any]:
-    from convmlp_platform.launch.cluster.machine_values import (
-        decided,
-    )  # may import PyTorch, for such jobs only
-
-    return decided(values, where)
+    return load_job(path, overrides, manifest_at, of_machines).resolved()
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -150,15 +129,14 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _job_of(text: str) -> Job:
     """The job in a file, or that a run was last started with."""
-    from convmlp_platform.config.load import load_job, parse_job
-
     if not text.endswith((".yaml", ".yml")):
+        from convmlp_platform.config.load import parse_job
         from convmlp_platform.runs.find_run import find_run
         from convmlp_platform.runs.run_folder import stored_job
 
         run = find_run(text)
         return parse_job(stored_job(run), str(run))
-    return load_job(text, (), _open_manifest, _of_machines).resolved()
+    return _read(text)
 
 
 def _schema(arguments: argparse.Namespace) -> int:

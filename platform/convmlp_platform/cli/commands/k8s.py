@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.cli.common import fail, positive
+from convmlp_platform.cli.common import add_overrides, fail, positive
 from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--namespace", default="convmlp", metavar="NS", help="default: convmlp")
     where.add_argument("--name", metavar="NAME", help="of the RayJob (default: the job's name)")
     more = parser.add_argument_group("the job")
-    more.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="set a value, e.g. optimizer.lr=1e-3"
-    )
+    add_overrides(more, "set a value, e.g. optimizer.lr=1e-3")
     more.add_argument(
         "--from-image",
         action="store_true",

@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from convmlp_platform.cli.common import add_overrides
 from convmlp_platform.errors import ConfigError
 from data_prep.console import say_result as say
 
@@ -40,12 +41,8 @@ def add_commands(commands: Any) -> None:
     promote.add_argument(
         "--candidate", default="candidate", metavar="VERSION", help="a number or an alias; default: candidate"
     )
-    promote.add_argument(
-        *("--set",),
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set a value of the job (`convmlp schema --kind promote`), e.g. rules.require=not_worse",
+    add_overrides(
+        promote, "set a value of the job (`convmlp schema --kind promote`), e.g. rules.require=not_worse"
     )
     back = _named(actions, "rollback", "give the alias back to the champion before", _roll_back)
     back.add_argument("--to", metavar="VERSION", help="a version that was champion; default: the one before")
@@ -278,13 +275,7 @@ def add_reproduce(commands: Any) -> None:
     parser.add_argument("--check-only", action="store_true", help="train nothing")
     parser.add_argument("--no-ray", action="store_true", help="train in this process, with one worker")
     parser.add_argument("--register", action="store_true", help="nominate the result as a candidate")
-    parser.add_argument(
-        *("--set",),
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set a value of the rebuilt job, e.g. launch.address=local",
-    )
+    add_overrides(parser, "set a value of the rebuilt job, e.g. launch.address=local")
     parser.set_defaults(call=_reproduce)
 
 

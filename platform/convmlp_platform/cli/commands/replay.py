@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.cli.common import RUN_HELP
+from convmlp_platform.cli.common import RUN_HELP, add_overrides
 from data_prep.console import say
 
 _DESCRIPTION = """\
@@ -71,12 +71,8 @@ def add_commands(commands: Any) -> None:
         help="do all steps from the run's first again, not those since a checkpoint",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another value for the run's job, e.g. data.path=/data/imagenet; none that decides the result",
+    add_overrides(
+        parser, "another value for the run's job, e.g. data.path=/data/imagenet; none that decides the result"
     )
     parser.add_argument(
         "--output",

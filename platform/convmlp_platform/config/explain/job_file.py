@@ -11,6 +11,7 @@ Sections are laid over sections, field by field; lists and values take the place
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +68,28 @@ def _extended(path: Path, field: str = "") -> tuple[dict[str, Any], dict[str, st
         raise ConfigError(
             f"{where} (={named}): its kind is {base.get('kind')!r}, this file's {kind!r}: a job extends one of its kind"
         )
-    origins: dict[str, str] = {}
-    return _laid_over(base, own, f"from {file}", "", origins), origins
+    return laid_over(base, own), dict.fromkeys(_left(base, own), f"from {file}")
 
 
-def _laid_over(
-    base: dict[str, Any], own: dict[str, Any], source: str, prefix: str, origins: dict[str, str]
-) -> dict[str, Any]:
-    found = dict(base)
-    for key, value in own.items():
-        there = base.get(key)
-        if isinstance(there, dict) and isinstance(value, dict) and _same_kind(there, value):
-            found[key] = _laid_over(there, value, source, f"{prefix}{key}.", origins)
-        else:
-            found[key] = value
-    origins |= {f"{prefix}{key}": source for key in base.keys() - own.keys()}
-    return found
+def laid_over(base: Any, own: Any) -> Any:
+    """`own` in place of `base`; of two sections field by field, unless their `kind` differs."""
+    if not _are_one_section(base, own):
+        return own
+    return base | {key: laid_over(base.get(key), value) for key, value in own.items()}
 
 
-def _same_kind(base: dict[str, Any], own: dict[str, Any]) -> bool:
-    return "kind" not in own or own["kind"] == base.get("kind")
+def _left(base: dict[str, Any], own: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what `laid_over` takes from `base`."""
+    for key, value in base.items():
+        if key not in own:
+            yield f"{prefix}{key}"
+        elif _are_one_section(value, own[key]):
+            yield from _left(value, own[key], f"{prefix}{key}.")
+
+
+def _are_one_section(base: Any, own: Any) -> bool:
+    both = isinstance(base, dict) and isinstance(own, dict)
+    return both and ("kind" not in own or own["kind"] == base.get("kind"))
 
 
 def _mapping(path: Path, field: str = "") -> dict[str, Any]:

@@ -12,5 +12,5 @@ Files in reading order:
     local_cluster       A real Ray cluster of several nodes on this machine
     ray_internals       Ray's private names that launching uses, each in one function
 
-May import: config, data_prep.console, data_prep.storage, errors, launch.workers, runs.
+May import: config, data_prep.console, data_prep.storage, errors, launch.workers, runs, tracking.provenance.
 """

@@ -18,6 +18,7 @@ from pathlib import Path
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.config.sections.execution import CPU_PRECISIONS
 from convmlp_platform.errors import LaunchError
+from convmlp_platform.tracking.provenance.frozen_environment import CPUINFO, cpu_instructions
 from data_prep import console
 
 WAIT_VARIABLE = "CONVMLP_WAIT_FOR_CAPACITY_S"
@@ -71,17 +72,12 @@ def own_nodes() -> list[Node]:
     return [Node(_own_cpus(), gpus, fast)]
 
 
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def cpu_has_bf16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this machine's CPU has instructions for bf16 products (AVX512-BF16, AMX, or Arm's).
 
     Without them PyTorch computes bf16 about ten times slower than fp32 (docs/benchmarks.md).
     """
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:  # no Linux
-        return False
-    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_instructions(cpuinfo))
 
 
 def _own_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -6,7 +6,6 @@ whose run was deleted or whose tags were edited.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ from convmlp_platform.registry.registry import WEIGHTS_TAG, find_version, regist
 from convmlp_platform.tracking.mlflow.client import open_client
 from convmlp_platform.tracking.mlflow.delivery import logged_model_of
 from convmlp_platform.tracking.mlflow.server import mlflow_errors
-from data_prep.storage.json_files import DamagedJson, parse_json
+from data_prep.storage.json_files import DamagedJson, parse_json, plain_values
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,16 +97,8 @@ class Lineage:
 
     def facts(self) -> dict[str, Any]:
         """All of it as plain JSON values; numbers that aren't finite as text."""
-        found: dict[str, Any] = _plain(asdict(self))
+        found: dict[str, Any] = plain_values(asdict(self))
         return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_lineage(uri: str, section: TrackingTarget | None = None) -> Lineage:

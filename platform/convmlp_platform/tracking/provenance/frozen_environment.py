@@ -22,6 +22,7 @@ _VARIABLES = (
 """They change how sums are taken."""
 _INSTRUCTIONS = re.compile(r"sse4_[12]|avx\w*|fma|f16c|amx\w*|asimd\w*|sve\w*|bf16|i8mm|neon")
 _INSTALLED = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-]+)\.dist-info")
+CPUINFO = Path("/proc/cpuinfo")
 _CPU_NAMES = ("model name", "Processor", "cpu model", "Model")
 
 
@@ -67,17 +68,17 @@ def cpu_model() -> str:
     return next((told[name] for name in _CPU_NAMES if told.get(name)), platform.processor() or "unknown")
 
 
-def cpu_instructions() -> list[str]:
+def cpu_instructions(cpuinfo: Path = CPUINFO) -> list[str]:
     """The processor's vector instructions, as the system names them."""
-    told = dict(_cpu_lines())
+    told = dict(_cpu_lines(cpuinfo))
     flags = (told.get("flags") or told.get("Features") or "").split()
     return sorted({flag for flag in flags if _INSTRUCTIONS.fullmatch(flag)})
 
 
-def _cpu_lines() -> list[tuple[str, str]]:
+def _cpu_lines(cpuinfo: Path = CPUINFO) -> list[tuple[str, str]]:
     """Linux's description of the first processor."""
     try:
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        first = cpuinfo.read_text().partition("\n\n")[0]
     except OSError:
         return []
     return [

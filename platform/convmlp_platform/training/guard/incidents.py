@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import time
@@ -27,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from data_prep.storage.files import sync_folder, write_atomically
-from data_prep.storage.json_files import Count, DamagedJson, read_json
+from data_prep.storage.json_files import Count, DamagedJson, plain_values, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -268,7 +267,7 @@ def _new_folder(folder: Path, kind: str, step: int, facts: Mapping[str, Any]) ->
         new = _New(writing, folder / f"{number:04d}-{kind}-step-{step}")
         yield new
         record = {"kind": kind, "step": step, "time": time.time(), **facts}
-        text = json.dumps(_plain(record), indent=2, allow_nan=False, default=str)
+        text = json.dumps(plain_values(record), indent=2, allow_nan=False, default=str)
         write_atomically(writing / RECORD, text.encode() + b"\n")
         writing.rename(new.path)
         sync_folder(folder)
@@ -318,14 +317,3 @@ def _checked(name: str) -> str:
     if not _FILE.fullmatch(name) or name == RECORD:
         raise ValueError(f"{name!r} is no name for a file of an incident")
     return name
-
-
-def _plain(value: Any) -> Any:
-    """The value as strict JSON has it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
