@@ -183,9 +183,10 @@ class _OneWorkerKind(JobKind):
     def machine_lines(self, nodes: CountNodes) -> list[str]:
         """See JobKind."""
         from convmlp_platform.launch.cluster.capacity import slow_precision
+        from convmlp_platform.launch.one_worker import takes_gpu
 
         counted = nodes()
-        gpu = self.job.launch.use_gpu is not False and any(node.gpus for node in counted)
+        gpu = takes_gpu(self.job.launch, counted)
         return slow_precision("evaluate.precision", self.job.evaluate.precision, gpu, counted)
 
 

@@ -12,7 +12,7 @@ from convmlp_platform.config.automatic import with_stand_ins
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
-from convmlp_platform.config.sections.execution import LaunchSection
+from convmlp_platform.config.sections.execution import CPU_PRECISIONS, LaunchSection
 from convmlp_platform.config.sweep_job import SweepJob
 from convmlp_platform.kubernetes.options import RenderOptions
 from data_prep.storage.urls import is_url, scrubbed, shown
@@ -154,7 +154,7 @@ def _launch_problems(job: Job, options: RenderOptions) -> Iterator[str]:
     if isinstance(job, TrainJob):
         yield from _placement_problems(job, options)
         if job.engine.precision == "fp16" and not options.gpus_per_pod:
-            yield "engine.precision: fp16 needs GPUs: give --gpus-per-pod, or use bf16"
+            yield f"engine.precision: fp16 needs GPUs: give --gpus-per-pod, or {CPU_PRECISIONS}"
     uri = None if isinstance(job, SweepJob) else getattr(job.tracking, "uri", None)
     if uri is not None:
         yield (

@@ -21,6 +21,11 @@ Call = Callable[..., Any]
 """`call(work, *values)`: what `work(*values)` gave."""
 
 
+def takes_gpu(launch: EvaluateLaunchSection, nodes: Sequence[Node]) -> bool:
+    """Whether such work computes on a GPU of these nodes."""
+    return launch.use_gpu is not False and any(node.gpus for node in nodes)
+
+
 def capacity_problems(launch: EvaluateLaunchSection, precision: str, nodes: Sequence[Node]) -> list[str]:
     """The problems that keep such work from running on a cluster of these nodes; empty if there are none."""
     fitting = [node for node in nodes if node.cpus >= launch.cpus]
@@ -60,7 +65,7 @@ def one_worker(name: str, launch: EvaluateLaunchSection, precision: str) -> Iter
         nodes = cluster_nodes()
         if problems := capacity_problems(launch, precision, nodes):
             raise LaunchError("\n".join(problems))
-        gpu = launch.use_gpu is not False and any(node.gpus for node in nodes)
+        gpu = takes_gpu(launch, nodes)
         # One call a process: nothing of one call is left for the next.
         remote = ray.remote(num_cpus=launch.cpus, num_gpus=int(gpu), max_retries=0, max_calls=1)(_in_worker)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convmlp_platform.config import paths
+from convmlp_platform.config.automatic import value_at
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import job_values
 from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
@@ -103,7 +104,9 @@ def prepare(
         output = base.get("output")
         base["output"] = (output if isinstance(output, dict) else {}) | {"path": str(out)}
     values = _on(laid_over(base, sections, settings), ray)
-    values.setdefault("name", f"prep-{_as_name(Path(str(_get(values, 'output', 'path') or 'dataset')).name)}")
+    values.setdefault(
+        "name", f"prep-{_as_name(Path(str(value_at(values, 'output.path') or 'dataset')).name)}"
+    )
     ready = _checked(values, where, PrepareJob).resolved()
     from convmlp_platform.jobs.preparation_job import prepare_dataset
     from convmlp_platform.jobs.run_job import admitted
@@ -156,8 +159,8 @@ def train(
     if data is not None:
         sections["data"] = data if isinstance(data, Mapping) else {"path": _dataset_or_folder(data)}
     values = _on(laid_over(base, sections, settings), ray)
-    if data is not None and (folder := _folder_of_images(_get(values, "data", "path"))) is not None:
-        _checked(values, where, TrainJob, stand_in_for=str(_get(values, "data", "train_split") or "train"))
+    if data is not None and (folder := _folder_of_images(value_at(values, "data.path"))) is not None:
+        _checked(values, where, TrainJob, stand_in_for=str(value_at(values, "data.train_split") or "train"))
         values["data"]["path"] = _prepared_from(folder, prepared, ray).path
     ready = _checked(values, where, TrainJob).resolved()
     from convmlp_platform.jobs.run_job import admitted
@@ -209,9 +212,9 @@ def evaluate(
         base["name"] = place.name
         sections = {"output": {"path": str(place.parent)}, **sections}
     values = _on(laid_over(base, sections, settings), ray)
-    named = str(_get(values, "model", "from")).removeprefix(paths.REGISTRY_SCHEME).rstrip("/")
+    named = str(value_at(values, "model.from")).removeprefix(paths.REGISTRY_SCHEME).rstrip("/")
     values.setdefault(
-        "name", _as_name(f"{named.rpartition('/')[2]}-{_get(values, 'data', 'split') or 'val'}")
+        "name", _as_name(f"{named.rpartition('/')[2]}-{value_at(values, 'data.split') or 'val'}")
     )
     ready = _checked(values, where, EvaluateJob).resolved()
     from convmlp_platform.jobs.evaluation_job import evaluated
@@ -262,11 +265,6 @@ def _checked(values: dict[str, Any], where: str, kind: type[JobT], stand_in_for:
         )
         raise ConfigError(f"{where}: kind: must be {wanted} (got {job.kind}): {other}")
     return job
-
-
-def _get(values: Mapping[str, Any], section: str, name: str) -> Any:
-    found = values.get(section)
-    return found.get(name) if isinstance(found, dict) else None
 
 
 def _dataset_or_folder(data: str | Path | PreparedDataset) -> str:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from convmlp_platform.config.automatic import value_at
 from convmlp_platform.config.identity import identity_of
 from convmlp_platform.errors import DataError
 from convmlp_platform.goodput.account import Goodput, Price, account_of
@@ -71,10 +72,7 @@ class ReportedRun:
 
     def setting(self, dotted: str) -> Any:
         """A value of the job by its dotted name; None where there is none."""
-        value: Any = self.job
-        for part in dotted.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return value_at(self.job, dotted)
 
     @cached_property
     def digest(self) -> JournalDigest:

@@ -179,6 +179,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "convmlp_platform", *words],
             stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True,
+            # Whoever was started in the background, as tests may be, ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         os.close(theirs)
         self.raw, self._own = b"", own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.errors import TrackingError
@@ -85,7 +84,7 @@ def decision_facts(client: MlflowClient, name: str, version: str) -> tuple[list[
     return [
         {
             "number": one.number,
-            "at": datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "at": moment(round(1000 * one.at)),
             "kind": one.kind,
             "alias": one.alias,
             "from": one.held,
