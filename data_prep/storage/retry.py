@@ -29,7 +29,8 @@ _jitter = random.Random()
 
 @dataclass(frozen=True)
 class Patience:
-    """How long transient errors are borne: pauses grow from `first_pause` to `longest_pause`, in seconds."""
+    """How long transient errors are borne: pauses grow from `first_pause` to `longest_pause`, in seconds. There is a
+    second try in any case: the first may have lasted longer than `total`."""
 
     total: float = 120.0
     first_pause: float = 0.25
@@ -54,11 +55,11 @@ def retried(work: Callable[[], T], url: str, patience: Patience | None = None) -
             raise
         except Exception as error:
             left = deadline - time.monotonic()
-            if not is_transient(error) or left <= 0:
+            if not is_transient(error) or (left <= 0 and tries > 1):
                 raise _explained(error, url, tries, patience) from error
             if tries == 1:
                 _log.warning("%s: %s; trying again", shown(url), _reason(error))
-        time.sleep(min(_jitter.uniform(pause / 2, pause), left))
+        time.sleep(max(0.0, min(_jitter.uniform(pause / 2, pause), left)))
         pause = min(2 * pause, patience.longest_pause)
 
 

@@ -152,6 +152,19 @@ def test_an_endpoint_that_refuses_connections_is_asked_again(
     assert raised.value.cause == "storage"
 
 
+def test_a_first_try_that_outlasts_the_patience_is_not_the_last() -> None:
+    tries = []
+
+    def slow_at_first() -> str:
+        tries.append(time.sleep(0.0 if tries else 2 * HASTE.total))
+        if len(tries) == 1:
+            raise ConnectionResetError
+        return "read"
+
+    assert retried(slow_at_first, "s3://bucket/x", HASTE) == "read"
+    assert len(tries) == 2
+
+
 @pytest.fixture
 def self_signed(tmp_path: Path) -> Iterator[str]:
     """The URL of an HTTPS server whose certificate no authority vouches for."""
