@@ -1,5 +1,7 @@
-"""Optimizers by name, through timm: decay of the weights alone, by timm's rule, or of every parameter."""
+"""Optimizers by name, torch's or timm's: decay of the weights alone, by timm's rule, or of every parameter."""
 
+from collections.abc import Callable
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -19,8 +21,13 @@ OPTIMIZERS: dict[str, frozenset[str]] = {
     "momentum": frozenset({"momentum"}),
 }
 
-_FUSED = ("adam", "adamw", "sgd", "momentum")
-"""Those of torch, whose one kernel updates all parameters, on CPUs too (docs/benchmarks.md)."""
+_TORCHS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (torch.optim.Adam, {}),
+    "adamw": (torch.optim.AdamW, {}),
+    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
+}
+"""Those of torch, whose one kernel updates all parameters, on CPUs too (docs/benchmarks.md); the others are timm's."""
 
 
 def create_optimizer(
@@ -51,21 +58,13 @@ def create_optimizer(
     given: dict[str, Any] = {"betas": betas, "eps": eps, "momentum": momentum}
     options = {option: value for option, value in given.items() if value is not None}
     check_optimizer(name=name, decay=decay, **options)
-    import timm.optim  # with torch's compiler, which torch's optimizers load as well, seconds of import
+    groups = _groups(model, weight_decay, decay)
+    if name in _TORCHS:
+        kind, defaults = _TORCHS[name]
+        return kind(groups, lr=lr, weight_decay=weight_decay, fused=True, **defaults | options)
+    import timm.optim  # with all of timm's networks, a second of import, which most jobs are spared
 
-    def groups_of(module: nn.Module, **kwargs: Any) -> list[dict[str, Any]]:
-        if decay == "all":
-            return [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}]
-        groups = timm.optim.param_groups_weight_decay(
-            module, weight_decay, no_weight_decay_list=_no_weight_decay(module)
-        )
-        return [group for group in groups if group["params"]]
-
-    if name in _FUSED:
-        options["fused"] = True
-    return timm.optim.create_optimizer_v2(
-        model, opt=name, lr=lr, weight_decay=weight_decay, param_group_fn=groups_of, **options
-    )
+    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, **options)
 
 
 def check_optimizer(*, name: str, decay: str = "weights", **options: Any) -> None:
@@ -82,6 +81,19 @@ def check_optimizer(*, name: str, decay: str = "weights", **options: Any) -> Non
         raise ValueError(f"betas must lie in [0, 1), not {tuple(options['betas'])}")
 
 
-def _no_weight_decay(module: nn.Module) -> set[str]:
-    exclude = getattr(module, "no_weight_decay", None)
-    return set(exclude()) if exclude is not None else set()
+def _groups(model: nn.Module, weight_decay: float, decay: Decay) -> list[dict[str, Any]]:
+    """The groups of parameters that aren't empty, made and in the order as by timm (`param_groups_weight_decay`)."""
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if decay == "all":
+        return [{"params": list(trained.values())}]
+    exclude = getattr(model, "no_weight_decay", None)
+    patterns = tuple(exclude()) if exclude is not None else ()
+    plain: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    for name, one in trained.items():
+        excluded = (
+            one.ndim <= 1 or name.endswith(".bias") or any(fnmatch(name, pattern) for pattern in patterns)
+        )
+        (plain if excluded or not weight_decay else decayed).append(one)
+    groups = ((plain, 0.0), (decayed, weight_decay))
+    return [{"params": ones, "weight_decay": share} for ones, share in groups if ones]

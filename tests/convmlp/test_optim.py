@@ -39,6 +39,20 @@ def test_what_the_model_excludes_is_excluded_through_the_task() -> None:
     assert all(model.pos_embed is not parameter for parameter in decayed)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("model", ["convmlp_tiny", "vit_tiny_patch16_224"])
+def test_groups_and_options_are_those_that_timm_makes(name: str, weight_decay: float, model: str) -> None:
+    import timm.optim
+
+    given = create_model(model, 10, **({"img_size": 32} if model.startswith("vit") else {}))
+    own = create_optimizer(given, name=name, lr=0.1, weight_decay=weight_decay)
+    timms = timm.optim.create_optimizer_v2(given, name, lr=0.1, weight_decay=weight_decay)
+    for mine, other in zip(own.param_groups, timms.param_groups, strict=True):
+        assert list(map(id, mine.pop("params"))) == list(map(id, other.pop("params")))
+        assert mine | {"fused": None} == other | {"fused": None}
+
+
 @pytest.mark.parametrize("model", [nn.Linear(2, 2, bias=False), nn.LayerNorm(2), nn.Linear(2, 2)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_no_group_is_empty_and_no_parameter_is_lost(model: nn.Module, weight_decay: float) -> None:

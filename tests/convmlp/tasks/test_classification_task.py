@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convmlp.tasks.classification import ClassificationTask, create_mixing, metrics
@@ -78,7 +80,25 @@ def test_metrics_count_the_right_fractions() -> None:
     collection.update(logits, torch.tensor([6, 2]))
     values = {name: value.item() for name, value in collection.compute().items()}
     assert values == {"top1": pytest.approx(0.25), "top5": pytest.approx(0.75)}
-    assert list(ClassificationTask(linear(), num_classes=5).metrics().keys()) == ["top1"]
+    collection.reset()
+    assert all(value == 0 for value in collection.compute().values())
+    assert list(ClassificationTask(linear(), num_classes=5).metrics().compute()) == ["top1"]
+
+
+@given(st.integers(1, 40), st.integers(6, 12), st.integers(0, 2**31), st.booleans())
+def test_metrics_count_as_torchmetrics_do(samples: int, classes: int, seed: int, coarse: bool) -> None:
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(samples, classes, generator=generator)
+    logits = logits.round() if coarse else logits  # equal ones
+    labels = torch.randint(classes, (samples,), generator=generator)
+    counted = metrics(classes)
+    for part in range(0, samples, 7):
+        counted.update(logits[part : part + 7], labels[part : part + 7])
+    for name, k in {"top1": 1, "top5": 5}.items():
+        wanted = multiclass_accuracy(logits, labels, classes, average="micro", top_k=k)
+        assert counted.compute()[name] == wanted
 
 
 def test_label_smoothing_out_of_range_is_refused() -> None:
