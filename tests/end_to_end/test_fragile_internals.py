@@ -23,7 +23,7 @@ DEEPSPEED = {
 }  # fmt: skip
 """Attributes without an underscore that DeepSpeed's documentation doesn't name."""
 # A pickle's own names, which are compared and never used; modules that are imported if they are there.
-ONLY_NAMED = {"convmlp/weight_files.py", "platform/convmlp_platform/launch/workers/warm_modules.py"}
+ONLY_NAMED = {"convmlp/weight_files.py", "platform/convmlp_platform/launch/workers/fork_server_link.py"}
 
 
 def listed() -> dict[str, str]:

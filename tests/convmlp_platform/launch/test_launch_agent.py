@@ -1,9 +1,14 @@
-"""The agent and its nursery, as real processes, without Ray and without torch."""
+"""The agent and its node's fork server, as real processes, without Ray and without torch."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +17,8 @@ import psutil
 import pytest
 
 from convmlp_platform.launch.workers.agent import Agent
+from convmlp_platform.launch.workers.fork_server_link import SERVER_PREFIX
+from convmlp_platform.launch.workers.process_files import memory_folder
 from convmlp_platform.launch.workers.worker_report import Report
 
 
@@ -44,6 +51,12 @@ def sleeping(agent: Agent, start: int = 1) -> tuple[int, int]:
     watch_until(agent, lambda report: lines.extend(line for _, line in report.lines) or lines)
     assert pid is not None
     return pid, int(lines[0].split()[1])
+
+
+def server_of(pid: int) -> psutil.Process:
+    server = psutil.Process(pid).parent()
+    assert server is not None
+    return server
 
 
 def is_gone(pid: int) -> bool:
@@ -104,11 +117,9 @@ def test_sigterm_reaches_the_process_alone(agent: Agent) -> None:
     wait_gone(pid, reader)
 
 
-def test_nothing_outlives_the_nursery(agent: Agent) -> None:
+def test_nothing_outlives_the_fork_server(agent: Agent) -> None:
     pid, reader = sleeping(agent)
-    nursery = psutil.Process(pid).parent()
-    assert nursery is not None
-    nursery.kill()
+    server_of(pid).kill()
     report, _ = watch_until(agent, lambda report: report.broken)
     assert report.exit is not None
     wait_gone(pid, reader)
@@ -119,7 +130,7 @@ def test_nothing_outlives_the_nursery(agent: Agent) -> None:
     agent.folder.rmdir()
 
 
-def test_a_nursery_that_cannot_import_says_why() -> None:
+def test_a_fork_server_that_cannot_import_says_why() -> None:
     agent = Agent(["no_such_module"])
     broken = agent.warm()
     assert broken is not None
@@ -133,3 +144,101 @@ def test_the_folder_of_a_killed_agent_is_removed_by_the_next(agent: Agent) -> No
     assert not left.exists()
     assert agent.folder.exists()
     another.close()
+
+
+def test_agents_of_a_run_on_a_node_share_a_server_but_not_what_they_print_nor_their_gpus(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    another = Agent(agent.modules, agent.key)
+    assert another.warm() is None
+    (first, _), (second, _) = sleeping(agent), sleeping(another)
+    assert server_of(first).pid == server_of(second).pid
+    assert psutil.Process(first).environ().get("CUDA_VISIBLE_DEVICES") is None
+    lines = []
+    for number, one in enumerate((agent, another), 1):
+        assert one.kill()
+        one.start({"start": 2, "do": "visible", "number": number})
+        lines.append(watch_until(one, lambda report: report.exit)[1])
+    assert [[line for line in said if line.startswith("sees")] for said in lines] == [
+        ["sees None"],
+        ["sees 1"],
+    ]
+    another.close()
+    assert not another.folder.exists()
+    assert sleeping(agent, 3)[0] > 0, "it goes on for the other"
+
+
+def test_the_process_of_a_killed_agent_ends_and_the_other_agents_goes_on(agent: Agent) -> None:
+    code = (
+        "import sys, time; from convmlp_platform.launch.workers.agent import Agent\n"
+        "one = Agent(sys.argv[2:], sys.argv[1]); one.warm()\n"
+        "print(one.start({'start': 1, 'do': 'sleep'}), one.folder, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, agent.key, *agent.modules], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        pid, folder = other.stdout.readline().split()
+        own, _ = sleeping(agent)
+        assert server_of(own).pid == server_of(int(pid)).pid
+        other.kill()
+    wait_gone(int(pid))
+    assert not is_gone(own)
+    deadline = time.monotonic() + 20
+    while Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_server_that_is_killed_breaks_its_agents_and_the_next_one_starts_another(agent: Agent) -> None:
+    another = Agent(agent.modules, agent.key)
+    pid, reader = sleeping(another)
+    server_of(pid).kill()
+    for one in (agent, another):
+        report, _ = watch_until(one, lambda report: report.broken)
+        assert "the process that training starts from ended" in str(report.broken)
+    wait_gone(pid, reader)
+    third = Agent(agent.modules, agent.key)
+    assert third.warm() is None
+    sleeping(third)
+    third.close()
+    assert not third.folder.exists()
+    for one in (agent, another):
+        shutil.rmtree(one.folder)
+
+
+def test_each_agent_of_a_server_that_cannot_import_hears_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    )
+    agents = [Agent(["fake_training", "no_such_module"], "of-no-module") for _ in range(3)]
+    for one in agents:
+        assert "No module named 'no_such_module'" in str(one.warm())
+    assert not list(memory_folder().glob(f"{SERVER_PREFIX}of-no-module"))
+    for one in agents:
+        shutil.rmtree(one.folder, ignore_errors=True)
+
+
+def test_the_socket_is_its_owners_alone_and_gone_with_the_last_agent(agent: Agent) -> None:
+    place = memory_folder() / f"{SERVER_PREFIX}{agent.key}"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    left = place.with_name(f"{SERVER_PREFIX}left-behind")
+    left.mkdir(exist_ok=True)
+    another = Agent(agent.modules, agent.key)
+    assert not left.exists()
+    another.close()
+    assert place.exists()
+    pid, _ = sleeping(agent)
+    server = server_of(pid)
+    agent.close()
+    wait_gone(server.pid)
+    assert not place.exists()
+
+
+def test_who_stops_amid_its_greeting_holds_up_nobody_for_long(agent: Agent) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(memory_folder() / f"{SERVER_PREFIX}{agent.key}" / "socket"))
+        began = time.monotonic()
+        assert sleeping(agent)[0] > 0
+        assert time.monotonic() - began < 30

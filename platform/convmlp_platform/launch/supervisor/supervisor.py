@@ -24,7 +24,7 @@ from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recov
 from convmlp_platform.launch.supervisor.run_metrics import RunMetrics
 from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
 from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
-from convmlp_platform.launch.workers.warm_modules import modules_for
+from convmlp_platform.launch.workers.fork_server_link import modules_for
 from convmlp_platform.launch.workers.worker_group import Member, WorkerGroup
 from convmlp_platform.runs.run_folder import RunFolder, record_submission, run_path
 from convmlp_platform.tracking.provenance.submitted_job import GivenJob

@@ -1,6 +1,6 @@
 """The Ray actor beside each training process: starts it, watches it from outside, and outlives it.
 
-It imports no torch, and does next to nothing itself: the fork server (a child) holds what training needs, imported, and
+It imports no torch, and does next to nothing itself: the node's fork server holds what training needs, imported, and
 forks a training process for each attempt.
 
 It also finds the network interface for gloo. Left alone, gloo takes what the machine's own name resolves to, on many
@@ -13,17 +13,16 @@ import contextlib
 import ipaddress
 import json
 import os
+import secrets
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +32,7 @@ from pydantic import BaseModel, ConfigDict
 from convmlp_platform.health.hangs.process_view import state_of
 from convmlp_platform.health.hangs.stacks import collect_stacks
 from convmlp_platform.health.heartbeat.heartbeat import read_heartbeat
+from convmlp_platform.launch.workers.fork_server_link import ForkServerLink
 from convmlp_platform.launch.workers.placement import Home
 from convmlp_platform.launch.workers.process_files import (
     AGENT_PREFIX,
@@ -61,12 +61,12 @@ def interface_of(ip: str) -> str | None:
 _MOST_LINES = 10_000
 """Of output that nobody fetches."""
 _LAST_WORDS = 30
-_CLOSE_S = 5.0
+_CLOSE_S, _CODE_S = 5.0, 1.0
 
 
 @dataclass
 class _Output:
-    """A pipe that the fork server and all its forks write to."""
+    """A pipe that this agent's training processes write to, and the fork server that it has started."""
 
     number: int
     read: int
@@ -79,12 +79,16 @@ class Agent:
 
     Args:
         modules: what training needs imported; `main` of the last one is what a training process does.
+        key: agents of the same key share a fork server: those of one run on one node. Default: one of its own.
     """
 
     modules: Sequence[str]
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
     _news: threading.Condition = field(default_factory=threading.Condition)
     _lines: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=_MOST_LINES))
     _words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
+    _over: threading.Event = field(default_factory=threading.Event)
+    _closing: bool = False
     _warm: bool = False
     _broken: str | None = None
     _start: int = 0
@@ -93,28 +97,17 @@ class Agent:
     _oom_kills: int = 0
 
     def __post_init__(self) -> None:
-        self.folder, lock = make_folder(AGENT_PREFIX, memory_folder())
-        self._channel, theirs = Pipe()
+        self.folder, self._lock = make_folder(AGENT_PREFIX, memory_folder())
         outputs, ends = [], []
         for number in (1, 2):
             read, write = os.pipe()
             os.set_blocking(read, False)
             outputs.append(_Output(number, read))
             ends.append(write)
-        command = [sys.executable, "-m", "convmlp_platform.launch.workers.fork_server"]
-        self._fork_server = subprocess.Popen(
-            [*command, str(theirs.fileno()), str(self.folder), *self.modules],
-            # NVML says whether there are GPUs without starting CUDA, which doesn't survive a fork.
-            env=os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=ends[0],
-            stderr=ends[1],
-            pass_fds=[theirs.fileno(), lock],
-            start_new_session=True,
-        )
-        for end in (*ends, lock):
+        self._server = ForkServerLink(self.key, self.modules, (ends[0], ends[1]), self.folder)
+        self._channel = self._server.channel
+        for end in ends:
             os.close(end)
-        theirs.close()
         threading.Thread(target=self._listen, args=(self._channel, outputs), daemon=True).start()
 
     def home(self) -> Home:
@@ -180,10 +173,10 @@ class Agent:
             )
 
     def close(self) -> None:
-        """End the fork server, and all that it has started; nothing of it stays on the node."""
+        """End what the fork server has started for this agent, and the server with its last agent."""
+        self._closing = True
         self._send(end=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._fork_server.wait(_CLOSE_S)
+        self._over.wait(_CLOSE_S)
 
     def stacks(self, timeout: float) -> str:
         """Returns the stacks of the training process: see health.hangs.stacks.collect_stacks."""
@@ -239,6 +232,8 @@ class Agent:
         with self._news:
             if "warm" in message:
                 self._warm = True
+            elif "failed" in message:
+                self._words.extend(message["failed"].splitlines())
             elif "started" in message:
                 self._pid = message["started"]
             else:
@@ -252,15 +247,17 @@ class Agent:
         self._exit = Exit(code, at, facts, killed, tuple(self._words))
 
     def _give_up(self) -> None:
-        """The fork server is gone, and with it what it forked; its readers may be left."""
-        code = self._fork_server.wait()
+        """The fork server is gone, or done with this agent, and with it what it forked; its readers may be left."""
+        code = None if self._closing else self._server.exit_code(_CODE_S)
         with self._news:
             if self._pid is not None and self._exit is None:
                 kill_family(self._pid)
                 self._end(-signal.SIGKILL, time.time())
             words = "\n".join(self._words)
-            self._broken = f"the process that training starts from ended with code {code}\n{words}".strip()
+            how = "" if code is None else f" with code {code}"
+            self._broken = f"the process that training starts from ended{how}\n{words}".strip()
             self._news.notify_all()
+        self._over.set()
 
 
 class _Outcome(BaseModel):

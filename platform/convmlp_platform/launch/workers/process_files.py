@@ -71,6 +71,29 @@ def make_folder(prefix: str, parent: Path) -> tuple[Path, int]:
 
 
 @contextlib.contextmanager
+def held_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold `flock` on a folder of mode 0700 within the block, where the file system has it.
+
+    Args:
+        wait: until nobody else holds it, and make the folder where there is none. Else OSError is raised.
+    """
+    while True:
+        if wait:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            take_flock(descriptor, wait=wait)
+            if not _is_at(descriptor, folder):  # removed by the one who held it before
+                if wait:
+                    continue
+                raise FileNotFoundError(folder)
+            yield
+            return
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
 def private_folder(prefix: str, parent: Path) -> Iterator[Path]:
     """A folder as of `make_folder`, for the time of the block."""
     folder, lock = make_folder(prefix, parent)
@@ -93,6 +116,13 @@ def folder_for_ray() -> Iterator[Path]:
         inner = folder / "r"
         inner.mkdir()
         yield inner
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(folder: Path) -> tuple[int, bool]:

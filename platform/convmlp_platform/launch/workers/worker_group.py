@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Collection
@@ -52,6 +53,7 @@ class WorkerGroup:
         self.least = job.launch.least_workers
         self.fits = 0
         """How many workers the cluster has room for, those that are there included."""
+        self._key = secrets.token_hex(8)  # another driver of this run may be of other code
         self._view: ClusterView | None = None
         self._wish: PlacementGroup | None = None
         self._wished, self._wish_after = 0, 0.0
@@ -149,7 +151,7 @@ class WorkerGroup:
                 max_concurrency=_CONCURRENCY,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
-            .remote(self.modules)
+            .remote(self.modules, f"{self._key}-{node}")
         )
         return Member(node, actor, actor.home.remote(), time.monotonic())
 

@@ -13,7 +13,7 @@ from ray_site import REPOSITORY
 
 from convmlp.models.variants import ALIASES, VARIANTS
 from convmlp_platform.config.load import load_job
-from convmlp_platform.launch.workers.warm_modules import modules_for
+from convmlp_platform.launch.workers.fork_server_link import modules_for
 
 JOB = load_job("jobs/pretrain_digits.yaml").resolved()
 
@@ -34,7 +34,7 @@ HEAVY = (
 RUN = """
 import importlib, sys
 from convmlp_platform.config.load import load_job
-from convmlp_platform.launch.workers.warm_modules import modules_for
+from convmlp_platform.launch.workers.fork_server_link import modules_for
 
 job = load_job("jobs/pretrain_digits.yaml", sys.argv[1:]).resolved()
 for name in modules_for(job):
