@@ -32,7 +32,7 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
 
-.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart chaos save-faults fuzz identity shape lint format clean
+.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart bench-start chaos save-faults fuzz identity shape lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -44,6 +44,7 @@ help:
 	@echo "make bench      training speed on this machine"
 	@echo "make bench-data preparing and reading data beside tar, torchvision, webdataset and FFCV (IMAGES=folder)"
 	@echo "make bench-checkpoint  what a save costs, beside torch.save and Ray Train"
+	@echo "make bench-start  ray job submit to first step, beside a plain Ray Train script"
 	@echo "make bench-restart  kill to next step beside Ray Train; what heartbeat, ledger and goodput cost a step"
 	@echo "make save-faults  each operation of a save fails once, and a superseded writer wakes up before each"
 	@echo "make identity   shards, checkpoints, ledger, journal and losses of a short run as SHA-256 sums (ARGS='--compare FILE')"
@@ -78,6 +79,9 @@ bench-data: setup
 
 bench-checkpoint: setup
 	@$(BIN)/python tests/bench/bench_checkpoint.py
+
+bench-start: setup
+	@$(BIN)/python tests/bench/bench_start.py
 
 bench-restart: setup
 	@$(BIN)/python tests/bench/bench_restart.py

@@ -81,6 +81,7 @@ def train(config: dict[str, Any]) -> None:
 
 def main() -> None:
     folder = sys.argv[1]
+    note(folder, what="driver")
     env_vars = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
     # Not a default: without it gloo takes an address that the other node can't reach, and no group forms.
     env_vars["GLOO_SOCKET_IFNAME"] = "lo"

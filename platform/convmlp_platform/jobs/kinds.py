@@ -19,6 +19,7 @@ from convmlp_platform.config.sweep_job import SweepJob
 
 if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
+    from convmlp_platform.launch.early_start import EarlyStart
     from convmlp_platform.launch.supervisor.lease import Lease
     from convmlp_platform.sweep.sweep_plan import SweepPlan
     from convmlp_platform.tracking.provenance.submitted_job import GivenJob
@@ -42,6 +43,10 @@ class JobKind(ABC):
         Args:
             deep: also make the checks that cost as much as the job's own start, which makes them itself.
         """
+
+    def preflight_of_start(self) -> PreflightReport:
+        """As `preflight`, of a job that starts on a cluster if there are no problems."""
+        return self.preflight(deep=False)
 
     def lease(self) -> Lease | None:
         """The lease of what the job writes.
@@ -110,12 +115,27 @@ class TrainingKind(JobKind):
     """`kind: train`."""
 
     job: TrainJob
+    early: EarlyStart | None = None
+    """What `preflight_of_start` has started."""
 
     def preflight(self, *, deep: bool) -> PreflightReport:
         """See JobKind."""
         from convmlp_platform.training.preflight.preflight import preflight
 
         return preflight(self.job, deep=deep)
+
+    def preflight_of_start(self) -> PreflightReport:
+        """See JobKind. In a fork of the server that training processes are forked from."""
+        from convmlp_platform.launch.early_start import EarlyStart
+
+        self.early = EarlyStart(self.job)
+        report = None
+        try:
+            report = self.early.preflight()
+            return report
+        finally:
+            if report is None or report.problems:
+                self.early.close()
 
     def lease(self) -> Lease | None:
         """See JobKind."""
@@ -153,7 +173,9 @@ class TrainingKind(JobKind):
         """See JobKind."""
         from convmlp_platform.jobs.training_job import train_here, train_on_ray
 
-        return train_on_ray(self.job, self.given) if use_ray else train_here(self.job, self.given)
+        if use_ray:
+            return train_on_ray(self.job, self.given, self.early)
+        return train_here(self.job, self.given)
 
 
 @dataclass

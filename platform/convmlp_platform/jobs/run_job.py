@@ -30,16 +30,17 @@ def launch(job: Job, *, use_ray: bool, given: GivenJob | None = None) -> int:
         PlatformError: what a user can fix. First the problems of the job, all at once, then those of the cluster,
             before any worker starts: no Ray is started for a typo.
     """
-    kind = admitted(job, use_ray=use_ray)
+    kind = admitted(job, use_ray=use_ray, starts=use_ray)
     kind.given = given
     return kind.run(use_ray=use_ray)
 
 
-def admitted(job: Job, *, use_ray: bool) -> JobKind:
+def admitted(job: Job, *, use_ray: bool, starts: bool = False) -> JobKind:
     """A job that may start, whose paths are resolved.
 
     Args:
         use_ray: as in `launch`.
+        starts: whether the kind's `run` follows, in this process.
 
     Raises:
         PlatformError: the problems of the job, all at once.
@@ -51,7 +52,8 @@ def admitted(job: Job, *, use_ray: bool) -> JobKind:
     alone = use_ray or os.environ.get("WORLD_SIZE", "1") == "1"
     if alone and (lease := kind.lease()) is not None:
         lease.refuse_if_held()
-    if problems := kind.preflight(deep=False).problems:
+    report = kind.preflight_of_start() if starts else kind.preflight(deep=False)
+    if problems := report.problems:
         raise ConfigError("\n".join(problems))
     return kind
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
@@ -18,36 +18,38 @@ from data_prep import console
 
 if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
+    from convmlp_platform.launch.early_start import EarlyStart
     from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 
 _TAKEN_OVER = "another driver"
 
 
-def train_on_ray(job: TrainJob, given: GivenJob | None = None) -> int:
+def train_on_ray(job: TrainJob, given: GivenJob | None = None, early: EarlyStart | None = None) -> int:
     """As `trained_on_ray`; returns the exit code: 0, or 128 + the signal that ended it."""
-    return _exit_code(trained_on_ray, job, given)
+    return _exit_code(lambda: trained_on_ray(job, given, early))
 
 
 def train_here(job: TrainJob, given: GivenJob | None = None) -> int:
     """As `trained_here`; returns the exit code as `train_on_ray`."""
-    return _exit_code(trained_here, job, given)
+    return _exit_code(lambda: trained_here(job, given))
 
 
-def _exit_code(
-    work: Callable[[TrainJob, GivenJob | None], object], job: TrainJob, given: GivenJob | None
-) -> int:
+def _exit_code(work: Callable[[], object]) -> int:
     try:
-        work(job, given)
+        work()
     except Interrupted as stop:
         return 128 + stop.signal_number
     return 0
 
 
-def trained_on_ray(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]:
+def trained_on_ray(
+    job: TrainJob, given: GivenJob | None = None, early: EarlyStart | None = None
+) -> dict[str, Any]:
     """Run the job on the cluster that it names, and print and return its summary (`launch.run_summary.summary_of`).
 
     Args:
         given: the file that the job came from, for the record.
+        early: the fork server of this machine, closed at the end.
 
     Raises:
         PlatformError: see `supervisor.train`; LaunchError where the cluster can't be reached or has no room.
@@ -56,7 +58,10 @@ def trained_on_ray(job: TrainJob, given: GivenJob | None = None) -> dict[str, An
     from convmlp_platform.launch.cluster.connect import connect
     from convmlp_platform.launch.cluster.worker_environment import shared_env_vars
 
-    with connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address:
+    with (
+        closing(early) if early else nullcontext(),
+        connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address,
+    ):
         from convmlp_platform.launch.cluster import capacity
 
         problems = capacity.make_room(job)
@@ -70,7 +75,9 @@ def trained_on_ray(job: TrainJob, given: GivenJob | None = None) -> dict[str, An
         from convmlp_platform.launch.supervisor import supervisor
 
         try:
-            summary = supervisor.train(job, use_gpu=use_gpu, own_ray=address is None, given=given)
+            summary = supervisor.train(
+                job, use_gpu=use_gpu, own_ray=address is None, given=given, early=early
+            )
         except Interrupted as stop:
             console.say(messages.stopped(str(stop), stop.saved))
             raise

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
-from convmlp_platform.report.report_callback import REPORT_NAME
-from convmlp_platform.runs.run_folder import run_path
+from convmlp_platform.runs.run_folder import REPORT_NAME, run_path
 from convmlp_platform.tracking.delivery_state import without_secrets
 from convmlp_platform.tracking.mlflow.tracking_uri import tracking_uri
 

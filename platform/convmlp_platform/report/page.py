@@ -26,13 +26,13 @@ from convmlp_platform.goodput.report_text import duration
 from convmlp_platform.ledger.proof_report import LedgerReport
 from convmlp_platform.pictures.style import hex_color
 from convmlp_platform.report.blocks import Block, ReportSection, Sentence, Tile, cut
-from convmlp_platform.report.report_callback import REPORT_NAME
 from convmlp_platform.report.reported_run import ReportedRun, ReportLimits
 from convmlp_platform.report.sections.curves_section import curves, metric_label
 from convmlp_platform.report.sections.data_section import data
 from convmlp_platform.report.sections.model_sections import best_metrics, evaluation, predictions
 from convmlp_platform.report.sections.origin_sections import hardware, lineage
 from convmlp_platform.report.sections.time_sections import what_happened, where_the_time_went
+from convmlp_platform.runs.run_folder import REPORT_NAME
 from data_prep.errors import DataPrepError
 from data_prep.storage.files import write_atomically
 

@@ -16,7 +16,6 @@ from convmlp_platform.training.step_plan import TrainState
 
 logger = logging.getLogger(__name__)
 
-REPORT_NAME = "report.html"
 PATIENCE_S = 20.0
 
 

@@ -13,7 +13,7 @@ RUNS/NAME/run.json        the run's identity and the settings it comes from
           goodput/        where every second of every rank went, see goodput.account
           lineage/        job file, code and environment of the last start, see tracking.provenance.lineage_files
           rollbacks.json  how often the run went back, and from which step, see training.guard.guard
-          plots/  tracking/  ray/
+          plots/  tracking/  ray/  report.html
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 
 JOB_NAME = "job.json"
+REPORT_NAME = "report.html"
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from convmlp_platform.launch.workers import fork_server_link
 from convmlp_platform.launch.workers.agent import Agent
-from convmlp_platform.launch.workers.fork_server_link import SERVER_PREFIX
-from convmlp_platform.launch.workers.process_files import memory_folder
+from convmlp_platform.launch.workers.fork_server_link import SERVER_PREFIX, place_of
 from convmlp_platform.launch.workers.worker_report import Report
 
 
@@ -215,13 +215,13 @@ def test_each_agent_of_a_server_that_cannot_import_hears_why(monkeypatch: pytest
     agents = [Agent(["fake_training", "no_such_module"], "of-no-module") for _ in range(3)]
     for one in agents:
         assert "No module named 'no_such_module'" in str(one.warm())
-    assert not list(memory_folder().glob(f"{SERVER_PREFIX}of-no-module"))
+    assert not place_of("of-no-module").exists()
     for one in agents:
         shutil.rmtree(one.folder, ignore_errors=True)
 
 
 def test_the_socket_is_its_owners_alone_and_gone_with_the_last_agent(agent: Agent) -> None:
-    place = memory_folder() / f"{SERVER_PREFIX}{agent.key}"
+    place = place_of(agent.key)
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     left = place.with_name(f"{SERVER_PREFIX}left-behind")
     left.mkdir(exist_ok=True)
@@ -238,7 +238,30 @@ def test_the_socket_is_its_owners_alone_and_gone_with_the_last_agent(agent: Agen
 
 def test_who_stops_amid_its_greeting_holds_up_nobody_for_long(agent: Agent) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
-        silent.connect(str(memory_folder() / f"{SERVER_PREFIX}{agent.key}" / "socket"))
+        silent.connect(str(place_of(agent.key) / "socket"))
         began = time.monotonic()
         assert sleeping(agent)[0] > 0
         assert time.monotonic() - began < 30
+
+
+def test_agents_find_the_server_that_the_driver_has_started_under_its_nodes_key(agent: Agent) -> None:
+    key = agent.key
+    agent.share(f"{key}-{'a' * 56}")  # as long as Ray's ids of nodes
+    another = Agent(agent.modules, f"{key}-{'a' * 56}")
+    (first, _), (second, _) = sleeping(agent), sleeping(another)
+    assert server_of(first).pid == server_of(second).pid
+    agent.close()
+    assert not is_gone(second)
+    another.close()
+    assert not place_of(key).exists() and not place_of(f"{key}-{'a' * 56}").exists()
+    wait_gone(second)
+
+
+def test_an_agent_without_a_server_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fork_server_link, "place_of", lambda key: tmp_path / "no" / "folder")
+    agent = Agent(["fake_training"])
+    assert "No such file or directory" in str(agent.warm())
+    assert agent.start({"start": 1, "do": "sleep"}) is None
+    assert agent.watch(0.0).broken
+    agent.close()
+    shutil.rmtree(agent.folder)

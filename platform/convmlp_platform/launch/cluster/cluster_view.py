@@ -95,3 +95,9 @@ def _look() -> ClusterView:
     alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
     deadlines = {node: at for node, at in ray_internals.draining_nodes().items() if node in alive}
     return ClusterView(alive, ray_internals.available_resources(), deadlines)
+
+
+def own_node() -> str:
+    """Returns the id of the node that this process is connected through."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node

@@ -16,8 +16,9 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError, PlatformError
 from convmlp_platform.health.events import RunEvents, read_events
 from convmlp_platform.launch import messages
-from convmlp_platform.launch.cluster.cluster_view import answering
+from convmlp_platform.launch.cluster.cluster_view import answering, own_node
 from convmlp_platform.launch.cluster.ray_internals import quiet_deaths
+from convmlp_platform.launch.early_start import EarlyStart
 from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
 from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recovery
@@ -28,7 +29,6 @@ from convmlp_platform.launch.workers.fork_server_link import modules_for
 from convmlp_platform.launch.workers.worker_group import Member, WorkerGroup
 from convmlp_platform.runs.run_folder import RunFolder, record_submission, run_path
 from convmlp_platform.tracking.provenance.submitted_job import GivenJob
-from convmlp_platform.training.build.initial_weights import keep_weights
 from convmlp_platform.training.guard.incidents import open_incident
 from data_prep import console
 from data_prep.storage.urls import scrubbed
@@ -48,6 +48,7 @@ def train(
     own_ray: bool = False,
     signals: StopSignals | None = None,
     given: GivenJob | None = None,
+    early: EarlyStart | None = None,
 ) -> dict[str, Any]:
     """Run `job` on the connected cluster to its end, through whatever happens on the way.
 
@@ -55,6 +56,7 @@ def train(
         own_ray: whether the cluster is one node that was started for this job, to which no other will come.
         signals: takes the place of the process's own, where this isn't its main thread.
         given: the file that the job came from, for the record.
+        early: the fork server of the driver's node, for the agents there.
 
     Returns the summary of `launch.run_summary.summary_of`, with `restarts` (cause → how many).
 
@@ -68,8 +70,11 @@ def train(
     signals = signals or StopSignals()
     with signals.listening(), quiet_deaths(), run_lease(folder.path).hold() as lost:
         record_submission(folder.path, given)
-        keep_weights(job)  # here, as workers may not reach what the driver does
-        return Supervisor(settled, use_gpu, folder, signals, lost, own_ray).run()
+        if job.model.init_from is not None:
+            from convmlp_platform.training.build.initial_weights import keep_weights
+
+            keep_weights(job)  # here, as workers may not reach what the driver does
+        return Supervisor(settled, use_gpu, folder, signals, lost, own_ray, early).run()
 
 
 class Supervisor:
@@ -83,11 +88,12 @@ class Supervisor:
         signals: StopSignals,
         lost: threading.Event,
         own_ray: bool = False,
+        early: EarlyStart | None = None,
     ) -> None:
-        self._own_ray = own_ray
+        self._own_ray, self._early = own_ray, early
         self.job, self.folder, self.signals, self._lease_lost = job, folder, signals, lost
         self.events, self.budgets = RunEvents(folder.events), Budgets(job.launch.restarts)
-        self.group = WorkerGroup(job, use_gpu, modules_for(job))
+        self.group = WorkerGroup(job, use_gpu, modules_for(job), early.key if early else None)
         self.recovery = Recovery()
         self.metrics = RunMetrics(job.name, folder.path / "checkpoints" / "latest", job.launch.num_workers)
         self._noticed, self._settle = 0.0, _SETTLE_S
@@ -95,6 +101,8 @@ class Supervisor:
     def run(self) -> dict[str, Any]:
         """See `train`."""
         launch, code = self.job.launch, 1
+        if self._early is not None:
+            self._early.share(own_node())
         fields = {"num_workers": launch.num_workers, "min_workers": self.group.least}
         self.events.append("driver_started", host=socket.gethostname(), pid=os.getpid(), **fields)
         try:
@@ -120,6 +128,8 @@ class Supervisor:
             if attempt is None:
                 self.group.ping(_PING_S)
                 continue
+            if self._early is not None:
+                self._early.close()
             start += 1
             hosts = [rank.home.host for rank in attempt.ranks]
             self.events.append(

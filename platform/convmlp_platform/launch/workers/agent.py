@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -80,10 +80,12 @@ class Agent:
     Args:
         modules: what training needs imported; `main` of the last one is what a training process does.
         key: agents of the same key share a fork server: those of one run on one node. Default: one of its own.
+        environment: of what is started. Default: this process's.
     """
 
     modules: Sequence[str]
     key: str = field(default_factory=lambda: secrets.token_hex(8))
+    environment: Mapping[str, str] | None = None
     _news: threading.Condition = field(default_factory=threading.Condition)
     _lines: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=_MOST_LINES))
     _words: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_WORDS))
@@ -104,10 +106,21 @@ class Agent:
             os.set_blocking(read, False)
             outputs.append(_Output(number, read))
             ends.append(write)
-        self._server = ForkServerLink(self.key, self.modules, (ends[0], ends[1]), self.folder)
+        environment = dict(os.environ if self.environment is None else self.environment)
+        try:
+            self._server = ForkServerLink(
+                self.key, self.modules, (ends[0], ends[1]), self.folder, environment
+            )
+        except (
+            OSError
+        ) as error:  # not raised: Ray would print its own stack, and the driver try again and again
+            self._broken = f"no process to start training from: {error}"
+            self._over.set()
+            return
+        finally:
+            for end in ends:
+                os.close(end)
         self._channel = self._server.channel
-        for end in ends:
-            os.close(end)
         threading.Thread(target=self._listen, args=(self._channel, outputs), daemon=True).start()
 
     def home(self) -> Home:
@@ -127,6 +140,11 @@ class Agent:
         with self._news:
             self._news.wait_for(lambda: self._warm or self._broken)
             return self._broken
+
+    def share(self, key: str) -> None:
+        """Let agents of another key find this agent's server: the driver's, once it knows its node."""
+        self.key = key
+        self._server.move(key)
 
     def free_port(self) -> int:
         """A port on which the ranks may meet; free a moment ago."""
@@ -186,7 +204,8 @@ class Agent:
 
     def _send(self, **message: Any) -> None:
         with self._news, contextlib.suppress(OSError):  # a fork server that is gone tells in its own way
-            self._channel.send_bytes(json.dumps(message).encode())
+            if self._broken is None:
+                self._channel.send_bytes(json.dumps(message).encode())
 
     def _listen(self, channel: Connection, outputs: list[_Output]) -> None:
         """A thread: take in what the fork server reports and what the processes print."""

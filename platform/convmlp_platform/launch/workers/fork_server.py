@@ -62,8 +62,10 @@ class _Client:
 class ForkServer:
     """At most one training process an agent at a time: a fork that calls `become`."""
 
-    def __init__(self, listener: socket.socket, become: Callable[[dict[str, Any]], NoReturn]) -> None:
-        self.listener, self.become = listener, become
+    def __init__(
+        self, listener: socket.socket, folder: Path, become: Callable[[dict[str, Any]], NoReturn]
+    ) -> None:
+        self.listener, self.folder, self.become = listener, folder, become
         self.clients: list[_Client] = []
         self._wake, wake = os.pipe()
         for descriptor in (self._wake, wake):
@@ -71,7 +73,7 @@ class ForkServer:
         signal.set_wakeup_fd(wake)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def serve(self, folder: Path) -> None:
+    def serve(self) -> None:
         """Fork, kill and report, until the last agent is gone; `folder` holds the socket that agents find it by."""
         patience = _FIRST_AGENT_S
         while True:
@@ -86,7 +88,7 @@ class ForkServer:
             if self.listener in ready:
                 self._admit()
                 patience = 0.0
-            elif not self.clients and self._is_left(folder):
+            elif not self.clients and self._is_left():
                 return
 
     def end(self) -> None:
@@ -108,6 +110,8 @@ class ForkServer:
             self._dismiss(client)
         elif "start" in message:
             self._fork(client, message["start"])
+        elif "moved" in message:
+            self.folder = Path(message["moved"])
         elif client.child is not None and message["signal"] == signal.SIGKILL:
             kill_family(client.child)
         elif client.child is not None:
@@ -142,6 +146,8 @@ class ForkServer:
             for one in self.clients:
                 one.close()
             self.become(settings)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
 
@@ -155,12 +161,12 @@ class ForkServer:
                 client.child = None
                 client.tell(ended=pid, code=os.waitstatus_to_exitcode(status), at=time.time())
 
-    def _is_left(self, folder: Path) -> bool:
+    def _is_left(self) -> bool:
         """Whether no agent is on its way; then none finds the server any more."""
-        with held_folder(folder):
+        with held_folder(self.folder):
             if wait([self.listener], 0):
                 return False
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
             return True
 
 
@@ -201,9 +207,9 @@ def main(descriptor: int, folder: Path, modules: list[str]) -> None:
     except BaseException:
         _refuse_all(listener, folder, traceback.format_exc())
         sys.exit(1)
-    server = ForkServer(listener, become)
+    server = ForkServer(listener, folder, become)
     try:
-        server.serve(folder)
+        server.serve()
     finally:
         server.end()
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from convmlp_platform.launch.workers.process_files import FINAL_STOP, ProcessFil
 from convmlp_platform.launch.workers.process_tree import children_die_with_us, die_with_parent
 from convmlp_platform.report.report_callback import RunReport
 from convmlp_platform.runs.run_folder import run_path
+from convmlp_platform.training.preflight.preflight import preflight
 from convmlp_platform.training.run import run
 from convmlp_platform.training.stop_request import StopRequest
 from data_prep.console import settle_loggers
@@ -63,7 +65,7 @@ def main(settings: Mapping[str, Any]) -> NoReturn:
 
     Args:
         settings: `job` (all its values), `environment` (RANK and so on), `rank`, `world_size`, `start`, `folder`,
-            `forked` (unix seconds).
+            `forked` (unix seconds). Without a `rank`, the job's preflight is made in place of training.
     """
     os.setsid()
     die_with_parent()
@@ -77,7 +79,7 @@ def main(settings: Mapping[str, Any]) -> NoReturn:
     signal.signal(FINAL_STOP, lambda *_: _stop_for_good(stop))
     with stop.listening(signal.SIGTERM):
         register_stacks(files.stacks)
-        outcome = _train(settings, files, stop)
+        outcome = _train(settings, files, stop) if "rank" in settings else _preflight(settings)
         write_atomically(files.outcome, json.dumps(outcome).encode())
         sys.stdout.flush()
         sys.stderr.flush()
@@ -102,6 +104,14 @@ def _train(settings: Mapping[str, Any], files: ProcessFiles, stop: StopRequest) 
     except BaseException as error:
         return failed(error)
     return finished(result.stopped, result.steps, summary_of(result))
+
+
+def _preflight(settings: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        report = preflight(TrainJob.model_validate(settings["job"]))
+    except BaseException as error:
+        return failed(error)
+    return finished(None, 0, asdict(report))
 
 
 def finished(stopped: str | None, steps: int, summary: dict[str, Any]) -> dict[str, Any]:

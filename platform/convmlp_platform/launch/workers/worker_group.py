@@ -43,9 +43,10 @@ class WorkerGroup:
 
     Args:
         modules: what an agent's fork server imports.
+        key: of the fork servers, which agents share with each other and with the driver; see `Agent`.
     """
 
-    def __init__(self, job: TrainJob, use_gpu: bool, modules: list[str]) -> None:
+    def __init__(self, job: TrainJob, use_gpu: bool, modules: list[str], key: str | None = None) -> None:
         self.launch, self.use_gpu, self.modules = job.launch, use_gpu, modules
         self.members: list[Member] = []
         self.broken: str | None = None
@@ -53,7 +54,7 @@ class WorkerGroup:
         self.least = job.launch.least_workers
         self.fits = 0
         """How many workers the cluster has room for, those that are there included."""
-        self._key = secrets.token_hex(8)  # another driver of this run may be of other code
+        self._key = key or secrets.token_hex(8)  # another driver of this run may be of other code
         self._view: ClusterView | None = None
         self._wish: PlacementGroup | None = None
         self._wished, self._wish_after = 0, 0.0
