@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 class RunEvents:
-    """The writing end. An event outlives the process that wrote it; a full disk costs events, not the run."""
+    """The writing end. An event outlives the process that wrote it; a full disk costs events, not the run. `now`: unix
+    seconds."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self.path, self._now = path, now
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add an event of now. Values that JSON can't say are written as text. Raises nothing: it warns."""
-        event = {"time": time.time(), "kind": kind} | fields
+        event = {"time": self._now(), "kind": kind} | fields
         logger.debug("%s %s", kind, fields)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

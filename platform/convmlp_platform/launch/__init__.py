@@ -6,6 +6,7 @@ Files in reading order:
     workers/     The workers: an agent on each, which forks and watches a training process
     cluster/     The Ray cluster: joining it, its room, its environment
     early_start  The fork server of the driver's node, begun before the cluster is reached
+    cluster_view The cluster and the clock as supervision sees them
     one_worker   Work that one worker of a cluster does
     run_summary  The summary of a finished training job for its user
     messages     The driver's messages on its terminal about starts and ends, one line each

@@ -31,6 +31,7 @@ from convmlp_platform.launch.cluster.worker_environment import (
     secrets_among,
     shared_env_vars,
 )
+from convmlp_platform.launch.cluster_view import Clock
 from convmlp_platform.launch.supervisor import attempt
 from convmlp_platform.launch.workers.placement import Home
 from convmlp_platform.launch.workers.process_files import make_folder, private_folder
@@ -97,18 +98,20 @@ def test_what_is_a_secret(name: str, value: str, secret: bool) -> None:
 
 
 def test_a_training_process_gets_mlflows_password_in_its_start_alone(
-    secrets_set: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    secrets_set: None, tmp_path: Path
 ) -> None:
     """Also on nodes that know nothing of it."""
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr(attempt, "_answer", lambda call, timeout=None: call)
-    actor = SimpleNamespace(
-        free_port=SimpleNamespace(remote=lambda: 4711),
-        start=SimpleNamespace(remote=lambda settings: started.append(settings) or 1),
-        watch=SimpleNamespace(remote=lambda seconds: None),
+
+    def ask(_agent: object, method: str, *arguments: Any) -> int:
+        started.extend(arguments if method == "start" else ())
+        return 4711
+
+    cluster: Any = SimpleNamespace(
+        clock=Clock(), ask=ask, done=lambda calls, **_: calls, answer=lambda call: call
     )
-    member = SimpleNamespace(home=Home("node", "127.0.0.1", "here"), actor=actor)
-    attempt.begin_attempt(a_job(tmp_path, "/data/digits"), 1, [member], lambda _: None)  # type: ignore[list-item]
+    member: Any = SimpleNamespace(home=Home("node", "127.0.0.1", "here"), actor=None)
+    attempt.begin_attempt(a_job(tmp_path, "/data/digits"), 1, [member], lambda _: None, cluster)
     given = started[0]["environment"]
     assert given["MLFLOW_TRACKING_PASSWORD"] == "planted-password"
     assert given["RANK"] == "0"

@@ -21,7 +21,7 @@ from convmlp_platform.config.load import load_job
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch.cluster import connect as connecting
-from convmlp_platform.launch.cluster.cluster_view import ClusterView
+from convmlp_platform.launch.cluster_view import Clock, ClusterView
 from convmlp_platform.launch.supervisor import supervisor
 from convmlp_platform.launch.supervisor.signals import StopSignals
 from convmlp_platform.runs.run_folder import RunFolder
@@ -85,17 +85,24 @@ def test_seconds_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("known", [frozenset({"node"}), frozenset[str]()])
-def test_the_death_of_the_own_rays_node_ends_the_job_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: frozenset[str]
-) -> None:
+def test_the_death_of_the_own_rays_node_ends_the_job_at_once(tmp_path: Path, known: frozenset[str]) -> None:
     job = load_job(REPOSITORY / "jobs/pretrain_digits.yaml", [])
     assert isinstance(job, TrainJob)
     folder = RunFolder(tmp_path, "")
-    monkeypatch.setattr(supervisor, "answering", lambda _nodes: set())
-    driver = supervisor.Supervisor(job, False, folder, StopSignals(), threading.Event(), own_ray=True)
+    parts: Any = {"cluster": SimpleNamespace(clock=Clock()), "metrics": None}
+    driver = supervisor.Supervisor(
+        job, False, folder, StopSignals(), threading.Event(), own_ray=True, **parts
+    )
     view = ClusterView(known, {}, {})
     driver.group = SimpleNamespace(  # type: ignore[assignment]
-        refresh=lambda: None, cluster=lambda: view, broken=None, ready=[], coming=0, least=2, fits=0
+        refresh=lambda: None,
+        cluster=lambda: view,
+        broken=None,
+        ready=[],
+        coming=0,
+        least=2,
+        fits=0,
+        answering=lambda _nodes: set(),
     )
     began = time.monotonic()
     with pytest.raises(LaunchError, match="the Ray that was started for this job has died") as raised:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # pydantic takes 100 ms to import
 __all__ = ["Hang", "HangWatch", "RankView"]
 
 _MEDIANS = 3
-# What one look may add to the time that a rank counts as standing still. Looks are 0.5 s apart; where the next comes
-# much later, the watcher or the machine itself stood still, and the rank may have too.
-_MOST_PER_LOOK_S = 2.0
+# What one look may add to the time that a rank counts as standing still, as a multiple of the time between two looks.
+# Where the next comes much later, the watcher or the machine itself stood still, and the rank may have too.
+_MOST_LOOKS = 4
 # A save waits for its storage: retries take minutes, 0.5 GB at 1 MB/s takes nine. Killing the ranks then would lose
 # the steps since the last checkpoint and meet the same storage again, so only this long is surely no waiting.
 _SAVING_S = 1800.0
@@ -50,10 +50,12 @@ class HangWatch:
 
     Args:
         section: the job's `launch.hang`.
+        look_s: seconds between two views of a rank.
     """
 
-    def __init__(self, section: HangSection, world_size: int) -> None:
+    def __init__(self, section: HangSection, world_size: int, look_s: float = 0.5) -> None:
         self.section, self.world_size = section, world_size
+        self._most_per_look_s = _MOST_LOOKS * look_s
         self._seen: dict[int, _Seen] = {}
 
     def update(self, views: Sequence[RankView]) -> None:
@@ -88,13 +90,13 @@ class HangWatch:
         seen = self._seen.get(view.rank)
         if seen is None or _beats(seen.view) != _beats(view):
             stalled = view.heartbeat.stalled_s if view.heartbeat else 0.0
-            self._seen[view.rank] = _Seen(view, min(stalled, _MOST_PER_LOOK_S))
+            self._seen[view.rank] = _Seen(view, min(stalled, self._most_per_look_s))
             return
         if view.heartbeat and seen.view.heartbeat:
             passed = view.heartbeat.stalled_s - seen.view.heartbeat.stalled_s
         else:
             passed = view.received_at - seen.view.received_at
-        seen.news_s = min(max(passed, 0.0), _MOST_PER_LOOK_S)
+        seen.news_s = min(max(passed, 0.0), self._most_per_look_s)
         seen.view, seen.stalled_s = view, seen.stalled_s + seen.news_s
 
     def _living(self) -> list[_Seen]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +75,8 @@ class Budgets:
 
 @dataclass
 class Recovery:
-    """The cause of the next attempt's recovery, and the durations of its parts; times by time.monotonic.
+    """The cause of the next attempt's recovery, and the durations of its parts; times by the monotonic clock of
+    the cluster.
 
     Args:
         reason: its cause, `start` at first.
@@ -88,8 +88,8 @@ class Recovery:
 
     reason: str = "start"
     detect: float = 0.0
-    since: float = field(default_factory=time.monotonic)
-    judged: float = field(default_factory=time.monotonic)
+    since: float = 0.0
+    judged: float = 0.0
     placed: float = 0.0
 
     def seconds(self, marks: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -9,20 +9,18 @@ import os
 import signal
 import socket
 import threading
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError, PlatformError
 from convmlp_platform.health.events import RunEvents, read_events
 from convmlp_platform.launch import messages
-from convmlp_platform.launch.cluster.cluster_view import answering, own_node
 from convmlp_platform.launch.cluster.ray_internals import quiet_deaths
+from convmlp_platform.launch.cluster_view import Cluster
 from convmlp_platform.launch.early_start import EarlyStart
 from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
 from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recovery
-from convmlp_platform.launch.supervisor.run_metrics import RunMetrics
 from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
 from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
 from convmlp_platform.launch.workers.fork_server_link import modules_for
@@ -32,6 +30,9 @@ from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 from convmlp_platform.training.guard.incidents import open_incident
 from data_prep import console
 from data_prep.storage.urls import scrubbed
+
+if TYPE_CHECKING:  # they import Ray
+    from convmlp_platform.launch.supervisor.run_metrics import RunMetrics
 
 # Before a run goes on with fewer workers: Ray takes a moment to give back the room of those that were lost.
 _SETTLE_S = 2.0
@@ -65,6 +66,9 @@ def train(
             them, or another driver trains this run.
         Interrupted: after SIGINT or SIGTERM.
     """
+    from convmlp_platform.launch.cluster.ray_cluster import RayCluster
+    from convmlp_platform.launch.supervisor.run_metrics import RunMetrics
+
     settled = job.model_copy(update={"launch": job.launch.model_copy(update={"use_gpu": use_gpu})})
     folder = RunFolder(run_path(job), "")
     signals = signals or StopSignals()
@@ -74,11 +78,22 @@ def train(
             from convmlp_platform.training.build.initial_weights import keep_weights
 
             keep_weights(job)  # here, as workers may not reach what the driver does
-        return Supervisor(settled, use_gpu, folder, signals, lost, own_ray, early).run()
+        cluster = RayCluster()
+        if early is not None and (node := cluster.own_node()) is not None:
+            early.share(node)
+        metrics = RunMetrics(job.name, folder.path / "checkpoints" / "latest", job.launch.num_workers)
+        return Supervisor(
+            settled, use_gpu, folder, signals, lost, own_ray, early, cluster=cluster, metrics=metrics
+        ).run()
 
 
 class Supervisor:
-    """One driver's hold on one run."""
+    """One driver's hold on one run.
+
+    Args:
+        lost: is set where another driver has taken the run over.
+        cluster: of all that happens outside of this process, its clock too.
+    """
 
     def __init__(
         self,
@@ -89,20 +104,23 @@ class Supervisor:
         lost: threading.Event,
         own_ray: bool = False,
         early: EarlyStart | None = None,
+        *,
+        cluster: Cluster,
+        metrics: RunMetrics,
     ) -> None:
         self._own_ray, self._early = own_ray, early
+        self._cluster, self._clock, self.metrics = cluster, cluster.clock, metrics
         self.job, self.folder, self.signals, self._lease_lost = job, folder, signals, lost
-        self.events, self.budgets = RunEvents(folder.events), Budgets(job.launch.restarts)
-        self.group = WorkerGroup(job, use_gpu, modules_for(job), early.key if early else None)
-        self.recovery = Recovery()
-        self.metrics = RunMetrics(job.name, folder.path / "checkpoints" / "latest", job.launch.num_workers)
+        self.events = RunEvents(folder.events, self._clock.unix)
+        self.budgets = Budgets(job.launch.restarts)
+        self.group = WorkerGroup(job, use_gpu, modules_for(job), cluster, early.key if early else None)
+        now = self._clock.monotonic()
+        self.recovery = Recovery(since=now, judged=now)
         self._noticed, self._settle = 0.0, _SETTLE_S
 
     def run(self) -> dict[str, Any]:
         """See `train`."""
         launch, code = self.job.launch, 1
-        if self._early is not None:
-            self._early.share(own_node())
         fields = {"num_workers": launch.num_workers, "min_workers": self.group.least}
         self.events.append("driver_started", host=socket.gethostname(), pid=os.getpid(), **fields)
         try:
@@ -123,8 +141,8 @@ class Supervisor:
         start = max((event.get("start") or 0 for event in read_events(self.folder.events)), default=0)
         while True:
             members = self._assemble()
-            self.recovery.placed, self._noticed = time.monotonic(), 0.0
-            attempt = begin_attempt(self.job, start + 1, members, self._on_running)
+            self.recovery.placed, self._noticed = self._clock.monotonic(), 0.0
+            attempt = begin_attempt(self.job, start + 1, members, self._on_running, self._cluster)
             if attempt is None:
                 self.group.ping(_PING_S)
                 continue
@@ -147,16 +165,16 @@ class Supervisor:
 
     def _assemble(self) -> list[Member]:
         """The members for the next attempt, once there are enough."""
-        launch, began, told = self.job.launch, time.monotonic(), False
+        launch, began, told = self.job.launch, self._clock.monotonic(), False
         while True:
             self._check_stop()
             self.group.refresh()
             if self.group.broken is not None:
                 raise LaunchError(f"training can't be started on a worker: {self.group.broken}")
-            ready, waited = self.group.ready, time.monotonic() - began
+            ready, waited = self.group.ready, self._clock.monotonic() - began
             if len(ready) == launch.num_workers:
                 return ready
-            if self._own_ray and not answering(list(self.group.cluster().alive)):
+            if self._own_ray and not self.group.answering(self.group.cluster().alive):
                 raise LaunchError(messages.own_ray_died(self.job.name), cause="hardware")
             if not self.group.coming and waited > self._settle:
                 if len(ready) >= self.group.least:
@@ -166,7 +184,7 @@ class Supervisor:
                 if not told:
                     told = True
                     console.say(messages.waiting(launch, self.group.fits))
-            time.sleep(_TICK_S)
+            self._clock.sleep(_TICK_S)
 
     def _check_stop(self) -> None:
         if self.signals.number is not None:
@@ -181,13 +199,13 @@ class Supervisor:
             raise Interrupted(self.signals.number)
         if attempt.order is not None:
             return None
-        grace, now = self.job.launch.preemption_grace_s, time.monotonic()
+        grace, now = self.job.launch.preemption_grace_s, self._clock.monotonic()
         if self.signals.number is not None:
             name = signal_name(self.signals.number)
             console.say(messages.stopping(name, grace))
             return Order("stopped", f"stopped by {name}", now + grace)
         self._check_stop()
-        leaving = self.group.cluster().leaving
+        leaving = self.group.cluster().leaving(self._clock.unix())
         doomed = [rank for rank in attempt.ranks if rank.home.node in leaving]
         if doomed:
             left = min(leaving[rank.home.node] for rank in doomed)
@@ -223,16 +241,15 @@ class Supervisor:
         incident = self._record_hang(attempt)
         self._tell_end(attempt, found, incident)
         # The room of a lost node won't come back soon.
-        self._settle = _SETTLE_S if answering([member.node for member in attempt.gone]) else 0.0
-        for member in attempt.gone:
-            self.group.drop(member)
-        self.group.leave(self.group.cluster().leaving)
+        self._settle = _SETTLE_S if self.group.answering({member.node for member in attempt.gone}) else 0.0
+        self.group.drop(attempt.gone)
+        self.group.leave(self.group.cluster().deadlines)
         if found.cause == "finished":
             return attempt.summary
         if found.cause == "stopped":
             raise Interrupted(self.signals.number or signal.SIGTERM, attempt.saved)
         decision = self.budgets.decide(
-            found.cause, time.monotonic(), headline=found.headline, stepped=attempt.stepped
+            found.cause, self._clock.monotonic(), headline=found.headline, stepped=attempt.stepped
         )
         if not decision.restart:
             raise found.error(decision.note)
@@ -259,18 +276,18 @@ class Supervisor:
         )
 
     def _recover(self, attempt: Attempt, found: FailureVerdict) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         since = now if attempt.failed_at is None else attempt.failed_at
         detect = 0.0
         if found.culprit and found.culprit.at:  # by the wall clocks of two machines
-            detect = max(0.0, time.time() - (now - since) - found.culprit.at)
+            detect = max(0.0, self._clock.unix() - (now - since) - found.culprit.at)
         self.recovery = Recovery(found.cause, detect, since, now)
 
     def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        until = self._clock.monotonic() + seconds
+        while self._clock.monotonic() < until:
             self._check_stop()
-            time.sleep(_TICK_S)
+            self._clock.sleep(_TICK_S)
 
     def _record_hang(self, attempt: Attempt) -> str | None:
         """Put every rank's stacks into the run's record; the incident's folder."""

@@ -26,7 +26,7 @@ _CERTAIN: frozenset[End] = frozenset({"job", "data", "numbers", "hardware"})
 
 @dataclass(frozen=True)
 class Order:
-    """To end an attempt by saving: why, and when saving may take no longer (by time.monotonic)."""
+    """To end an attempt by saving: why, and when saving may take no longer (by the cluster's monotonic clock)."""
 
     cause: End
     message: str
