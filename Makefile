@@ -32,7 +32,7 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
 
-.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart bench-start chaos save-faults fuzz identity shape lint format clean
+.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart bench-start chaos simulate save-faults fuzz identity shape lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-slow  the tests that take minutes, those with servers included"
 	@echo "make test-services  MLflow on PostgreSQL and S3, with log-in, TLS and a private authority: real servers, started and killed"
 	@echo "make chaos      a run on two Ray nodes under random faults, and the proof that nothing is lost (FAULTS=20 SEED=7 ELASTIC=1)"
+	@echo "make simulate   the supervisor over simulated clusters of up to 1,000 nodes: faults survived, goodput (SEEDS=50; AGAIN=7: one, told)"
 	@echo "make fuzz       damaged files of every format that we read: no traceback, no hang, nothing wrong (FILES=20000 SEED=7)"
 	@echo "make bench      training speed on this machine"
 	@echo "make bench-data preparing and reading data beside tar, torchvision, webdataset and FFCV (IMAGES=folder)"
@@ -89,6 +90,9 @@ bench-restart: setup
 
 chaos: setup
 	@$(BIN)/python tests/chaos/run_chaos.py --faults $(or $(FAULTS),20) --seed $(or $(SEED),7) $(if $(ELASTIC),--elastic) $(if $(OUT),--out $(OUT))
+
+simulate: setup
+	@PYTHONPATH=.:platform $(BIN)/python tests/simulation/run_simulation.py --seeds $(or $(SEEDS),50) $(if $(AGAIN),--again $(AGAIN))
 
 fuzz: setup
 	@$(BIN)/python tests/fuzz/run_fuzz.py --files $(or $(FILES),20000) --seed $(or $(SEED),7)

@@ -27,6 +27,8 @@ LOOK_S = 0.5
 UNREACHABLE_S = 20.0
 """An agent that hasn't answered for so long is lost."""
 _STACKS_S, _KILL_S = 3.0, 10.0
+# An agent kills in a moment. Of those that haven't by then, the nodes are asked whether they are still there.
+_KILLED_S = 1.5
 # A driver on Ray takes in some thousand answers a second. This many leave it most of its time.
 _NEWS_PER_S = 1000
 # After the first news of a look others are waited for, so that looks are no more than ten a second.
@@ -143,20 +145,30 @@ class Attempt:
 
     def kill(self) -> None:
         """Leave no process of this attempt; agents that can't do that are `gone`."""
-        asked, calls = [rank for rank in self.ranks if not _is_lost(rank)], Calls(self.cluster)
+        asked = [rank for rank in self.ranks if not _is_lost(rank)]
+        killed = self._killed(asked)
+        silent = [rank.watch for rank in asked if rank.seat.rank in killed and rank.ending is None]
+        # What they still had to say.
+        for call in self.cluster.done(silent, least=len(silent), timeout=LOOK_S):
+            relay(answer_or_none(self.cluster, call))
+        self.gone += [rank.member for rank in self.ranks if rank.seat.rank not in killed]
+
+    def _killed(self, asked: Sequence[_Rank]) -> set[int]:
+        """The ranks among these whose agents have left no process."""
+        calls = Calls(self.cluster)
         for rank in asked:
             calls.ask(rank.member.actor, "kill")
-        silent: list[Any] = []
-        for rank, killed in zip(asked, calls.answers(_KILL_S), strict=True):
-            if not killed:
-                self.gone.append(rank.member)
-            elif rank.ending is None:
-                silent.append(rank.watch)
-        for call in self.cluster.done(
-            silent, least=len(silent), timeout=LOOK_S
-        ):  # what they still had to say
-            relay(answer_or_none(self.cluster, call))
-        self.gone += [rank.member for rank in self.ranks if _is_lost(rank)]
+        done = calls.answers(_KILLED_S)
+        late = [place for place, killed in enumerate(done) if not killed]
+        try:
+            living = self.cluster.answering({asked[place].home.node for place in late}) if late else set()
+        except ClusterSilent:
+            living = {rank.home.node for rank in asked}
+        late = [place for place in late if asked[place].home.node in living]
+        again = Calls(self.cluster, [calls.calls[place] for place in late]).answers(_KILL_S - _KILLED_S)
+        for place, killed in zip(late, again, strict=True):
+            done[place] = killed
+        return {rank.seat.rank for rank, killed in zip(asked, done, strict=True) if killed}
 
     def _over(self) -> bool:
         if not self._watches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,46 @@ class Budgets:
         while used and used[0] <= now - 3600 * self.section.window_hours:
             used.popleft()
         return used
+
+
+@dataclass
+class Spare:
+    """Agents that are ready and not part of the running attempt.
+
+    To go on with them takes a pause of all that train. It is worth it where they would do more until the next end of
+    an attempt, which comes as often as it has so far, than the pause takes from the others. Else they join at that
+    end: one worker of a thousand. And it waits until none has come for as long as a pause takes: of nodes that come
+    back one by one, not each costs one.
+
+    Args:
+        pause_s: what the start of the running attempt took.
+        lasts_s: how long attempts last.
+    """
+
+    pause_s: float = 0.0
+    lasts_s: float = math.inf
+    _more: int = 0
+    _since: float = 0.0
+
+    def pays(self, more: int, size: int, now: float) -> bool:
+        """Whether to go on with `more` than the `size` workers that train; `now` by any clock."""
+        if more != self._more:
+            self._more, self._since = more, now
+        worth = more * self.lasts_s > size * self.pause_s
+        return more > 0 and worth and now - self._since >= self.pause_s
+
+
+# An attempt lasts for as long as attempts of this driver have, as if it had had one of an hour before.
+_FIRST_LASTS_S = 3600.0
+
+
+def attempts_last_s(began: float, ended: int, now: float) -> float:
+    """Seconds that an attempt lasts, of a driver that began then and has seen so many end."""
+    return (now - began + _FIRST_LASTS_S) / (ended + 1)
+
+
+STARTING = ("spawn", "join", "load", "first_step")
+"""Parts of a recovery that any pause has."""
 
 
 @dataclass

@@ -20,7 +20,14 @@ from convmlp_platform.launch.cluster_view import Cluster
 from convmlp_platform.launch.early_start import EarlyStart
 from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
 from convmlp_platform.launch.supervisor.lease import run_lease
-from convmlp_platform.launch.supervisor.restarts import FAILURES, Budgets, Recovery
+from convmlp_platform.launch.supervisor.restarts import (
+    FAILURES,
+    STARTING,
+    Budgets,
+    Recovery,
+    Spare,
+    attempts_last_s,
+)
 from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
 from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
 from convmlp_platform.launch.workers.fork_server_link import modules_for
@@ -37,6 +44,8 @@ if TYPE_CHECKING:  # they import Ray
 # Before a run goes on with fewer workers: Ray takes a moment to give back the room of those that were lost.
 _SETTLE_S = 2.0
 _TICK_S, _PING_S = 0.1, 5.0
+# Agents that have waited for others for longer are asked whether they are still there before they are counted on.
+_WAITED_S = 3.0
 # A node that will be taken away is left when others are ready in its place: after `_REPLACE_S` at the latest, and at
 # once where it has no more than `_HURRY_S` left.
 _REPLACE_S, _HURRY_S = 30.0, 45.0
@@ -117,6 +126,7 @@ class Supervisor:
         now = self._clock.monotonic()
         self.recovery = Recovery(since=now, judged=now)
         self._noticed, self._settle = 0.0, _SETTLE_S
+        self._began, self._spare = now, Spare()
 
     def run(self) -> dict[str, Any]:
         """See `train`."""
@@ -172,12 +182,12 @@ class Supervisor:
             if self.group.broken is not None:
                 raise LaunchError(f"training can't be started on a worker: {self.group.broken}")
             ready, waited = self.group.ready, self._clock.monotonic() - began
-            if len(ready) == launch.num_workers:
+            if len(ready) == launch.num_workers and self._still_there(waited):
                 return ready
             if self._own_ray and not self.group.answering(self.group.cluster().alive):
                 raise LaunchError(messages.own_ray_died(self.job.name), cause="hardware")
             if not self.group.coming and waited > self._settle:
-                if len(ready) >= self.group.least:
+                if len(ready) >= self.group.least and self._still_there(waited):
                     return ready
                 if waited > launch.wait_for_workers_s:
                     raise LaunchError(messages.no_room(launch, self.group.fits))
@@ -185,6 +195,14 @@ class Supervisor:
                     told = True
                     console.say(messages.waiting(launch, self.group.fits))
             self._clock.sleep(_TICK_S)
+
+    def _still_there(self, waited: float) -> bool:
+        """Whether the ready agents are, after so many seconds of waiting; those that aren't are dropped."""
+        if waited < _WAITED_S:
+            return True
+        before = len(self.group.members)
+        self.group.ping(_PING_S)
+        return len(self.group.members) == before
 
     def _check_stop(self) -> None:
         if self.signals.number is not None:
@@ -216,20 +234,24 @@ class Supervisor:
             hosts = ", ".join(sorted({rank.home.host for rank in doomed}))
             return Order("preemption", f"{hosts} will be taken away", now + min(grace, left))
         size = len(attempt.ranks)
-        if size < self.job.launch.num_workers and attempt.stepped and self._can_grow(size):
+        if size < self.job.launch.num_workers and attempt.stepped and self._should_grow(size):
             found = len(self.group.ready)
             return Order("grow", f"there is room for {messages.count(found)} instead of {size}", now + grace)
         return None
 
-    def _can_grow(self, size: int) -> bool:
+    def _should_grow(self, size: int) -> bool:
         self.group.refresh()
-        if self.group.coming or len(self.group.ready) <= size:
+        more = 0 if self.group.coming else max(0, len(self.group.ready) - size)
+        if not self._spare.pays(more, size, self._clock.monotonic()):
             return False
         self.group.ping(_PING_S)
         return len(self.group.ready) > size
 
     def _on_running(self, attempt: Attempt) -> None:
         seconds = self.recovery.seconds([rank.marks for rank in attempt.ranks])
+        now = self._clock.monotonic()
+        lasts = attempts_last_s(self._began, self.budgets.totals.total(), now)
+        self._spare = Spare(sum(seconds[part] for part in STARTING), lasts)
         self.events.append("attempt_running", start=attempt.start, step=attempt.first_step, seconds=seconds)
         if self.recovery.reason != "start":
             tell = messages.going_on if self.recovery.reason in FAILURES else messages.resized
