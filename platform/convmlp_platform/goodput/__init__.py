@@ -7,6 +7,7 @@ Files in reading order:
     slices           The time of every worker, moment by moment
     interruptions    The interruptions of a run, and the time that each took
     goodput_log      The log of a rank's time, on disk
+    excerpt          The logs of a large run in bounded time and memory
     report_text      The account of a run as text
     goodput_picture  The account of a run as a picture
 

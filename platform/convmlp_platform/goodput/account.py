@@ -12,14 +12,15 @@ It is worked out from files alone (health.events, goodput.goodput_log), while th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import fsum
 from pathlib import Path
 from typing import Any
 
 from convmlp_platform.config.sections.task_section import best_score
-from convmlp_platform.goodput.goodput_log import GoodputFile, read_logs
+from convmlp_platform.goodput.excerpt import read_within
+from convmlp_platform.goodput.goodput_log import GoodputFile
 from convmlp_platform.goodput.history import History, RunStart, history_of
 from convmlp_platform.goodput.interruptions import Interruption, interruptions_of
 from convmlp_platform.goodput.slices import TimeClass, TimeSlice, slices_of, surviving_stops
@@ -66,13 +67,13 @@ class Goodput:
     @cached_property
     def by_worker(self) -> list[dict[TimeClass, float]]:
         """Of each class, for each worker."""
-        found: list[list[TimeSlice]] = [
-            [] for _ in range(max((s.workers for s in self.history.sessions), default=0))
-        ]
+        workers = max((session.workers for session in self.history.sessions), default=0)
+        found = [_no_seconds() for _ in range(workers)]
         for piece in self.slices:
             for worker in piece.workers:
-                found[worker].append(replace(piece, workers=(worker,)))
-        return [_sums(pieces) for pieces in found]
+                for kind, seconds in piece.seconds.items():
+                    found[worker][kind].append(seconds)
+        return [_summed(seconds) for seconds in found]
 
     @cached_property
     def by_start(self) -> list[dict[TimeClass, float]]:
@@ -195,15 +196,23 @@ def account_of(run: Path, price: Price | None = None, ranks: str = "*") -> Goodp
     Raises:
         OSError: something that is there can't be read.
     """
-    files, events = read_logs(run / "goodput", ranks), read_events(run / "events.jsonl")
+    files, events = read_within(run / "goodput", ranks), read_events(run / "events.jsonl")
     return account(files, events, price) if files or events else None
 
 
 def _sums(slices: Iterable[TimeSlice]) -> dict[TimeClass, float]:
-    found: dict[TimeClass, list[float]] = {kind: [] for kind in TimeClass}
+    found = _no_seconds()
     for piece in slices:
         for kind, seconds in piece.seconds.items():
             found[kind].append(seconds * len(piece.workers))
+    return _summed(found)
+
+
+def _no_seconds() -> dict[TimeClass, list[float]]:
+    return {kind: [] for kind in TimeClass}
+
+
+def _summed(found: dict[TimeClass, list[float]]) -> dict[TimeClass, float]:
     return {kind: fsum(seconds) for kind, seconds in found.items()}
 
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 TICK_SECONDS = 10.0
-_LINE_BYTES = 320
+LINE_BYTES = 320
 _Spent = Annotated[Seconds, Field(ge=0.0)]
 
 
@@ -126,7 +126,7 @@ class GoodputWriter:
     def _write(self, content: Mapping[str, Any], *, stays: bool) -> None:
         if self._descriptor < 0:
             return
-        text = json.dumps(content, separators=(",", ":")).encode().ljust(_LINE_BYTES - 1) + b"\n"
+        text = json.dumps(content, separators=(",", ":")).encode().ljust(LINE_BYTES - 1) + b"\n"
         try:
             written = os.pwrite(self._descriptor, text, self._place)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,10 @@ def plot(run: str, found: Goodput, path: Path) -> Path:
     axes = figure.subplots()
     edges = np.linspace(0.0, whole, _COLUMNS + 1)
     lane_of = {worker: lane for lane, group in enumerate(groups) for worker in group.tolist()}
-    by_lane: list[list[TimeSlice]] = [[] for _ in groups]
+    by_lane: list[list[tuple[TimeSlice, int]]] = [[] for _ in groups]
     for one in found.slices:
-        for worker in one.workers:
-            by_lane[lane_of[worker]].append(one)
+        for lane, count in Counter(map(lane_of.__getitem__, one.workers)).items():
+            by_lane[lane].append((one, count))
     for lane, group in enumerate(groups):
         _lane(axes, lane, _shares(by_lane[lane], len(group), kinds, edges), edges / divisor, kinds)
     marks = [(one.time / divisor, one.cause) for one in found.interruptions]
@@ -82,12 +83,19 @@ def plot(run: str, found: Goodput, path: Path) -> Path:
 
 
 def _shares(
-    slices: Sequence[TimeSlice], workers: int, kinds: Sequence[TimeClass], edges: NDArray[np.float64]
+    slices: Sequence[tuple[TimeSlice, int]],
+    workers: int,
+    kinds: Sequence[TimeClass],
+    edges: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The share of each class in each column of time, shape (classes, columns); 0 where nobody was under a driver."""
+    """The share of each class in each column of time, shape (classes, columns); 0 where nobody was under a driver.
+
+    Args:
+        slices: each with the number of workers whose time it is.
+    """
     found = np.zeros((len(kinds), len(edges) - 1))
     width = edges[1] - edges[0]
-    for one in slices:
+    for one, count in slices:
         if one.end <= one.begin:
             continue
         first, last = np.clip(
@@ -96,7 +104,7 @@ def _shares(
         inside = np.minimum(edges[first + 1 : last + 2], one.end) - np.maximum(
             edges[first : last + 1], one.begin
         )
-        part = np.clip(inside, 0.0, None) / (one.end - one.begin) / width / workers
+        part = np.clip(inside, 0.0, None) / (one.end - one.begin) / width / workers * count
         for row, kind in enumerate(kinds):
             if seconds := one.seconds.get(kind):
                 found[row, first : last + 1] += seconds * part

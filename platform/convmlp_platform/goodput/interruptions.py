@@ -60,15 +60,15 @@ class _Spent:
     """Seconds by start, attempt, part and class."""
 
     def __init__(self, slices: Sequence[TimeSlice]) -> None:
-        self._seconds: dict[tuple[int | None, int | None, Part, TimeClass], float] = {}
+        self._seconds: dict[int | None, dict[tuple[int | None, Part, TimeClass], float]] = {}
         self.ends: dict[tuple[int | None, int | None], float] = {}
         for piece in slices:
             place = (piece.start, piece.attempt)
             if piece.part == "switch":
                 self.ends[place] = max(piece.begin, self.ends.get(place, 0.0))
             for kind, seconds in piece.seconds.items():
-                key = (piece.start, piece.attempt, piece.part, kind)
-                self._seconds[key] = self._seconds.get(key, 0.0) + seconds * len(piece.workers)
+                of_start, key = self._seconds.setdefault(piece.start, {}), (piece.attempt, piece.part, kind)
+                of_start[key] = of_start.get(key, 0.0) + seconds * len(piece.workers)
 
     def of(
         self,
@@ -79,11 +79,8 @@ class _Spent:
     ) -> float:
         return fsum(
             seconds
-            for (place, attempt, part, kind), seconds in self._seconds.items()
-            if place == start
-            and part in parts
-            and kind in kinds
-            and (attempts is None or attempt in attempts)
+            for (attempt, part, kind), seconds in self._seconds.get(start, {}).items()
+            if part in parts and kind in kinds and (attempts is None or attempt in attempts)
         )
 
 
