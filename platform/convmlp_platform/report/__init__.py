@@ -4,7 +4,6 @@ Files in reading order:
 
     page              From a run to its page, and into a file
     reported_run      All that is known of a run, each figure by the function whose it is
-    journal_digest    A run's journal in bounded memory
     sections/         The parts of the page
     blocks            What they are made of: plain values
     svg_charts        Curves as inline SVG, which follow the page's dark and light scheme

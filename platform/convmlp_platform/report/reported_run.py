@@ -20,9 +20,9 @@ from convmlp_platform.health.events import read_events
 from convmlp_platform.ledger.proof import check_ledger
 from convmlp_platform.ledger.proof_report import LedgerReport
 from convmlp_platform.report.blocks import Tone, cut
-from convmlp_platform.report.journal_digest import JournalDigest, digest_of
 from convmlp_platform.runs.run_folder import RunFolder, last_job, stored_identity
 from convmlp_platform.tracking.delivery_state import journal_path
+from convmlp_platform.tracking.journal_digest import JournalDigest, digest_of
 from convmlp_platform.training.evaluation.evaluation_record import Evaluation, read_evaluations
 from convmlp_platform.training.guard.incidents import Incident, read_incidents
 

@@ -3,6 +3,7 @@
 Files in reading order:
 
     journal           The record of a run
+    journal_digest    A run's journal in bounded memory
     tracker           The calls by which training records a run
     finished_work     Records work that is done when it is recorded: preparations and evaluations
     environment_tags  The environment of a run

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -277,10 +277,34 @@ def tail_start(path: Path, max_bytes: int) -> int:
         return start - 1 + len(file.readline())
 
 
+def records_of(path: Path) -> Iterator[Record]:
+    """All whole records, a piece of the journal at a time.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    offset = 0
+    while True:
+        chunk = read_chunk(path, offset)
+        yield from chunk.records
+        if chunk.end == offset:
+            return
+        offset = chunk.end
+
+
+def metrics_at(path: Path, step: int) -> dict[str, float]:
+    """The metrics on record of one step; of a step done twice, the later ones."""
+    found: dict[str, float] = {}
+    for record in records_of(path):
+        if isinstance(record, MetricsRecord) and record.step == step:
+            found |= record.values
+    return found
+
+
 def metric_history(path: Path) -> list[tuple[int, dict[str, float]]]:
     """All metrics on record as (step, values), by step; of a step done twice, the later time."""
     by_step: dict[int, dict[str, float]] = {}
-    for record in read_chunk(path, max_bytes=sys.maxsize).records:
+    for record in records_of(path):
         if isinstance(record, MetricsRecord):
             by_step[record.step] = by_step.get(record.step, {}) | record.values
     return sorted(by_step.items())
@@ -294,7 +318,7 @@ def checkpoint_history(path: Path) -> list[Record]:
     """
     return [
         record
-        for record in read_chunk(path, max_bytes=sys.maxsize).records
+        for record in records_of(path)
         if isinstance(record, CheckpointRecord)
         or (isinstance(record, MetricsRecord) and _is_evaluation(record))
     ]
@@ -307,7 +331,7 @@ def _is_evaluation(record: MetricsRecord) -> bool:
 def tag_history(path: Path) -> dict[str, set[str]]:
     """All values that each tag on record has had."""
     found: dict[str, set[str]] = {}
-    for record in read_chunk(path, max_bytes=sys.maxsize).records:
+    for record in records_of(path):
         if isinstance(record, Tags):
             for name, value in record.values.items():
                 found.setdefault(name, set()).add(value)
@@ -316,12 +340,10 @@ def tag_history(path: Path) -> dict[str, set[str]]:
 
 def datasets_of(path: Path) -> list[Dataset]:
     """The datasets on record, in their order."""
-    return [
-        record for record in read_chunk(path, max_bytes=sys.maxsize).records if isinstance(record, Dataset)
-    ]
+    return [record for record in records_of(path) if isinstance(record, Dataset)]
 
 
 def artifact_folders(path: Path) -> set[str]:
     """The artifact folders that something on record goes to."""
-    records = read_chunk(path, max_bytes=sys.maxsize).records
+    records = records_of(path)
     return {record.folder for record in records if isinstance(record, Artifact)}

@@ -10,6 +10,8 @@ from PIL import Image
 
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
+from convmlp_platform.tracking.journal import MetricsRecord
+from convmlp_platform.tracking.journal_digest import JournalDigest
 from convmlp_platform.training.callbacks import Console
 from convmlp_platform.training.outputs.curves import plot_curves, scores_in
 from convmlp_platform.training.step import Meter
@@ -65,8 +67,12 @@ def test_the_console_says_where_a_run_stands(capsys: pytest.CaptureFixture[str])
 
 
 def test_curves_are_a_picture(tmp_path: Path) -> None:
-    curves = [(1, {"train/loss": 2.0, "train/lr": 0.1}), (2, {"train/loss": 1.0, "eval/top1": 50.0})]
-    path = plot_curves(curves, tmp_path / "plots" / "curves.png")
+    digest = JournalDigest()
+    for step in range(1, 2001):
+        rare = {"train/lr": 0.1} if step == 1 else {"eval/top1": 50.0} if step == 2 else {}
+        digest.take(MetricsRecord(step=step, values={"train/loss": 1.0 / step} | rare))
+    assert not digest.series["train/loss"].is_exact and digest.series["eval/top1"].is_exact
+    path = plot_curves(digest.series, tmp_path / "plots" / "curves.png")
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 400
@@ -83,4 +89,4 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
     ],
 )
 def test_the_scores_of_the_task_are_drawn(metrics: dict[str, float], drawn: tuple[str, ...]) -> None:
-    assert scores_in([{}, metrics]) == drawn
+    assert scores_in(metrics) == drawn

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from convmlp_platform.evaluation.report.table import LABELS
 from convmlp_platform.report.blocks import Block, Drawing, GridTable, Sentence, ends_of
-from convmlp_platform.report.journal_digest import JournalDigest, MetricSeries
 from convmlp_platform.report.reported_run import ReportedRun
 from convmlp_platform.report.svg_charts import ChartLine, line_chart, plain_number
+from convmlp_platform.tracking.journal_digest import JournalDigest, MetricSeries
 from convmlp_platform.training.outputs.curves import scores_in
 
 _ROWS = 24
@@ -29,7 +29,7 @@ def curves(facts: ReportedRun) -> list[Block]:
     if not any(name.startswith(("train/", "eval")) for name in digest.series):
         return [Sentence("No metrics are on record: the run ended before it logged any.")]
     losses = ["train/loss", *_of_weights(digest, ["loss"])]
-    scores = scores_in([dict.fromkeys(digest.series, 0.0)])
+    scores = scores_in(digest.series)
     judged = _of_weights(digest, [name.removeprefix("eval/") for name in scores])
     charts = [
         _chart(digest, losses, "Loss", "loss"),

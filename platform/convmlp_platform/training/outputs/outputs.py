@@ -18,7 +18,8 @@ from convmlp_platform.errors import TrackingError
 from convmlp_platform.models.bundle import BundleSpec, read_spec, write_bundle
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.delivery_state import journal_path
-from convmlp_platform.tracking.journal import STEPS_TAG, artifact_folders, metric_history
+from convmlp_platform.tracking.journal import STEPS_TAG, artifact_folders, metrics_at
+from convmlp_platform.tracking.journal_digest import digest_of
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.build.bundle_spec import bundle_spec
 from convmlp_platform.training.build.initial_weights import lineage_tags
@@ -83,7 +84,7 @@ class Telemetry(Callback):
             self.checkpoints.evaluated(self.tracker.log_metrics(metrics, state.step))
 
     def _has(self, metrics: dict[str, float], step: int) -> bool:
-        known = dict(metric_history(journal_path(self.folder.path))).get(step, {})
+        known = metrics_at(journal_path(self.folder.path), step)
         return all(str(known.get(name)) == str(value) for name, value in metrics.items())  # NaN is NaN
 
     def on_save(self, event: SaveEvent) -> None:
@@ -114,8 +115,8 @@ class Telemetry(Callback):
 
     def on_end(self, state: TrainState) -> None:
         """Draw the whole run, from its record: parts before a resume too."""
-        curves = metric_history(journal_path(self.folder.path))
-        self.tracker.log_artifact(plot_curves(curves, self.folder.plots / "curves.png"), "plots")
+        series = digest_of(journal_path(self.folder.path)).series
+        self.tracker.log_artifact(plot_curves(series, self.folder.plots / "curves.png"), "plots")
 
 
 class BestModel:

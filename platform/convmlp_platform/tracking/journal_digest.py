@@ -7,7 +7,6 @@ one. So a journal of a million lines costs its reading, and no more memory than 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from convmlp_platform.tracking.journal import (
     Record,
     Status,
     Tags,
-    read_chunk,
+    records_of,
 )
 
 MOST_POINTS = 300
@@ -174,16 +173,6 @@ def digest_of(journal: Path) -> JournalDigest:
         OSError: it can't be read.
     """
     found = JournalDigest()
-    for record in _records(journal):
+    for record in records_of(journal):
         found.take(record)
     return found
-
-
-def _records(journal: Path) -> Iterator[Record]:
-    offset = 0
-    while True:
-        chunk = read_chunk(journal, offset)
-        yield from chunk.records
-        if chunk.end == offset:
-            return
-        offset = chunk.end

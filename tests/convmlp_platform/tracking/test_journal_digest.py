@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convmlp_platform.report.journal_digest import MOST_POINTS, MetricSeries, TimeMarks, digest_of
 from convmlp_platform.tracking.journal import MetricsRecord, Status, metric_history
+from convmlp_platform.tracking.journal_digest import MOST_POINTS, MetricSeries, TimeMarks, digest_of
 
 
 def series_of(points: list[tuple[int, float]]) -> MetricSeries:
