@@ -32,7 +32,7 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
 
-.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart bench-start chaos simulate save-faults fuzz identity shape lint format clean
+.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart bench-scale bench-start chaos simulate save-faults fuzz identity shape lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -47,6 +47,7 @@ help:
 	@echo "make bench-checkpoint  what a save costs, beside torch.save and Ray Train"
 	@echo "make bench-start  ray job submit to first step, beside a plain Ray Train script"
 	@echo "make bench-restart  kill to next step beside Ray Train; what heartbeat, ledger and goodput cost a step"
+	@echo "make bench-scale  what the driver and rank 0 do with up to 4,096 workers and a million steps, on made-up inputs"
 	@echo "make save-faults  each operation of a save fails once, and a superseded writer wakes up before each"
 	@echo "make identity   shards, checkpoints, ledger, journal and losses of a short run as SHA-256 sums (ARGS='--compare FILE')"
 	@echo "make shape      the tree in figures: files, folders, importers, names, and the walk of a run"
@@ -87,6 +88,9 @@ bench-start: setup
 bench-restart: setup
 	@$(BIN)/python tests/bench/bench_restart.py
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_overhead.py
+
+bench-scale: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/bench_scale.py
 
 chaos: setup
 	@$(BIN)/python tests/chaos/run_chaos.py --faults $(or $(FAULTS),20) --seed $(or $(SEED),7) $(if $(ELASTIC),--elastic) $(if $(OUT),--out $(OUT))

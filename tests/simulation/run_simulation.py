@@ -23,23 +23,23 @@ from convmlp_platform.health.events import RunEvents
 PUBLISHED = Scenario("published rate", nodes=1000, workers=992, least=900, days=10.0)
 FEW = NO_LIMIT | {"hardware": 20, "hang": 5, "storage": 10}
 HARD = (
-    Scenario("10 x published", 256, 252, 200, 1.0, rate=10.0),
+    Scenario("10 x published", 256, 252, 200, 0.5, rate=10.0),
     Scenario(
-        "spot", 64, 60, 24, 1.0, rate=5.0, repaired_s=(120, 900), per_day={"spot wave": 8, "nodes shut down": 4}
+        "spot", 64, 60, 24, 0.5, rate=5.0, repaired_s=(120, 900), per_day={"spot wave": 8, "nodes shut down": 4}
     ),
     Scenario(
-        "head and driver", 64, 62, 48, 1.0, rate=10.0,
+        "head and driver", 64, 62, 48, 0.5, rate=10.0,
         per_day={"head down": 8, "driver killed": 4, "driver stopped": 3},
     ),
     Scenario(
-        "network", 64, 62, 32, 1.0, rate=5.0,
+        "network", 64, 62, 32, 0.5, rate=5.0,
         per_day={"network splits": 4, "node cut off": 6, "slow messages": 10},
     ),
-    Scenario("storage", 64, 64, 48, 1.0, rate=5.0, per_day={"storage out": 12}),
-    Scenario("stragglers and hangs", 64, 64, 63, 1.0, repaired_s=(60, 600), per_day={"straggler": 24, "hang": 8}),
-    Scenario("default budgets", 128, 126, 96, 1.0, rate=40.0, restarts=FEW),
+    Scenario("storage", 64, 64, 48, 0.5, rate=5.0, per_day={"storage out": 12}),
+    Scenario("stragglers and hangs", 64, 64, 63, 0.5, repaired_s=(60, 600), per_day={"straggler": 24, "hang": 8}),
+    Scenario("default budgets", 128, 126, 96, 0.5, rate=120.0, restarts=FEW),
     Scenario(
-        "everything", 32, 31, 16, 1.0, rate=100.0,
+        "everything", 32, 31, 16, 0.5, rate=100.0,
         per_day={
             "spot wave": 3, "nodes shut down": 2, "head down": 4, "driver killed": 2, "driver stopped": 2,
             "storage out": 3, "network splits": 2,
@@ -68,13 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="seed to begin with")
     parser.add_argument("--again", type=int, metavar="SEED", help="one run alone, told event by event")
     given = parser.parse_args(arguments)
     if given.again is not None:
         return _again(given.again)
     began, found, wrong = time.monotonic(), [], []
     with ProcessPoolExecutor(2) as pool:
-        for done in as_completed([pool.submit(run, seed) for seed in range(given.seeds)]):
+        for done in as_completed([pool.submit(run, seed) for seed in range(given.first, given.seeds)]):
             result = done.result()
             (wrong if isinstance(result, str) else found).append(result)
             print(result if isinstance(result, str) else _line(result), flush=True)
