@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[2]
 PRODUCT = (ROOT / "convmlp", ROOT / "data_prep", ROOT / "platform/convmlp_platform")
 LIBRARIES = (
     "ray", "deepspeed", "torch", "timm", "ffcv", "mlflow", "torchvision", "accelerate", "torchmetrics", "fsspec",
+    "tensorboardX",
 )  # fmt: skip
-UNDOCUMENTED = ("mlflow.utils", "ray.core", "deepspeed.runtime.zero")
+UNDOCUMENTED = (
+    "mlflow.utils", "ray.core", "deepspeed.runtime.zero", "tensorboardX.event_file_writer", "tensorboardX.proto",
+)  # fmt: skip
 """Modules without an underscore that no documentation names."""
 DEEPSPEED = {
     "ds_tensor", "ds_numel", "ds_shape", "averaged_gradients", "all_grad_tensors", "norm_for_param_grads",

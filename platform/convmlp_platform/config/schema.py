@@ -29,7 +29,7 @@ from convmlp_platform.config.sections.recipe import (
     TrainingSection,
 )
 from convmlp_platform.config.sections.resilience import GuardSection
-from convmlp_platform.config.sections.section import Name, Section
+from convmlp_platform.config.sections.section import ClassPath, Name, Section
 from convmlp_platform.config.sections.task_section import TaskSection
 from convmlp_platform.config.sweep_job import SweepJob
 from data_prep.config import DigitsSource, PrepareConfig
@@ -90,6 +90,10 @@ class TrainJob(Section):
     guard: GuardSection = GuardSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+    callbacks: tuple[ClassPath, ...] = Field(
+        (),
+        description="package.module:Class, each a training.callbacks.Callback, made on rank 0 (docs/tracking.md)",
+    )
     launch: LaunchSection = LaunchSection()
 
     @property

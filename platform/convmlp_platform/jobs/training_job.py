@@ -58,9 +58,10 @@ def trained_on_ray(
     from convmlp_platform.launch.cluster.connect import connect
     from convmlp_platform.launch.cluster.worker_environment import shared_env_vars
 
+    env_vars = shared_env_vars(threads=job.launch.cpus_per_worker, own_modules=bool(job.callbacks))
     with (
         closing(early) if early else nullcontext(),
-        connect(job.launch.address, shared_env_vars(threads=job.launch.cpus_per_worker)) as address,
+        connect(job.launch.address, env_vars) as address,
     ):
         from convmlp_platform.launch.cluster import capacity
 

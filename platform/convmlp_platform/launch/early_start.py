@@ -24,7 +24,9 @@ class EarlyStart:
     def __init__(self, job: TrainJob) -> None:
         self.job, self.key = job, secrets.token_hex(8)
         # Threads and paths as in agents, for some of it is settled as modules are imported.
-        environment = dict(os.environ) | shared_env_vars(job.launch.cpus_per_worker)
+        environment = dict(os.environ) | shared_env_vars(
+            job.launch.cpus_per_worker, own_modules=bool(job.callbacks)
+        )
         self._agent = Agent(modules_for(job), self.key, environment)
 
     def preflight(self) -> PreflightReport:

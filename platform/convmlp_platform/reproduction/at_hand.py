@@ -36,7 +36,8 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class AtHand:
-    """One finding. `what`: data, start, recipe, code, packages, processor, workers, history, registered weights."""
+    """One finding. `what`: data, start, recipe, code, packages, processor, workers, callbacks, history, registered
+    weights."""
 
     kind: Kind
     what: str
@@ -57,6 +58,10 @@ def at_hand(rebuilt: Rebuilt, into: Path) -> list[AtHand]:
     found += _code(rebuilt.folder, rebuilt.run)
     found += _environment(rebuilt)
     found += _workers(rebuilt)
+    if rebuilt.left_out and not rebuilt.job.callbacks:
+        names = ", ".join(rebuilt.left_out)
+        told = f"left out, as they are code and change no weights: {names} (--set 'callbacks=[{names}]' takes them)"
+        found.append(AtHand("same", "callbacks", told))
     return found
 
 

@@ -75,12 +75,14 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """`job`: to be run again, its paths resolved; `run`: the run that trained the version; `folder`: where all lies."""
+    """`job`: to be run again, its paths resolved; `run`: the run that trained the version; `folder`: where all lies;
+    `left_out`: the callbacks on record, whose code a rebuilt job doesn't import."""
 
     job: TrainJob
     run: RunFacts
     folder: Path
     lineage: Lineage
+    left_out: tuple[str, ...] = ()
 
 
 def rebuild(lineage: Lineage, section: TrackingTarget, wishes: Wishes) -> Rebuilt:
@@ -115,7 +117,8 @@ def rebuild(lineage: Lineage, section: TrackingTarget, wishes: Wishes) -> Rebuil
         write_atomically(folder / CHAIN, as_json(lineage.facts()))
     except OSError as error:
         raise ConfigError(f"{folder} can't be written: {error.strerror or error}") from None
-    return Rebuilt(job.resolved(), run, folder, lineage)
+    recorded = values.get("callbacks") or ()
+    return Rebuilt(job.resolved(), run, folder, lineage, tuple(str(one) for one in recorded))
 
 
 def _checked(name: str) -> str:
@@ -155,6 +158,8 @@ def _job(
         "model": dict(values.get("model") or {}),
         "launch": dict(values.get("launch") or {}) | {"address": "auto", "min_workers": None},
         "checkpoint": dict(values.get("checkpoint") or {}) | {"path": "runs", "store": None},
+        # Which code runs here is this user's decision, not that of whoever filled the registry.
+        "callbacks": [],
     }
     training = [one for one in run.datasets if one.context == "training"]
     if training:

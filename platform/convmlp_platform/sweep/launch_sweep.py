@@ -82,7 +82,8 @@ def _train(plan: SweepPlan, parent: SweepParent, lost: Callable[[], bool]) -> No
 
     jobs = [planned.trial.job for planned in plan.todo]
     threads = max(job.launch.cpus_per_worker for job in jobs)
-    with connect(jobs[0].launch.address, shared_env_vars(threads=threads)) as cluster:
+    env_vars = shared_env_vars(threads=threads, own_modules=any(job.callbacks for job in jobs))
+    with connect(jobs[0].launch.address, env_vars) as cluster:
         if problems := room_problems(plan, cluster):
             raise LaunchError("\n".join(problems))
         nodes = capacity.cluster_nodes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,8 @@ class Tracker:
         self._run_dir = run_dir
         self._lost = 0
         self._finished = False
+        self.on_metrics: Callable[[MetricsRecord], object] | None = None
+        """Is told of all metrics that are recorded; must not raise."""
 
     @classmethod
     def open(
@@ -107,6 +109,8 @@ class Tracker:
         was recorded."""
         record = MetricsRecord(step=step, values={key: float(value) for key, value in metrics.items()})
         self._append(record)
+        if self.on_metrics is not None:
+            self.on_metrics(record)
         return record
 
     def log_checkpoint(self, record: CheckpointRecord) -> None:

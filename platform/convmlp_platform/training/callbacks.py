@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
 from convmlp_platform.training.guard.bad_steps import BadStep
@@ -15,7 +17,11 @@ from data_prep.console import say
 
 
 class Callback:
-    """Hooks of a run, called on every rank with the same values (means over all ranks)."""
+    """Hooks of a run, called on every rank with the same values (means over all ranks); those that a job names in
+    `callbacks`, on rank 0 alone. The step waits for each."""
+
+    def on_run(self, job: TrainJob, folder: RunFolder) -> None:
+        """Once, before all else: the checked job with all its values, and the run's folder."""
 
     def on_start(self, state: TrainState, stop_step: int) -> None:
         """Before the first step of an attempt; `state.step` > 0 where the run goes on from a checkpoint. Called again

@@ -120,6 +120,8 @@ DOES_NOT_DECIDE = {
     "checkpoint.store": "s3://elsewhere",
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 9,
+    "callbacks": ["a.b:C"],
+    "tracking.tensorboard": True,
     "tracking.uri": "sqlite:///x.db",
     "tracking.experiment": "e",
     "tracking.tags": {"a": "b"},

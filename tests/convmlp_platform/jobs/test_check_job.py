@@ -227,6 +227,7 @@ CASES: list[tuple[str, Values, Values, Before | None]] = [
     ("runs are a file", TRAIN, {}, a_file_called("runs")),
     ("the run is a file", TRAIN, {}, a_file_called("runs/it")),
     ("no such store", TRAIN, {"tracking/uri": "ftp://x"}, None),
+    ("no callbacks", TRAIN, {"callbacks": ["no_such.module:A", "json:dumps", "json:JSONDecoder"]}, None),
     ("another recipe", TRAIN, {}, a_run_of_another_recipe),
     ("damaged run.json", TRAIN, {}, a_file_called("runs/it/run.json")),
     ("damaged init.json", TRAIN, {INIT: "ROOT/x.pth"}, a_file_called("runs/it/init/init.json")),

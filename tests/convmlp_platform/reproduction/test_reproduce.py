@@ -123,6 +123,8 @@ def test_differences_are_named_before_anything_starts(
         environment["packages"]["torch"] = "1.0"
         environment["cpu"]["model"] = "Abacus"
         found["environment.json"].write_text(json.dumps(environment))
+        job = json.loads(found["job.json"].read_text()) | {"callbacks": ["no_such_module:Watcher"]}
+        found["job.json"].write_text(json.dumps(job))
         return found
 
     monkeypatch.setattr(rebuild, "fetch_run_files", edited)
@@ -141,6 +143,7 @@ def test_differences_are_named_before_anything_starts(
         "DIFFERS  packages            torch 1.0 (here ",
         "DIFFERS  processor           it was Abacus",
         "DIFFERS  history             world_size wasn't the same at every start of the run (1, 2)",
+        "same     callbacks           left out, as they are code and change no weights: no_such_module:Watcher",
         "DIFFERS  workers             --no-ray trains with one worker, the run had 2",
         "what differs or is unknown may change the weights: they needn't be equal",
     ):

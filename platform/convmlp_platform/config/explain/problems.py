@@ -255,6 +255,8 @@ def _pattern_in_words(pattern: str) -> str:
     if pattern.startswith("^[A-Za-z0-9][A-Za-z0-9"):
         marks = "any of . _ -" if "." in pattern else "_ or -"
         return f"letters, digits and {marks}, beginning with a letter or digit"
+    if ":" in pattern:
+        return "package.module:Class"
     return f"text that matches {pattern}"
 
 

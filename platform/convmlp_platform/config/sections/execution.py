@@ -184,6 +184,9 @@ class TrackingSection(TrackingTarget):
     """The place where a training run is recorded, and the registration of its best model."""
 
     register_as: RegisterSection | None = None
+    tensorboard: bool = Field(
+        False, description="also write the metrics to RUN/tensorboard, as TensorBoard's event files"
+    )
 
 
 class LaunchSection(Section):

@@ -18,6 +18,9 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 
+ClassPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=256)]
+"""A class by the module it is in: `package.module:Class`."""
+
 AUTO = "auto"
 """Word that may be written for some values, which then follow from the dataset (`config.automatic`) or from the
 machines (`launch.cluster.machine_values`)."""

@@ -23,17 +23,21 @@ from data_prep.storage.urls import scrubbed
 _PRIVATE_PREFIXES = ("MLFLOW_",)
 
 
-def shared_env_vars(threads: int) -> dict[str, str]:
+def shared_env_vars(threads: int, *, own_modules: bool = False) -> dict[str, str]:
     """Variables for all processes of the job, in Ray's runtime environment: where paths start, `threads` for OpenMP,
     code. Never a secret.
 
     Workers are started by the cluster's nodes and inherit those nodes' environment, not the driver's.
+
+    Args:
+        threads: for OpenMP.
+        own_modules: the job names modules that are the user's own: workers look where the driver's PYTHONPATH does.
     """
     env = {ROOT_VARIABLE: str(root())}
     env["OMP_NUM_THREADS"] = str(threads)
     env["PYTHONUNBUFFERED"] = "1"  # progress reaches the submitter's terminal as it is printed
     env |= dict.fromkeys(console.verbosity(), "1")
-    python_path = _python_path()
+    python_path = _python_path(own_modules)
     if python_path:
         env["PYTHONPATH"] = python_path
     return env
@@ -53,11 +57,12 @@ def secrets_among(env_vars: Mapping[str, str]) -> list[str]:
     return [name for name, value in env_vars.items() if is_secret_name(name) or scrubbed(value) != value]
 
 
-def _python_path() -> str:
+def _python_path(own_modules: bool) -> str:
     """Returns the PYTHONPATH by which workers find the driver's code.
 
     From Ray's working_dir: `platform` relative to it, because each node unpacks it under a folder of its own
-    and starts its processes there. Otherwise, the driver's own entries, for a checkout that isn't installed.
+    and starts its processes there. Otherwise, the driver's own entries, for a checkout that isn't installed, and for
+    `own_modules`.
     """
     if unpacked_working_dir() is not None:
         return "platform"
@@ -65,6 +70,6 @@ def _python_path() -> str:
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return (
         os.pathsep.join(str(Path(entry).absolute()) for entry in entries if entry)
-        if str(here) in entries
+        if own_modules or str(here) in entries
         else ""
     )

@@ -22,6 +22,7 @@ from convmlp_platform.training.build.initial_weights import (
     starting_job,
 )
 from convmlp_platform.training.callbacks import Callback, Console
+from convmlp_platform.training.given_callbacks import GuardedCallback, given_callbacks
 from convmlp_platform.training.outputs.goodput_callback import GoodputLog, GoodputReport
 from convmlp_platform.training.outputs.outputs import BestModel, Telemetry
 from convmlp_platform.training.outputs.record import checkpoint_log, open_tracker, register_best
@@ -118,6 +119,8 @@ def build_run(
         ]
     eval_loader = parts.build_eval_loader(job, manifest, folder, world)
     watchers.append(pictures := SamplePictures(job.name, eval_loader.split, folder, tracker))
+    if tracker:
+        watchers += guarded_callbacks(job, folder, tracker)
     trainer = Trainer(
         plan=plan,
         engine=engine,
@@ -132,7 +135,23 @@ def build_run(
         clock=clock,
         stop=stop,
     )
+    for callback in trainer.callbacks:
+        callback.on_run(job, folder)
     return RunParts(job, world, folder, trainer, tracker, goodput)
+
+
+def guarded_callbacks(job: TrainJob, folder: run_folder.RunFolder, tracker: Tracker) -> list[Callback]:
+    """Those of rank 0 that a setting turns on or names: what is wrong with them costs no step."""
+
+    def tensorboard() -> Callback:
+        from convmlp_platform.training.outputs.tensorboard import TensorBoard
+
+        return TensorBoard(tracker, folder)
+
+    wanted: list[Callback] = []
+    if job.tracking.tensorboard:
+        wanted.append(GuardedCallback("tracking.tensorboard", folder, tensorboard))
+    return wanted + given_callbacks(job, folder)
 
 
 def begin(job: TrainJob, dataset_digest: str) -> tuple[run_folder.RunFolder, TrainJob]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["hang", "non_finite", "spike", "crash"]
+Kind = Literal["hang", "non_finite", "spike", "crash", "callback"]
 Action = Literal["accept", "skip", "rollback", "stop"]
 
 RECORD, WEIGHTS = "incident.json", "weights.safetensors"

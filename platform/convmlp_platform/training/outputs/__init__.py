@@ -8,6 +8,7 @@ Files in reading order:
     goodput_callback  Keeping the record of every second of this rank, for `goodput.account` to account
     system_metrics    What a run does to its nodes, under MLflow's names for it
     sample_pictures   The first held-out images with what the model says of them, kept out of an evaluation
+    tensorboard       A run's metrics as TensorBoard's event files
     curves            The run's curves as one picture
     exactness         Whether a computation done again on another machine gives the same bits, and if not
 

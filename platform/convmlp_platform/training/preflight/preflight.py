@@ -81,6 +81,8 @@ def _train_checks(job: TrainJob, report: PreflightReport, deep: bool) -> Iterato
     if not is_url(job.checkpoint.path):
         yield lambda: _check_begun(job, deep)
     yield lambda: _check_tracking(job, report)
+    if job.callbacks:
+        yield lambda: _check_callbacks(job, report)
 
 
 def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightReport) -> None:
@@ -250,6 +252,13 @@ def _check_tracking(job: TrainJob, report: PreflightReport) -> None:
     report.summary.append(
         f"run      {job.checkpoint.path}/{job.name}; MLflow experiment {job.tracking.experiment}"
     )
+
+
+def _check_callbacks(job: TrainJob, report: PreflightReport) -> None:
+    from convmlp_platform.training.given_callbacks import callback_problems
+
+    report.problems += callback_problems(job)
+    report.summary.append(f"watched  by {', '.join(job.callbacks)}, on rank 0")
 
 
 def _size(size: int) -> str:
