@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
@@ -76,9 +76,15 @@ def trained_on_ray(
         from convmlp_platform.launch.supervisor import supervisor
 
         try:
-            summary = supervisor.train(
-                job, use_gpu=use_gpu, own_ray=address is None, given=given, early=early
-            )
+            with step_bar(job) as at_step:
+                summary = supervisor.train(
+                    job,
+                    use_gpu=use_gpu,
+                    own_ray=address is None,
+                    given=given,
+                    early=early,
+                    on_step=at_step,
+                )
         except Interrupted as stop:
             console.say(messages.stopped(str(stop), stop.saved))
             raise
@@ -96,6 +102,7 @@ def trained_here(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]
     from convmlp_platform.distributed import joined_world, on_main
     from convmlp_platform.launch.run_summary import summary_of
     from convmlp_platform.report.report_callback import RunReport
+    from convmlp_platform.training.callbacks import Steps
     from convmlp_platform.training.run import run
     from convmlp_platform.training.stop_request import StopRequest
 
@@ -113,7 +120,8 @@ def trained_here(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]
         held,
     ):
         on_main(world, take_lease)  # refused, all ranks end at once
-        result = run(job, [RunReport(run_path(job))], stop=stop)
+        with step_bar(job, is_shown=is_main) as at_step:
+            result = run(job, [RunReport(run_path(job)), Steps(at_step)], stop=stop)
     if result.stopped == _TAKEN_OVER:
         raise LaunchError(f"another driver has taken over run {job.name!r}; this one has stopped")
     if result.stopped is not None:
@@ -126,6 +134,28 @@ def trained_here(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]
     if is_main:
         _print_summary(job, summary)
     return summary
+
+
+@contextmanager
+def step_bar(job: TrainJob, *, is_shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Draw a bar of the run's steps while it trains, on a terminal; gives what is to be told how many are done."""
+    if not (is_shown and console.is_terminal()):
+        yield lambda step: None
+        return
+    from convmlp_platform.data.dataset.split import open_manifest
+    from convmlp_platform.training.step_plan import StepPlan
+
+    samples = open_manifest(job.data.path, job.data.digest).splits[job.data.train_split].num_samples
+    shown = 0
+    with console.progress_bar("training", StepPlan(job, samples).stop_step, "steps") as bar:
+
+        def at_step(step: int) -> None:
+            nonlocal shown
+            if step not in (0, shown):  # 0: of a start that hasn't told yet
+                bar.advance(step - shown)
+                shown = step
+
+        yield at_step
 
 
 def _where(job: TrainJob, address: str | None, nodes: Sequence[Node], use_gpu: bool) -> str:

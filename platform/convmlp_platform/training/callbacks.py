@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.config.schema import TrainJob
@@ -102,6 +102,19 @@ class Console(Callback):
 
     def _say(self, line: str) -> None:
         say(line)
+
+
+class Steps(Callback):
+    """Tells how many steps are done, where an attempt begins and whenever it logs."""
+
+    def __init__(self, at_step: Callable[[int], None]) -> None:
+        self._at_step = at_step
+
+    def on_start(self, state: TrainState, stop_step: int) -> None:
+        self._at_step(state.step)
+
+    def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
+        self._at_step(state.step)
 
 
 def _shown(scores: Mapping[str, float]) -> str:

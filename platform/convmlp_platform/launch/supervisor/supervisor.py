@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
@@ -59,6 +60,7 @@ def train(
     signals: StopSignals | None = None,
     given: GivenJob | None = None,
     early: EarlyStart | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Run `job` on the connected cluster to its end, through whatever happens on the way.
 
@@ -67,6 +69,7 @@ def train(
         signals: takes the place of the process's own, where this isn't its main thread.
         given: the file that the job came from, for the record.
         early: the fork server of the driver's node, for the agents there.
+        on_step: is told again and again how many steps are done.
 
     Returns the summary of `launch.run_summary.summary_of`, with `restarts` (cause → how many).
 
@@ -92,7 +95,7 @@ def train(
             early.share(node)
         metrics = RunMetrics(job.name, folder.path / "checkpoints" / "latest", job.launch.num_workers)
         return Supervisor(
-            settled, use_gpu, folder, signals, lost, own_ray, early, cluster=cluster, metrics=metrics
+            settled, use_gpu, folder, signals, lost, own_ray, early, on_step, cluster=cluster, metrics=metrics
         ).run()
 
 
@@ -113,11 +116,12 @@ class Supervisor:
         lost: threading.Event,
         own_ray: bool = False,
         early: EarlyStart | None = None,
+        on_step: Callable[[int], None] = lambda step: None,
         *,
         cluster: Cluster,
         metrics: RunMetrics,
     ) -> None:
-        self._own_ray, self._early = own_ray, early
+        self._own_ray, self._early, self._on_step = own_ray, early, on_step
         self._cluster, self._clock, self.metrics = cluster, cluster.clock, metrics
         self.job, self.folder, self.signals, self._lease_lost = job, folder, signals, lost
         self.events = RunEvents(folder.events, self._clock.unix)
@@ -213,6 +217,7 @@ class Supervisor:
     def _order(self, attempt: Attempt) -> Order | None:
         """Returns the order to the running attempt to save and end; None if it should go on."""
         self.metrics.look(attempt.step, len(attempt.ranks))
+        self._on_step(attempt.step)
         if self.signals.hurry and self.signals.number is not None:
             raise Interrupted(self.signals.number)
         if attempt.order is not None:
