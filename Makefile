@@ -32,7 +32,7 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
 
-.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart bench-scale bench-start chaos simulate save-faults fuzz identity shape lint format clean
+.PHONY: help setup k8s demo test test-slow test-services bench bench-data bench-checkpoint bench-restart bench-scale bench-start chaos simulate save-faults fuzz identity shape first-hours lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -50,6 +50,7 @@ help:
 	@echo "make bench-scale  what the driver and rank 0 do with up to 4,096 workers and a million steps, on made-up inputs"
 	@echo "make save-faults  each operation of a save fails once, and a superseded writer wakes up before each"
 	@echo "make identity   shards, checkpoints, ledger, journal and losses of a short run as SHA-256 sums (ARGS='--compare FILE')"
+	@echo "make first-hours  three first hours by the documentation's commands alone, with the seconds of each (ARGS='--only 1')"
 	@echo "make shape      the tree in figures: files, folders, importers, names, and the walk of a run"
 	@echo "make k8s        render the files in k8s/ that convmlp k8s render has written"
 	@echo "make lint       linters, type checker, import rules"
@@ -109,6 +110,9 @@ identity: setup
 
 shape: setup
 	@$(BIN)/python tests/bench/shape.py $(ARGS)
+
+first-hours: setup
+	@$(BIN)/python tests/walks/first_hours.py $(ARGS)
 
 k8s: setup
 	@PYTHONPATH=.:platform $(BIN)/python tests/k8s/rendered_files.py

@@ -102,7 +102,7 @@ def trained_here(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]
     from convmlp_platform.distributed import joined_world, on_main
     from convmlp_platform.launch.run_summary import summary_of
     from convmlp_platform.report.report_callback import RunReport
-    from convmlp_platform.training.callbacks import Steps
+    from convmlp_platform.training.callbacks import StepsDone
     from convmlp_platform.training.run import run
     from convmlp_platform.training.stop_request import StopRequest
 
@@ -121,7 +121,7 @@ def trained_here(job: TrainJob, given: GivenJob | None = None) -> dict[str, Any]
     ):
         on_main(world, take_lease)  # refused, all ranks end at once
         with step_bar(job, is_shown=is_main) as at_step:
-            result = run(job, [RunReport(run_path(job)), Steps(at_step)], stop=stop)
+            result = run(job, [RunReport(run_path(job)), StepsDone(at_step)], stop=stop)
     if result.stopped == _TAKEN_OVER:
         raise LaunchError(f"another driver has taken over run {job.name!r}; this one has stopped")
     if result.stopped is not None:

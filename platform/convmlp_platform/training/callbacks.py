@@ -104,7 +104,7 @@ class Console(Callback):
         say(line)
 
 
-class Steps(Callback):
+class StepsDone(Callback):
     """Tells how many steps are done, where an attempt begins and whenever it logs."""
 
     def __init__(self, at_step: Callable[[int], None]) -> None:

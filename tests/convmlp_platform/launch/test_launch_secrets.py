@@ -78,6 +78,15 @@ def test_nothing_that_a_user_has_set_is_in_the_runtime_environment(secrets_set: 
     assert private_variables() == {k: v for k, v in PLANTED.items() if k.startswith("MLFLOW_")}
 
 
+def test_workers_look_for_the_users_own_modules_where_the_driver_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "mine:")
+    assert "PYTHONPATH" not in shared_env_vars(threads=1)
+    assert shared_env_vars(threads=1, own_modules=True)["PYTHONPATH"] == str(tmp_path / "mine")
+
+
 @pytest.mark.parametrize(
     "name, value, secret",
     [
