@@ -139,7 +139,7 @@ class Shell:
         with self._output.open("rb") as output:
             output.seek(place)
             printed = output.read().decode(errors="replace")
-        return Step(command, time.monotonic() - began, self._cpu_seconds() - cpu, code, printed)
+        return Step(command, time.monotonic() - began, max(self._cpu_seconds() - cpu, 0.0), code, printed)
 
     def _cpu_seconds(self) -> float:
         """Of the shell, what it has started, and what of that has ended."""
@@ -204,11 +204,12 @@ def shown(step: Step) -> str:
     return f"{step.seconds:7.1f} s  {step.cpu_seconds:6.1f} of CPU{failed}  {first}{' ...' if more else ''}"
 
 
-def walk(place: str, *, brought: int) -> list[Step]:
+def walk(place: str, *, brought: int, with_output: bool = False) -> list[Step]:
     """Walk `PAGE` or `PAGE#HEADING#...` in a clone of its own and print each step; ends at the first that fails.
 
     Args:
         brought: so many photographs of each class lie where the pages say that a user puts theirs.
+        with_output: print what the commands say, too.
     """
     page, *headings = place.split("#")
     steps: list[Step] = []
@@ -218,8 +219,9 @@ def walk(place: str, *, brought: int) -> list[Step]:
         for step in walked(shell, page, headings):
             steps.append(step)
             print(shown(step), flush=True)
-            if step.code != 0:
+            if with_output or step.code != 0:
                 print(step.output[-6000:], flush=True)
+            if step.code != 0:
                 break
     return steps
 
@@ -231,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("places", nargs="+", metavar="PAGE[#HEADING...]")
     parser.add_argument("--photos", type=int, default=8, help="of each class; default: 8")
+    parser.add_argument("--output", action="store_true", help="print what the commands say, too")
     given = parser.parse_args(arguments)
     if not can_be_apart():
         print("walk: no network and processes of its own here (unshare is refused): pages that start Ray need ports "
@@ -238,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     good = True
     for place in given.places:
         print(place, flush=True)
-        good &= all(step.code == 0 for step in walk(place, brought=given.photos))
+        good &= all(step.code == 0 for step in walk(place, brought=given.photos, with_output=given.output))
     return 0 if good else 1
 
 
