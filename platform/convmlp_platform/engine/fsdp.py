@@ -50,7 +50,11 @@ class FsdpEngine(Engine):
         if whole := [name for name, p in task.named_parameters() if not isinstance(p, DTensor)]:
             raise RuntimeError(f"fully_shard left parameters unsharded: {whole}")
         self._parameters = dict(self.model.named_parameters())
-        return task, make_optimizer(task)
+        optimizer = make_optimizer(task)
+        if isinstance(optimizer, torch.optim.SGD):  # torch 2.15 has no fused SGD for tensors in pieces
+            for group in optimizer.param_groups:
+                group["fused"] = False
+        return task, optimizer
 
     def forward_context(self, last: bool) -> AbstractContextManager[Any]:
         self.wrapped.set_requires_gradient_sync(last)
