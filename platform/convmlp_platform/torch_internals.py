@@ -6,7 +6,9 @@ test_torch_internals.py fails by name where an upgrade takes one away. Tried wit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,3 +41,17 @@ def copy_all(targets: list[Tensor], tensors: list[Tensor]) -> None:
 def move_all(values: list[Tensor], towards: list[Tensor], share: float) -> None:
     """Move each value this share of the way to another, in place, in few calls."""
     torch._foreach_lerp_(values, towards, share)
+
+
+def begin_memory_history(most_events: int) -> None:
+    """Have CUDA's allocator remember each allocation with its Python stack, the newest so many."""
+    torch.cuda.memory._record_memory_history(max_entries=most_events)
+
+
+def end_memory_history(snapshot: Path | None) -> None:
+    """Write what was remembered to a file for PyTorch's memory viewer, where one is given, and forget it."""
+    try:
+        if snapshot is not None:
+            torch.cuda.memory._dump_snapshot(os.fspath(snapshot))  # type: ignore[no-untyped-call]
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)

@@ -67,3 +67,9 @@ def test_a_dead_reader_is_known_by_the_module_that_raises() -> None:
     with pytest.raises(RuntimeError) as raised:
         next(iter(DataLoader(_Dying(), num_workers=1, multiprocessing_context="fork")))
     assert reader_died(raised.value), f"{named} raised neither, but {raised.value!r}; {needed_by}"
+
+
+@pytest.mark.parametrize("name", ["_record_memory_history", "_dump_snapshot"])
+def test_cuda_remembers_allocations(name: str) -> None:
+    told = f"torch: no torch.cuda.memory.{name}; profiles' memory snapshots (training/profiling) depend on it"
+    assert hasattr(torch.cuda.memory, name), told

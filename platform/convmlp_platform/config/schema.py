@@ -20,6 +20,7 @@ from convmlp_platform.config.sections.execution import (
     TrackingSection,
     TrackingTarget,
 )
+from convmlp_platform.config.sections.profile_section import ProfileSection
 from convmlp_platform.config.sections.recipe import (
     AugmentSection,
     EvalSection,
@@ -95,6 +96,9 @@ class TrainJob(Section):
         description="package.module:Class, each a training.callbacks.Callback, made on rank 0 (docs/tracking.md)",
     )
     launch: LaunchSection = LaunchSection()
+    profile: ProfileSection | None = Field(
+        None, description="record some steps operator by operator: {steps: [10, 20]}"
+    )
 
     @property
     def num_streams(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ from convmlp_platform.engine.types import (
     State,
 )
 
+_NO_SPAN: AbstractContextManager[None] = nullcontext()
+
 
 class Engine(ABC):
     """Runs a task (one module: model and loss) under a strategy.
@@ -48,6 +50,8 @@ class Engine(ABC):
     """Whether each rank holds the whole gradient, or a part of its own."""
     every_rank_writes = True
     """Whether a checkpoint needs a part of every rank's, or rank 0 holds all."""
+    span: Callable[[str], AbstractContextManager[Any]] = staticmethod(lambda part: _NO_SPAN)
+    """Around the parts of a step, "forward", "backward" and "optimizer": a profiler names its record by them."""
 
     def __init__(
         self, task: nn.Module, make_optimizer: OptimizerFactory, options: EngineOptions, world: World
@@ -155,8 +159,10 @@ class Engine(ABC):
             seed_all(self.options.seed_for(step, micro.number))
             images, targets = self.to_device(micro)
             with self.forward_context(last=position == len(micro_batches) - 1):
-                loss, _ = self.wrapped(images, targets)
-                self.backward(loss.float() * (weight * self.world.size))
+                with self.span("forward"):
+                    loss, _ = self.wrapped(images, targets)
+                with self.span("backward"):
+                    self.backward(loss.float() * (weight * self.world.size))
             losses.append(loss.detach().float())
             if not micro.ghost:
                 loss_sum += losses[-1] * weight
@@ -177,11 +183,12 @@ class Engine(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.before_update()
-        self.optimizer_step(grad_norm)
-        self._batch_norms.end_step(self.options.num_micro_batches)
-        self.updates += 1
-        if self.ema:
-            self.ema.update(self.local_tensors(), self.updates)
+        with self.span("optimizer"):
+            self.optimizer_step(grad_norm)
+            self._batch_norms.end_step(self.options.num_micro_batches)
+            self.updates += 1
+            if self.ema:
+                self.ema.update(self.local_tensors(), self.updates)
         self.loss_scale.updated()
 
     def refuse(self) -> None:

@@ -12,6 +12,7 @@ RUNS/NAME/run.json        the run's identity and the settings it comes from
           incidents/      what went wrong, with all it takes to look into it, see training.guard.incidents
           goodput/        where every second of every rank went, see goodput.account
           lineage/        job file, code and environment of the last start, see tracking.provenance.lineage_files
+          profile/        traces of steps, by `profile.steps`, see training.profiling
           rollbacks.json  how often the run went back, and from which step, see training.guard.guard
           plots/  tracking/  ray/  report.html
 """
@@ -97,6 +98,10 @@ class RunFolder:
     @property
     def plots(self) -> Path:
         return self.path / "plots"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def registered(self) -> Path:

@@ -13,10 +13,11 @@ Files in reading order:
     build/           Builds a run's parts from its job: each class that a setting names is chosen here
     evaluation/      Evaluates during training, and records that it did
     guard/           Watches the numbers: skips a bad step, goes back, or stops the run
+    profiling/       Records some steps of a run operator by operator, as its job asks
     outputs/         What a run leaves for people: best model, metrics, pictures
     preflight/       Finds a job's problems before any worker starts
 
 May import: checkpoints, config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.prepare,
 data_prep.sources, data_prep.storage, distributed, engine, errors, goodput, health, ledger, models, pictures,
-registry, runs, tracking.
+registry, runs, torch_internals, tracking.
 """

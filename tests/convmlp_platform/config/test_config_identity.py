@@ -138,6 +138,8 @@ DOES_NOT_DECIDE = {
     "launch.preemption_grace_s": 5.0,
     "launch.price_per_gpu_hour": 2.5,
     "launch.currency": "EUR",
+    "profile.steps": [1, 2],
+    "profile.every_rank": True,
     "launch.hang.enabled": False,
     "launch.hang.grace_s": 1.0,
     "launch.hang.start_s": 1.0,
@@ -160,6 +162,7 @@ DOES_NOT_DECIDE = {
 NEEDED: dict[str, dict[str, Any]] = {
     "schedule.milestones": {"schedule.name": "step"},
     "training.steps": {"training.epochs": None},
+    "profile.every_rank": {"profile.steps": [1, 2]},
 }
 
 

@@ -28,6 +28,7 @@ from convmlp_platform.training.outputs.outputs import BestModel, Telemetry
 from convmlp_platform.training.outputs.record import checkpoint_log, open_tracker, register_best
 from convmlp_platform.training.outputs.sample_pictures import SamplePictures
 from convmlp_platform.training.outputs.system_metrics import SystemMetrics
+from convmlp_platform.training.profiling.profiler import StepProfiler
 from convmlp_platform.training.step_plan import StepPlan, TrainState
 from convmlp_platform.training.stop_request import StopRequest
 from convmlp_platform.training.trainer import Trainer
@@ -119,6 +120,7 @@ def build_run(
         ]
     eval_loader = parts.build_eval_loader(job, manifest, folder, world)
     watchers.append(pictures := SamplePictures(job.name, eval_loader.split, folder, tracker))
+    watchers.append(StepProfiler(job, engine, clock, folder, tracker))
     if tracker:
         watchers += guarded_callbacks(job, folder, tracker)
     trainer = Trainer(

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from torch import nn
 
+from convmlp_platform.checkpoints.layout import step_of
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.runs.init_record import read_record
@@ -132,6 +134,7 @@ def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightRepor
         )
     else:
         _check_schedule(plan, report)
+        _check_profile(plan, report)
     held_out = manifest.splits.get(data.eval_split)
     also = f" + {held_out.num_samples:,} {data.eval_split}" if held_out else ""
     cut = ", cut by training.max_steps" if plan.stop_step < plan.total_steps else ""
@@ -142,6 +145,27 @@ def _check_size(job: TrainJob, manifest: DatasetManifest, report: PreflightRepor
         f"steps, the schedule {plan.total_epochs:g} epochs{cut}",
         recipe_line(job),
     ]
+
+
+def _check_profile(plan: StepPlan, report: PreflightReport) -> None:
+    """Steps that a run has behind it are no problem, but a line: its own restarts begin after them, too."""
+    section = plan.job.profile
+    if section is None:
+        return
+    shown = f"profile.steps (={list(section.steps)})"
+    if section.steps[1] > plan.stop_step:
+        report.problems.append(
+            f"{shown}: the run has {plan.stop_step:,} steps; lower it, or raise "
+            + ("training.max_steps" if plan.stop_step < plan.total_steps else plan.job.training.length)
+        )
+        return
+    if is_url(plan.job.checkpoint.path) or plan.job.checkpoint.store is not None:
+        return
+    done = (step_of(folder.name) for folder in Path(checkpoints_of(plan.job)).glob("*"))
+    if (newest := max((step or 0 for step in done), default=0)) >= section.steps[1]:
+        report.summary.append(
+            f"advice   {shown}: the run has {newest:,} steps behind it and goes on after them; nothing new is profiled"
+        )
 
 
 def _check_schedule(plan: StepPlan, report: PreflightReport) -> None:
