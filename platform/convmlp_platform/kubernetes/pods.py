@@ -53,6 +53,11 @@ def labels(plan: JobPlan) -> dict[str, str]:
     }
 
 
+def ray_pod_labels(plan: JobPlan) -> dict[str, str]:
+    """Of head and workers. `app.kubernetes.io/name` is left to KubeRay: its Service of a RayJob looks for its own."""
+    return {key: label for key, label in labels(plan).items() if key != "app.kubernetes.io/name"}
+
+
 def head_template(plan: JobPlan) -> Document:
     """The head: Ray's control plane and the driver. It trains nothing."""
     sizes = plan.sizes
@@ -71,7 +76,7 @@ def head_template(plan: JobPlan) -> Document:
     spec["tolerations"] = _evictions()
     if plan.options.spot:
         spec["affinity"] = _not_on_spot()
-    return {"metadata": {"labels": labels(plan)}, "spec": spec}
+    return {"metadata": {"labels": ray_pod_labels(plan)}, "spec": spec}
 
 
 def worker_template(plan: JobPlan) -> Document:
@@ -91,7 +96,7 @@ def worker_template(plan: JobPlan) -> Document:
             {"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in SPOT_TAINTS
         ]
         spec["affinity"] = spec.get("affinity", {}) | _on_spot()
-    template: Document = {"metadata": {"labels": labels(plan)}, "spec": spec}
+    template: Document = {"metadata": {"labels": ray_pod_labels(plan)}, "spec": spec}
     if options.queue is not None:
         # Kueue: near each other where its topology says how nodes lie; without one it does nothing.
         template["metadata"]["annotations"] = {"kueue.x-k8s.io/podset-preferred-topology": HOST}
