@@ -59,8 +59,13 @@ def test_a_lost_node_is_left_before_kuberay_gives_the_job_up(document: Document)
                 if one["effect"] == "NoExecute"
             }
             assert set(evicted) == {"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"}
-            gone = graces.NODE_MONITOR_S + max(evicted.values())
-            assert gone + graces.HEAD_START_S < graces.STATUS_CHECK_S
+            there = graces.NODE_MONITOR_S + max(evicted.values()) + graces.HEAD_START_S
+            assert there < graces.STATUS_CHECK_S
+        else:
+            probe = spec["containers"][0]["livenessProbe"]
+            patience = probe["periodSeconds"] * probe["failureThreshold"]
+            there = graces.NODE_MONITOR_S + graces.EVICT_S + graces.HEAD_START_S
+            assert patience < there < probe["initialDelaySeconds"] + 2 * patience
 
 
 def test_the_supervisor_counts_with_the_same_seconds() -> None:

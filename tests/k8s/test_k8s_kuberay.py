@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -258,3 +262,33 @@ def test_all_that_kuberay_makes_of_a_pod_meets_the_restricted_profile(job: Docum
         assert [volume["name"] for volume in pod["spec"]["volumes"]].count("shared-mem") == 0, (
             "ours is mounted"
         )
+
+
+@pytest.mark.parametrize(("answer", "lives"), [(200, True), (404, False), (401, False), (None, False)])
+def test_a_submitter_lives_while_its_head_has_the_job(answer: int | None, lives: bool) -> None:
+    """Its connection to a head whose node is lost would wait for ever."""
+    asked = []
+
+    class Head(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(answer or 500)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = made_of(next(job for job in RAYJOBS if job["metadata"]["name"] == "pretrain-digits"), "1.7")
+    container = container_of(made.submitter["spec"]["template"])
+    env = {name: value for name, value in env_of(container).items() if isinstance(value, str)}
+    with HTTPServer(("127.0.0.1", 0), Head) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        env |= {"RAY_DASHBOARD_ADDRESS": f"127.0.0.1:{server.server_port}", "RAY_AUTH_TOKEN": "secret"}
+        if answer is None:
+            server.shutdown()
+            server.server_close()
+        command = container["livenessProbe"]["exec"]["command"]
+        done = subprocess.run([sys.executable, *command[1:]], env=env, capture_output=True, timeout=60)
+        server.shutdown()
+    assert (done.returncode == 0) is lives, done.stderr
+    assert asked == ([] if answer is None else [(f"/api/jobs/{made.job_id}", "Bearer secret")])

@@ -17,7 +17,12 @@ From SIGTERM to a worker's pod (`kubectl drain`, preemption, suspension) to its 
 
 A node that is lost without a word: its pods are marked 50 s after its last sign of life (40 s before Kubernetes 1.32)
 and evicted after the toleration. A head is then made anew, and the submitter submits the job to it again. KubeRay 1.7
-gives a job up whose status it couldn't read for 300 s: with Kubernetes' own toleration of 300 s always.
+gives a job up whose status it couldn't read for 300 s: with Kubernetes' own toleration of 300 s always. That time ends
+when the new head knows the job. So a submitter that follows the lost head is ended before the new head is there, and
+the one after it lives long enough to submit the job to that:
+
+    period x failures  <  node monitor + evict + head start  <  status check
+                          node monitor + evict + head start  <  submit + 2 x period x failures
 """
 
 from __future__ import annotations
@@ -36,6 +41,10 @@ STATUS_CHECK_S = 300
 """KubeRay 1.7: RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS of its operator."""
 HEAD_START_S = 120
 """Scheduling, starting and probing a new head where the image is at hand."""
+SUBMIT_S = 120
+"""From a submitter's start on, in which its head needn't have the job."""
+SUBMITTER_PERIOD_S, SUBMITTER_FAILURES = 15, 6
+"""How often a submitter is asked whether its head has the job, and after how many failures in a row it is ended."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from convmlp_platform.kubernetes.fitting import STORAGE
-from convmlp_platform.kubernetes.graces import EVICT_S, HEAD, STOP_S, Grace
+from convmlp_platform.kubernetes.graces import (
+    EVICT_S,
+    HEAD,
+    STOP_S,
+    SUBMIT_S,
+    SUBMITTER_FAILURES,
+    SUBMITTER_PERIOD_S,
+    Grace,
+)
 from convmlp_platform.kubernetes.sizes import JobPlan
 
 Document = dict[str, Any]
@@ -58,6 +66,14 @@ def ray_pod_labels(plan: JobPlan) -> dict[str, str]:
     return {key: label for key, label in labels(plan).items() if key != "app.kubernetes.io/name"}
 
 
+_ASK_FOR_JOB = """\
+import os, urllib.request as request
+job = "http://{RAY_DASHBOARD_ADDRESS}/api/jobs/{RAY_JOB_SUBMISSION_ID}".format(**os.environ)
+token = {"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}
+request.urlopen(request.Request(job, headers=token), timeout=8)
+"""
+
+
 def head_template(plan: JobPlan) -> Document:
     """The head: Ray's control plane and the driver. It trains nothing."""
     sizes = plan.sizes
@@ -104,12 +120,23 @@ def worker_template(plan: JobPlan) -> Document:
 
 
 def submitter_template(plan: JobPlan) -> Document:
-    """The pod that submits the job to the head and prints its log. KubeRay gives it its command."""
+    """The pod that submits the job to the head and prints its log. KubeRay gives it its command.
+
+    It follows the log over a connection that it never asks for a sign of life. Where the head's node is lost it would
+    wait for ever, and no other pod would submit the job to the next head. So it is asked whether its head has the job.
+    """
     container = _container(plan, "ray-job-submitter", _resources("500m", "512Mi", 1, limits=("1", "1Gi")))
     container["env"] = [*_auth_env(), _value("HOME", "/tmp")]  # it only talks to the head
     container.pop("envFrom", None)
     container["securityContext"] = CONTAINER_SECURITY | {"readOnlyRootFilesystem": True}
     container["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
+    container["livenessProbe"] = {
+        "exec": {"command": ["python", "-c", _ASK_FOR_JOB]},
+        "initialDelaySeconds": SUBMIT_S,
+        "periodSeconds": SUBMITTER_PERIOD_S,
+        "timeoutSeconds": SUBMITTER_PERIOD_S - 5,
+        "failureThreshold": SUBMITTER_FAILURES,
+    }
     spec = _pod(plan, container, None) | {
         "restartPolicy": "Never",
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "512Mi"}}],
