@@ -32,13 +32,14 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
 
-.PHONY: help setup k8s demo test test-slow test-services bench bench-gpu bench-data bench-checkpoint bench-restart bench-scale bench-start chaos simulate save-faults fuzz identity shape first-hours lint format clean
+.PHONY: help setup k8s demo test test-slow test-services test-standin bench bench-gpu bench-data bench-checkpoint bench-restart bench-scale bench-start chaos simulate save-faults fuzz identity shape first-hours lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
 	@echo "make test       linters, type checker, import rules, fast tests"
 	@echo "make test-slow  the tests that take minutes, those with servers included"
 	@echo "make test-services  MLflow on PostgreSQL and S3, with log-in, TLS and a private authority: real servers, started and killed"
+	@echo "make test-standin  rendered jobs on a stand-in for Kubernetes: pods in namespaces, lost, killed, suspended (Linux, root, nftables)"
 	@echo "make chaos      a run on two Ray nodes under random faults, and the proof that nothing is lost (FAULTS=20 SEED=7 ELASTIC=1)"
 	@echo "make simulate   the supervisor over simulated clusters of up to 1,000 nodes: faults survived, goodput (SEEDS=50; AGAIN=7: one, told)"
 	@echo "make fuzz       damaged files of every format that we read: no traceback, no hang, nothing wrong (FILES=20000 SEED=7)"
@@ -73,6 +74,9 @@ test-slow: setup
 
 test-services: setup
 	@$(BIN)/python -m pytest -m services
+
+test-standin: setup
+	@$(BIN)/python -m pytest -m standin -s
 
 bench: setup
 	@$(BIN)/python tests/bench/bench_training.py
