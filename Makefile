@@ -19,11 +19,10 @@ with_uv() ( \
 	[ -z "$$more" ] || export UV_EXTRA_INDEX_URL="$$more"; \
 	[ -z "$$links" ] || export UV_FIND_LINKS="$$links"; \
 	export UV_INDEX_STRATEGY=unsafe-best-match; : of several indexes, as pip: the newest version that fits; \
-	[ -x "$$uv" ] && "$$uv" pip install --quiet --python $(BIN)/python --constraint constraints.txt "$$@" 2>$(DONE)/uv.log; \
+	[ -x "$$uv" ] && "$$uv" pip install --quiet --python "$${into:-$(BIN)}/python" "$$@" 2>$(DONE)/uv.log; \
 ); \
-install() { \
-	with_uv "$$@" || $(PIP) install --progress-bar off --constraint constraints.txt "$$@"; \
-}
+install_alone() { with_uv "$$@" || "$${into:-$(BIN)}/python" -m pip --disable-pip-version-check -qq install --progress-bar off "$$@"; }; \
+install() { install_alone --constraint constraints.txt "$$@"; }
 endef
 
 # ffcv, with which the tests read our .beton files, is compiled from source against these.
@@ -60,7 +59,7 @@ help:
 	@echo "make setup      only the environment (.venv)"
 	@echo "make clean      remove .venv, caches and the demo's output"
 
-setup: $(DONE)/ffcv $(DONE)/kubectl
+setup: $(DONE)/ffcv $(DONE)/kubectl $(DONE)/checkov
 
 demo: $(DONE)/project
 	@$(BIN)/convmlp demo $(if $(KEEP),--keep)
@@ -206,6 +205,13 @@ $(DONE)/system: | $(DONE)/venv
 # Debian's own is too old to render k8s/.
 $(DONE)/kubectl: $(DONE)/dev
 	@$(BIN)/python tests/k8s/fetch_kubectl.py $(BIN) || echo "  the tests that render k8s/ skip without a kubectl of 1.21 or newer"
+	@touch $@
+
+# It pins what others of our packages pin otherwise.
+$(DONE)/checkov: $(DONE)/dev
+	@echo "Installing checkov, which checks k8s/, beside it"
+	@$(BIN)/python -m venv $(VENV)/checkov && { $(INSTALLER); into=$(VENV)/checkov/bin install_alone checkov==3.3.30; } || { \
+		rm -rf $(VENV)/checkov; echo "  checkov can't be installed: its test skips"; }
 	@touch $@
 
 $(DONE)/ffcv: $(DONE)/dev $(DONE)/system

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from k8s_manifests import K8S, ROOT, cluster_spec, pods, source_documents
 
-INSTRUCTIONS = {"FROM", "RUN", "ARG", "ENV", "WORKDIR", "COPY", "LABEL", "USER", "CMD"}
+INSTRUCTIONS = {"FROM", "RUN", "ARG", "ENV", "WORKDIR", "COPY", "LABEL", "USER", "HEALTHCHECK", "CMD"}
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -29,12 +32,13 @@ def arguments(instruction: str) -> list[str]:
 
 def test_only_known_instructions() -> None:
     assert {name for name, _ in instructions()} <= INSTRUCTIONS
-    assert instructions()[0][0] == "FROM"
+    assert [name for name, _ in instructions()][:2] == ["ARG", "FROM"], "the base is an argument"
     assert not any(rest.endswith("\\") for _, rest in instructions())
 
 
 def copied() -> list[str]:
-    return [source for rest in arguments("COPY") for source in rest.split()[:-1]]
+    """What comes from the repository, not from another stage."""
+    return [s for rest in arguments("COPY") if "--from=" not in rest for s in rest.split()[:-1]]
 
 
 @pytest.mark.parametrize("source", copied())
@@ -67,6 +71,52 @@ def test_image_and_manifests_agree_on_user_and_folder() -> None:
             assert spec["securityContext"]["runAsGroup"] == group
             if role != "deployment":
                 assert spec["containers"][0]["workingDir"] == folder
+
+
+def final_stage() -> list[tuple[str, str]]:
+    starts = [number for number, (name, _) in enumerate(instructions()) if name == "FROM"]
+    assert len(starts) == 2
+    return instructions()[starts[-1] :]
+
+
+def test_the_image_holds_no_compiler_and_installs_nothing_from_an_index() -> None:
+    said = " ".join(rest for name, rest in final_stage() if name == "RUN")
+    assert not re.search(r"build-essential|\bg\+\+|-dev\b|pip install", said)
+    assert ("ARG", 'COMPILER=""') in final_stage()
+
+
+def requirements(folder: Path) -> Path:
+    """What the image installs, by its own line."""
+    (line,) = [rest for name, rest in instructions() if name == "RUN" and "tomllib" in rest]
+    command = line.split("> /tmp/requirements.txt")[0].replace("python -c", f"{sys.executable} -c")
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    file = folder / "requirements.txt"
+    file.write_text(done.stdout)
+    return file
+
+
+def test_the_image_installs_the_projects_dependencies_and_four_extras(tmp_path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [
+        one for extra in ("ffcv", "s3", "gs", "server") for one in project["optional-dependencies"][extra]
+    ]
+    assert requirements(tmp_path).read_text().splitlines() == [*project["dependencies"], *extras]
+
+
+@pytest.mark.slow
+def test_what_the_image_installs_can_be_resolved(tmp_path: Path) -> None:
+    arguments = [
+        "--dry-run",
+        "--quiet",
+        "-c",
+        str(ROOT / "constraints.txt"),
+        "-r",
+        str(requirements(tmp_path)),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_ray_is_the_version_that_the_manifests_name() -> None:

@@ -138,6 +138,7 @@ def test_pod_meets_the_restricted_profile(spec: Document) -> None:
     assert spec["enableServiceLinks"] is False
     for container in spec["containers"]:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         for bound in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(container["resources"][bound])
@@ -321,6 +322,7 @@ def test_the_autoscalers_container_meets_the_restricted_profile() -> None:
         assert options["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": False,
         }
         assert "image" not in options, "the head's, which an overlay's `images` sets"
         (group,) = cluster["workerGroupSpecs"]

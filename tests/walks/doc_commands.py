@@ -21,18 +21,21 @@ NOT_WALKED: dict[str, dict[str, str]] = {
         "ray job submit -- jobs/pretrain_convmlp.yaml": "16 GPUs, ImageNet",
         "ray job submit --address": "a cluster elsewhere",
     },
+    "docs/benchmarks.md": {"make bench-gpu": "a GPU; test_bench_gpu.py runs it on CPUs, in tiny"},
     "docs/data.md": {"convmlp pictures predictions MODEL": "README walks both, after a training"},
     "docs/evaluation.md": {
         "convmlp sweep jobs/sweep_cifar10.yaml": "CIFAR-10, and hours; three networks are walked below",
         "convmlp predict MODEL": "a synopsis; README walks it",
     },
     "docs/operations.md": {
+        "convmlp run jobs/pretrain_convmlp.yaml --set profile": "16 GPUs, ImageNet; test_profile.py runs one on digits",
         "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH": "several machines",
         "nft add": "root, and a network between machines",
         "pip install": "PostgreSQL, S3 and a name; real servers: tests/services",
         "export MLFLOW_TRACKING_URI": "a server; real ones: tests/services",
         "pg_dump": "a server; real ones: tests/services",
         "createdb": "a server; real ones: tests/services",
+        "kind create cluster": "docker; what can be shown without: make test-standin",
         "mlflow db upgrade": "a store of an older MLflow",
     },
     "docs/registry.md": {

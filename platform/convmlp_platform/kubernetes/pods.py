@@ -48,7 +48,11 @@ SECURITY = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-CONTAINER_SECURITY: Document = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+CONTAINER_SECURITY: Document = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,  # `_mounts` has all that is written
+}
 
 
 def labels(plan: JobPlan) -> dict[str, str]:
@@ -128,7 +132,6 @@ def submitter_template(plan: JobPlan) -> Document:
     container = _container(plan, "ray-job-submitter", _resources("500m", "512Mi", 1, limits=("1", "1Gi")))
     container["env"] = [*_auth_env(), _value("HOME", "/tmp")]  # it only talks to the head
     container.pop("envFrom", None)
-    container["securityContext"] = CONTAINER_SECURITY | {"readOnlyRootFilesystem": True}
     container["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
     container["livenessProbe"] = {
         "exec": {"command": ["python", "-c", _ASK_FOR_JOB]},
@@ -152,7 +155,8 @@ def autoscaler_options() -> Document:
         # A run between two attempts isn't done with its pods; those of a run hold its agents, and are never idle.
         "idleTimeoutSeconds": 300,
         "imagePullPolicy": "IfNotPresent",
-        "securityContext": CONTAINER_SECURITY,
+        # KubeRay says where it may write; a read-only root was never tried with its mounts.
+        "securityContext": CONTAINER_SECURITY | {"readOnlyRootFilesystem": False},
         "resources": _resources("500m", "1Gi", 1),
     }
 
