@@ -38,6 +38,9 @@ OWN_WORLD = (
     "--kill-child",
 )
 LONGEST_COMMAND_S = 1200
+_ONE_RAY = """export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(python -c "import secrets; print(secrets.token_hex())")
+export RAY_ADDRESS=127.0.0.1:6379
+until RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 ray start --head --disable-usage-stats; do ray stop --force; done"""
 _PIP_AND_PYTHON = ("python", "pip", "activate", "Activate")
 
 
@@ -204,18 +207,21 @@ def shown(step: Step) -> str:
     return f"{step.seconds:7.1f} s  {step.cpu_seconds:6.1f} of CPU{failed}  {first}{' ...' if more else ''}"
 
 
-def walk(place: str, *, brought: int, with_output: bool = False) -> list[Step]:
+def walk(place: str, *, brought: int, with_output: bool = False, one_ray: bool = False) -> list[Step]:
     """Walk `PAGE` or `PAGE#HEADING#...` in a clone of its own and print each step; ends at the first that fails.
 
     Args:
         brought: so many photographs of each class lie where the pages say that a user puts theirs.
         with_output: print what the commands say, too.
+        one_ray: start a Ray first, for all commands, in place of one for each.
     """
     page, *headings = place.split("#")
     steps: list[Step] = []
     with shell_in_clone() as (shell, clone):
         bring(clone, brought)
         shell.type("source .venv/bin/activate")
+        if one_ray:
+            shell.type(_ONE_RAY)
         for step in walked(shell, page, headings):
             steps.append(step)
             print(shown(step), flush=True)
@@ -233,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("places", nargs="+", metavar="PAGE[#HEADING...]")
     parser.add_argument("--photos", type=int, default=8, help="of each class; default: 8")
+    parser.add_argument(
+        "--one-ray", action="store_true", help="one Ray for all commands, on a machine that is busy"
+    )
     parser.add_argument("--output", action="store_true", help="print what the commands say, too")
     given = parser.parse_args(arguments)
     if not can_be_apart():
@@ -241,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     good = True
     for place in given.places:
         print(place, flush=True)
-        good &= all(step.code == 0 for step in walk(place, brought=given.photos, with_output=given.output))
+        steps = walk(place, brought=given.photos, with_output=given.output, one_ray=given.one_ray)
+        good &= bool(steps) and all(step.code == 0 for step in steps)
     return 0 if good else 1
 
 
