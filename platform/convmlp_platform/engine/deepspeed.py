@@ -34,7 +34,7 @@ from convmlp_platform.engine import deepspeed_internals as internals
 from convmlp_platform.engine.ema import WeightAverage
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.engine.optimizer_state import SEPARATOR
-from convmlp_platform.engine.types import OptimizerFactory, Pieces, Run, State
+from convmlp_platform.engine.types import DEEPSPEED_BUCKET, OptimizerFactory, Pieces, Run, State
 from convmlp_platform.torch_internals import norms_of
 
 internals.skip_shared_memory_kernel()
@@ -74,6 +74,7 @@ class DeepSpeedEngine(Engine):
 
     def _config(self) -> dict[str, Any]:
         precision = self.options.precision
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": self.options.micro_batch_size,
             # Accumulation is ours: ranks may hold different numbers of micro-batches.
@@ -82,7 +83,11 @@ class DeepSpeedEngine(Engine):
             "gradient_clipping": self.options.clip_grad_norm or 0.0,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": sys.maxsize,
-            "zero_optimization": {"stage": self.stage},
+            # Its buffer is taken whole: DeepSpeed's default would be 2 GB for a network of 40 MB.
+            "zero_optimization": {
+                "stage": self.stage,
+                "reduce_bucket_size": min(DEEPSPEED_BUCKET, parameters),
+            },
         }
         if self.stage == 3:
             # Small weights that stay gathered would miss the exchange with their moving average.

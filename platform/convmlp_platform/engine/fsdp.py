@@ -39,7 +39,7 @@ class FsdpEngine(Engine):
 
     def prepare(self, task: nn.Module, make_optimizer: OptimizerFactory) -> tuple[Any, torch.optim.Optimizer]:
         mesh = init_device_mesh(self.world.device.type, (self.world.size,))
-        for block in _blocks(self.model):
+        for block in sharded_blocks(self.model):
             fully_shard(block, mesh=mesh)
         # The root reshards too: otherwise an evaluation would leave whole weights in place of its shards.
         fully_shard(task, mesh=mesh, reshard_after_forward=True)
@@ -124,17 +124,17 @@ class FsdpEngine(Engine):
         return {key: piece for key, piece in own.items() if piece is not None}
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def sharded_blocks(model: nn.Module) -> list[nn.Module]:
     """The elements of the model's lists and sequences that are large enough, outermost only."""
     found: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             for element in child:
-                inner = _blocks(element)
+                inner = sharded_blocks(element)
                 large = sum(p.numel() for p in element.parameters()) >= MIN_SHARDED_PARAMETERS
                 found += inner or ([element] if large else [])
         else:
-            found += _blocks(child)
+            found += sharded_blocks(child)
     return found
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 # Of fp16's loss scale, as torch.amp.GradScaler has them.
 FIRST_SCALE, GROWTH_INTERVAL = 65536.0, 2000
+DEEPSPEED_BUCKET = 500_000_000
+"""Numbers that DeepSpeed reduces at once, by its default."""
 
 
 State = dict[str, Tensor]

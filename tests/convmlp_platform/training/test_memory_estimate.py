@@ -86,3 +86,16 @@ def test_a_detector_keeps_the_maps_of_its_head_and_of_a_wide_image() -> None:
     assert square.activations > backbone.activations
     # 64 x 102 pixels; maps of a few cells are rounded up
     assert 1.4 < wide.activations / square.activations < 1.8
+
+
+def test_sharded_strategies_hold_whole_tensors_for_a_while() -> None:
+    def passing(strategy: str, **engine: Any) -> int:
+        return estimate(engine={"strategy": strategy, **engine}).passing
+
+    assert passing("ddp") == 0
+    assert passing("deepspeed", zero_stage=2) == 4 * PARAMETERS  # the buffer of gradients
+    assert passing("deepspeed", zero_stage=3) == 4 * 2 * PARAMETERS
+    # Of FSDP's blocks the last stage's are the largest; what is in none are downsamplings, tokenizer, norm and head.
+    block = 2 * (2 * 512 * 1024 + 1024 + 512) + 3 * 2 * 512 + 9 * 512
+    assert block < passing("fsdp") / 4 < PARAMETERS
+    assert passing("fsdp") / 4 - 2 * block > block

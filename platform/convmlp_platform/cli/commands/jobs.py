@@ -64,6 +64,21 @@ def add_commands(commands: Any) -> None:
         command.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
         add_overrides(command, "set a value, e.g. optimizer.lr=1e-3")
         command.set_defaults(call=call)
+    check.add_argument(
+        "--scale",
+        metavar="N,N",
+        type=_counts,
+        help="a training: also say step, memory and cost on so many GPUs, e.g. 8,64,1024 (docs/scaling.md)",
+    )
+    check.add_argument(
+        "--images-per-second", metavar="X", type=float, help="for --scale: what one GPU was measured to train"
+    )
+    check.add_argument(
+        "--price",
+        metavar="X",
+        type=float,
+        help="for --scale: of a GPU's hour; default: launch.price_per_gpu_hour",
+    )
     show.add_argument(
         "--diff",
         metavar="OTHER",
@@ -102,6 +117,17 @@ def _check(arguments: argparse.Namespace) -> int:
     from convmlp_platform.jobs.run_job import check
 
     report = check(job)
+    if arguments.scale is not None:
+        if job.kind != "train":
+            raise ConfigError(
+                f"--scale is for trainings (kind: train), and {arguments.job} is of kind: {job.kind}"
+            )
+        if not report.problems:
+            from convmlp_platform.training.preflight.scaling import scaling_lines
+
+            report.summary += scaling_lines(
+                job, arguments.scale, arguments.images_per_second, arguments.price
+            )
     print(f"{arguments.job}: {job.kind} {job.name}")
     for line in report.summary:
         print(f"  {line}")
@@ -113,6 +139,14 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     print("no problems found")
     return 0
+
+
+def _counts(text: str) -> list[int]:
+    """Numbers of GPUs, `8,64`."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a list of numbers of GPUs, such as 8,64")
+    return [int(part) for part in parts]
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import convmlp
 from convmlp.model_cost import dense_part
 from convmlp.models.backbone import HierarchicalBackbone
 from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.engine.types import DEEPSPEED_BUCKET
 from convmlp_platform.training.build.build_transforms import max_side_of
 
 FLOAT = 4
@@ -30,17 +31,19 @@ class MemoryEstimate:
 
     `states` (weights, buffers, gradients, optimizer, moving average) follows from the strategy; `activations`
     is what autograd keeps for one micro-batch: an estimate, as kernels also need work space, and Mask R-CNN's heads
-    keep more for every region.
+    keep more for every region. `passing`: whole weights and gradients that a sharded strategy holds for a while, at
+    their most: an estimate, too.
     """
 
     num_parameters: int
     states: int
     activations: int
+    passing: int = 0
 
     @property
     def total(self) -> int:
         """All of it, bytes."""
-        return self.states + self.activations
+        return self.states + self.activations + self.passing
 
 
 def estimate_memory(job: TrainJob, num_classes: int, model: nn.Module | None = None) -> MemoryEstimate:
@@ -60,7 +63,8 @@ def estimate_memory(job: TrainJob, num_classes: int, model: nn.Module | None = N
     activations = _saved_bytes_per_image(dense_part(model), _image_size(job)) * job.training.micro_batch_size
     # Convolutions and linear layers, whose inputs are most of it, keep 16-bit copies under autocast.
     share = 1.0 if job.engine.precision == "fp32" else 0.5
-    return MemoryEstimate(parameters, _state_bytes(job, parameters, buffers), int(activations * share))
+    states, passing = _state_bytes(job, parameters, buffers), _passing_bytes(job, model, parameters)
+    return MemoryEstimate(parameters, states, int(activations * share), passing)
 
 
 def build_on_meta(job: TrainJob, num_classes: int) -> nn.Module:
@@ -93,6 +97,21 @@ def _state_bytes(job: TrainJob, parameters: int, buffers: int) -> int:
     average = (weights + buffers) if job.training.ema_decay else 0
     optimizer = OPTIMIZER_SLOTS[job.optimizer.name] * parameters / divisor["optimizer"]
     return int(FLOAT * (weights + buffers + parameters / divisor["gradients"] + optimizer + average))
+
+
+def _passing_bytes(job: TrainJob, model: nn.Module, parameters: int) -> int:
+    """FSDP gathers what is in no block of its own, a block and the next one, and has the gradients of one of them whole
+    before it scatters them. ZeRO gathers gradients in a buffer; its stage 3 keeps all weights whole that it used."""
+    if job.engine.strategy == "ddp":
+        return 0
+    if job.engine.strategy == "deepspeed":
+        whole = parameters if job.engine.zero_stage == 3 else 0
+        return FLOAT * (min(DEEPSPEED_BUCKET, parameters) + whole)
+    from convmlp_platform.engine.fsdp import sharded_blocks
+
+    blocks = [sum(p.numel() for p in block.parameters()) for block in sharded_blocks(model)]
+    rest, largest = parameters - sum(blocks), max(blocks, default=0)
+    return FLOAT * (rest + 2 * largest + max(rest, largest))
 
 
 def _image_size(job: TrainJob) -> tuple[int, int]:

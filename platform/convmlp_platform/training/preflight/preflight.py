@@ -221,7 +221,8 @@ def _check_model(
         + ("" if known else " if there are 1,000 classes (the dataset would tell)"),
         f"memory   about {_size(memory.total)} on {each}: "
         f"{_size(memory.states)} for weights, gradients and optimizer (exact), "
-        f"{_size(memory.activations)} for activations (estimated{beside})",
+        f"{_size(memory.activations)} for activations (estimated{beside})"
+        + (f", {_size(memory.passing)} for what is gathered (estimated)" if memory.passing else ""),
     ]
     return model
 
