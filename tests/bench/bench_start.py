@@ -53,7 +53,8 @@ class Processes:
     """The cluster's processes and those of a command, from now on."""
 
     def __init__(self, site: Site) -> None:
-        self._site, self._before = site, {one.pid: self._cpu(one) for one in self._all(None)}
+        self._site = site
+        self._before = {one.pid: self._cpu(one) for one in self._all(None)}
         self._seen: dict[int, float] = {}
 
     def look(self, command: int) -> None:
