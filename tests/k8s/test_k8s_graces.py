@@ -68,6 +68,15 @@ def test_a_lost_node_is_left_before_kuberay_gives_the_job_up(document: Document)
             assert patience < there < probe["initialDelaySeconds"] + 2 * patience
 
 
+@pytest.mark.parametrize("document", [one for one in CLUSTERS if one["kind"] == "RayJob"], ids=title)
+def test_a_job_that_is_submitted_again_waits_for_its_workers(document: Document) -> None:
+    """A new head is there before workers have left the lost one: for want of them, the job was refused."""
+    head = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    env = {entry["name"]: entry.get("value") for entry in head["env"]}
+    assert int(str(env["CONVMLP_WAIT_FOR_CAPACITY_S"])) == document["spec"]["preRunningDeadlineSeconds"]
+    assert "launch.use_gpu=" in document["spec"]["entrypoint"] or "prep_" in document["spec"]["entrypoint"]
+
+
 def test_the_supervisor_counts_with_the_same_seconds() -> None:
     text = (ROOT / "platform/convmlp_platform/launch/supervisor/supervisor.py").read_text()
     (found,) = [

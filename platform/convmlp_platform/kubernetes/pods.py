@@ -83,7 +83,9 @@ def head_template(plan: JobPlan) -> Document:
     sizes = plan.sizes
     container = _container(plan, "ray-head", _resources(sizes.head_cpus, sizes.head_memory, 2 + 1 + 1))
     container["env"] += [*_grace_env(HEAD), _value("RAY_JOB_STOP_WAIT_TIME_S", str(STOP_S))]
-    if plan.options.autoscaled:
+    if plan.entrypoint or plan.options.autoscaled:
+        # Not only where pods are asked for: a job that is submitted again after its head was lost comes before its
+        # workers, which notice the loss after a minute and then start anew.
         container["env"].append(_value("CONVMLP_WAIT_FOR_CAPACITY_S", str(plan.options.patience_s)))
     container["ports"] = [
         {"name": name, "containerPort": port}
