@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from kuberay import Document, MadeObjects, made_of
-from standin_pod import SUBNET, Caller, Network, Pod, memory_cgroup, shell, wait_for
+from standin_pod import SUBNET, Caller, Network, Pod, memory_cgroup
 
 SECRET = "convmlp-ray-auth"
 CLAIM = "convmlp-storage"
-ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
+_ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 _FIRST_BACKOFF_S = 10.0
 
 
@@ -53,6 +53,7 @@ class StandIn:
         self.pods: list[Pod] = []
         self.services: list[Document] = []
         self.policies: list[Document] = []
+        self.error: Exception | None = None
         self._lost_at: dict[str, float] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -114,6 +115,12 @@ class StandIn:
             self._firewalls()
 
     def _work(self) -> None:
+        try:
+            self._step_all()
+        except Exception as error:  # told to whoever waits
+            self.error = error
+
+    def _step_all(self) -> None:
         while not self._stop.wait(0.2):
             with self._lock:
                 for pod in self.living():
@@ -198,8 +205,6 @@ class Operator:
         """Each that the job had, in order; `no answer` where the dashboard gave none."""
         self.suspended = False
         self.error: Exception | None = None
-        self.times: dict[str, float] = {}
-        self._begun = time.monotonic()
         self._again_at = 0.0
         self.start()
 
@@ -227,8 +232,6 @@ class Operator:
         self.slots, self.submitters, self.job_status = [], [], ""
         self.deployment_status, self.suspended = "Initializing", False
         self.statuses.append("resumed")
-        self._begun = time.monotonic()
-        self.times = {}
 
     @property
     def head(self) -> Pod:
@@ -263,8 +266,9 @@ class Operator:
 
     @property
     def done(self) -> bool:
-        if self.error is not None:
-            raise AssertionError("the stand-in for KubeRay has failed") from self.error
+        for one in (self, self.site):
+            if one.error is not None:
+                raise AssertionError(f"the {type(one).__name__} has failed") from one.error
         return self.deployment_status in ("Complete", "Failed")
 
     def _work(self) -> None:
@@ -294,16 +298,14 @@ class Operator:
         if not self.submitters:
             if not all(pod and pod.ready for _, pod in self.slots):
                 return
-            self._mark("all pods ready")
             self._submit()
             self.deployment_status = "Running"
         finished = self._follow_submitter()
         if self.deployment_status in ("Complete", "Failed"):
             return
         self._ask_status()
-        if self.job_status in ENDS and finished:
+        if self.job_status in _ENDS and finished:
             self.deployment_status = "Failed" if self.job_status == "FAILED" else "Complete"
-            self._mark("done")
             for pod in self.workers:  # deletionRules: DeleteWorkers at 0 s
                 pod.delete()
         elif finished is False and self.submitters[-1].ended:
@@ -334,20 +336,9 @@ class Operator:
         return None
 
     def _ask_status(self) -> None:
-        url = f"http://{self.head.address}:8265/api/jobs/{self.made.job_id}"
-        code, body = self.site.operator_caller.get(url, self.site.token)
-        status = (
-            json.loads(body).get("status", "")
-            if code == 200
-            else ("not found" if code == 404 else "no answer")
-        )
+        code, told = self.status_of(self.made.job_id)
+        status = str(told.get("status")) if code == 200 else ("not found" if code == 404 else "no answer")
         if code == 200:
             self.job_status = status
         if not self.statuses or self.statuses[-1] != status:
             self.statuses.append(status)
-
-    def _mark(self, what: str) -> None:
-        self.times.setdefault(what, time.monotonic() - self._begun)
-
-
-__all__ = ["CLAIM", "ENDS", "OPERATOR_LABELS", "SECRET", "Operator", "StandIn", "shell", "wait_for"]

@@ -125,6 +125,6 @@ def goes_on(life: Life, what: str) -> Iterator[None]:
     running, begun = len(life.events("long", "attempt_running")), time.monotonic()
     yield
     life.until(
-        lambda: len(life.events("long", "attempt_running")) > running, f"training to go on: {what}", 600
+        lambda: len(life.events("long", "attempt_running")) > running, f"training to go on: {what}", 1500
     )
     life.seconds[f"{what}: the next step"] = time.monotonic() - begun

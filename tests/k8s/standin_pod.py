@@ -32,7 +32,8 @@ _TOOLS = ("unshare", "nsenter", "ip", "nft", "setpriv", "mount")
 _CLONE_NEWNET = 0x40000000
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-_FIRST_BACKOFF_S = 10.0
+_BACKOFF_S = 10.0
+"""From the second start on. A kubelet doubles it each time, up to 300."""
 SUBNET = "10.88.0"
 
 
@@ -176,7 +177,6 @@ class Pod:
         self.exits: list[int] = []
         """Of its container, one a run; -9: killed."""
         self.ready = self.deleted = self.lost = self.gone = False
-        self.begun = time.monotonic()
         self._queue = [*self._spec.get("initContainers", [])]
         self._process: subprocess.Popen[bytes] | None = None
         self._main = False
@@ -218,13 +218,11 @@ class Pod:
             if self._main:
                 self.exits.append(-9 if code in (137, -9) else code)
                 self.ready = False
-                self._again_at = now + (
-                    0 if len(self.exits) == 1 else _FIRST_BACKOFF_S * 2 ** (len(self.exits) - 2)
-                )
+                self._again_at = now + (0 if len(self.exits) == 1 else _BACKOFF_S)
             elif code == 0:
                 self._queue.pop(0)
             else:
-                self._again_at = now + _FIRST_BACKOFF_S
+                self._again_at = now + _BACKOFF_S
         if self.deleted:
             if self._process is None:
                 self._leave()
@@ -301,23 +299,13 @@ class Pod:
             and now - self._started_at > probe["initialDelaySeconds"]
         ):
             pid, context = self.pid(), self._spec["securityContext"]
-            environment = dict(
-                one.split("=", 1)
-                for one in Path(f"/proc/{pid}/environ").read_text().split("\0")
-                if "=" in one
-            )
+            if pid is None:
+                return
+            entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            environment = dict(one.split("=", 1) for one in entries if "=" in one)
+            spaces = ["--mount", "--pid", "--net", "--root", "--wd"]
             who = [f"--reuid={context['runAsUser']}", f"--regid={context['runAsGroup']}", "--clear-groups"]
-            inside = [
-                "nsenter",
-                f"--target={pid}",
-                "--mount",
-                "--pid",
-                "--net",
-                "--root",
-                "--wd",
-                "setpriv",
-                *who,
-            ]
+            inside = ["nsenter", f"--target={pid}", *spaces, "setpriv", *who]
             self._lives_at = now
             with self.log.open("ab") as log:
                 self._probing = subprocess.Popen(

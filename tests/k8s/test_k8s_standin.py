@@ -130,15 +130,12 @@ def test_a_wrong_token_opens_nothing(life: Life) -> None:
 
 
 def test_shared_memory_that_is_too_small_is_said_by_the_pod(life: Life) -> None:
+    """Rendered pods have more than their object store needs; a patch may take it away."""
     plain = life.operators["plain"]
     document = copy.deepcopy(plain.made.workers[0])
     (volume,) = [one for one in document["spec"]["volumes"] if one["name"] == "shm"]
     volume["emptyDir"]["sizeLimit"] = "64Mi"
     pod = life.site.create(document)
-    wait_for(lambda: pod.exits or pod.ready, "an end or a start", START_S)
-    assert pod.exits and pod.exits[0] != 0, pod.text()
-    assert "/dev/shm" in pod.text()
+    said = "using /tmp/ray instead of /dev/shm because /dev/shm has only 67108864 bytes"
+    wait_for(lambda: said in pod.text(), "Ray's warning", START_S)
     pod.delete()
-    plain.stop()
-    for one in life.site.living():
-        one.delete()
