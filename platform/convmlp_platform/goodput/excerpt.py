@@ -17,7 +17,7 @@ from convmlp_platform.goodput.goodput_log import LINE_BYTES, SCHEMA, GoodputFile
 from convmlp_platform.goodput.slices import surviving_stops
 from data_prep.storage.json_files import DamagedJson, parse_json
 
-MOST_LINES = 40_000
+MOST_LINES = 20_000
 """Of all files together: a kilobyte of memory each, and 60 µs of time."""
 _FEWEST = 4
 _CLOSE = 8 * LINE_BYTES
