@@ -353,7 +353,7 @@ class Pod:
         lines += [*self._mounts(root, container), *self._limit(root, container)]
         lines += [f"mount -o remount,ro {root}", f"cd {root}"]
         who = f"--reuid={context['runAsUser']} --regid={context['runAsGroup']} --groups={context['fsGroup']}"
-        drop = "--no-new-privs --inh-caps=-all --bounding-set=-all"
+        drop = "--no-new-privs --inh-caps=-all --bounding-set=-all --pdeathsig KILL"
         where = container.get("workingDir", "/")
         lines.append(f'exec chroot {root} /usr/bin/env --chdir={where} /usr/bin/setpriv {who} {drop} -- "$@"')
         file = self.folder / f"{container['name']}.sh"
@@ -361,9 +361,11 @@ class Pod:
         environment = self._environment(container)
         command = [_expanded(one, environment) for one in [*container["command"], *container.get("args", [])]]
         spaces = ["--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child=SIGKILL"]
+        # It ends with the kubelet's thread, however that ends.
+        into = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/run/netns/{self.namespace}"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", *spaces, "bash", str(file), *command],
+                [*into, "unshare", *spaces, "bash", str(file), *command],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
