@@ -48,7 +48,7 @@ NOT_WALKED: dict[str, dict[str, str]] = {
         "convmlp goodput": "a synopsis; README and operations.md walk it",
         "make chaos": "an hour; test_chaos_short.py and test_fuzz_short.py run short ones",
     },
-    "docs/scaling.md": {"convmlp check": "ImageNet's manifest"},
+    "docs/scaling.md": {"convmlp check": "ImageNet; test_scaling.py asks it of digits"},
     "docs/serving.md": {
         "export MLFLOW_TRACKING_URI": "a server that stays in the foreground; test_scoring_server.py starts one",
         "mlflow artifacts": "an environment without the platform, from a package index",
