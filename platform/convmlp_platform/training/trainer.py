@@ -134,6 +134,7 @@ class Trainer:
     def _attempt(self, state: TrainState) -> BadStep | _End:
         """Train until the end, a stop, or a step from which the run must go back: then that."""
         stop = self.plan.stop_step
+        self.clock.step = state.step  # an evaluation that is owed comes before the first step
         self._record = self.ledger.start(self.engine.world, state.step, state.attempt)
         state.attempt = self._record.header.attempt
         self.saver.open(self._record)

@@ -28,6 +28,7 @@ from convmlp_platform.config.load import dump_yaml
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.errors import SupersededError, TrackingError
+from convmlp_platform.health.heartbeat.phases import Phase, PhaseClock
 from convmlp_platform.ledger.ledger import claim_attempt
 from convmlp_platform.ledger.proof import check_ledger
 from convmlp_platform.models.bundle import load_bundle, read_spec
@@ -166,6 +167,32 @@ def test_whatever_dies_around_an_evaluation_nothing_is_lost_and_nothing_done_twi
             assert newest.step == step, f"not committed {when}"
     assert_as_undisturbed(tmp_path, trained(values), undisturbed)
     assert trained(values).already_complete
+
+
+class Beats:
+    """What a watcher hears: phases with the step."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Phase, int]] = []
+
+    def beat(self, phase: Phase, step: int, micro_batch: int, note: str) -> None:
+        self.heard.append((phase, step))
+
+    def step_done(self, step: int, seconds: float) -> None: ...
+    def bear(self, seconds: float) -> None: ...
+
+
+def test_an_evaluation_that_is_owed_is_told_with_the_step_that_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor takes the step that an attempt goes on after from its first beat."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(evaluations, "judge", dies(evaluations.judge))
+        trained(short(tmp_path))
+    beats = Beats()
+    run(short(tmp_path), clock=PhaseClock(beats))
+    first = next(one for one in beats.heard if one[0] is not Phase.START)
+    assert first == (Phase.EVALUATE, EVERY)
 
 
 class Stop(Callback):
