@@ -5,6 +5,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
+# Set in many containers, it would have each of the hundreds of processes that are started here compile what it imports:
+# Ray's nodes then don't come up within the 15 s that Ray gives them. uv compiles nothing unless it is told to.
+unexport PYTHONDONTWRITEBYTECODE
+COMPILED := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
+
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
@@ -19,7 +24,7 @@ with_uv() ( \
 	[ -z "$$more" ] || export UV_EXTRA_INDEX_URL="$$more"; \
 	[ -z "$$links" ] || export UV_FIND_LINKS="$$links"; \
 	export UV_INDEX_STRATEGY=unsafe-best-match; : of several indexes, as pip: the newest version that fits; \
-	[ -x "$$uv" ] && "$$uv" pip install --quiet --python "$${into:-$(BIN)}/python" "$$@" 2>$(DONE)/uv.log; \
+	[ -x "$$uv" ] && "$$uv" pip install --quiet $(COMPILED) --python "$${into:-$(BIN)}/python" "$$@" 2>$(DONE)/uv.log; \
 ); \
 install_alone() { with_uv "$$@" || "$${into:-$(BIN)}/python" -m pip --disable-pip-version-check -qq install --progress-bar off "$$@"; }; \
 install() { install_alone --constraint constraints.txt "$$@"; }
