@@ -48,7 +48,7 @@ def add_price(parser: argparse.ArgumentParser) -> None:
     """Add --price and --currency."""
     parser.add_argument(
         "--price",
-        type=_price,
+        type=price,
         metavar="NUMBER",
         help="of a worker's hour, instead of the job's price_per_gpu_hour",
     )
@@ -62,14 +62,15 @@ def given_price(arguments: argparse.Namespace) -> Price | None:
     return None if arguments.price is None else Price(arguments.price, arguments.currency)
 
 
-def _price(text: str) -> float:
+def price(text: str) -> float:
+    """An argument that must be a number from 0."""
     try:
-        price = float(text)
+        value = float(text)
     except ValueError:
-        price = -1.0
-    if not 0.0 <= price < float("inf"):
+        value = -1.0
+    if not 0.0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number from 0, not {text!r}")
-    return price
+    return value
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

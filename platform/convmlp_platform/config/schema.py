@@ -3,7 +3,7 @@ files."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -99,6 +99,10 @@ class TrainJob(Section):
     profile: ProfileSection | None = Field(
         None, description="record some steps operator by operator: {steps: [10, 20]}"
     )
+
+    def given_values(self) -> dict[str, Any]:
+        """What has been set, as JSON for `TrainJob.model_validate` in another process."""
+        return self.model_dump(mode="json", exclude_unset=True) | {"kind": "train"}
 
     @property
     def num_streams(self) -> int:

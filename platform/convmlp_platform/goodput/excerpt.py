@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 
-from convmlp_platform.goodput.goodput_log import LINE_BYTES, SCHEMA, GoodputFile, LogHeader, LogLine, read_log
+from convmlp_platform.goodput.goodput_log import (
+    LINE_BYTES,
+    GoodputFile,
+    LogHeader,
+    LogLine,
+    in_order,
+    parse_header,
+    read_log,
+)
 from convmlp_platform.goodput.slices import surviving_stops
 from data_prep.storage.json_files import DamagedJson, parse_json
 
@@ -80,11 +88,7 @@ def _opened(path: Path) -> Iterator[_Log]:
 
 def _header(path: Path) -> LogHeader | None:
     with _opened(path) as log:
-        try:
-            header = parse_json(log.first, LogHeader)
-        except DamagedJson:
-            return None
-    return header if header.schema == SCHEMA and header.rank < header.world_size else None
+        return parse_header(log.first)
 
 
 def _excerpt(path: Path, header: LogHeader, most: int, stop: float) -> GoodputFile | None:
@@ -101,8 +105,7 @@ def _excerpt(path: Path, header: LogHeader, most: int, stop: float) -> GoodputFi
         if 0 <= stop < inf:
             near = _near(log, stop)
             texts |= dict(log.lines(near, near + 2 * _CLOSE))
-    lines = (_parsed(texts[place]) for place in sorted(texts))
-    return GoodputFile(header, list(_in_order(line for line in lines if line is not None)))
+    return GoodputFile(header, list(in_order(_parsed(texts[place]) for place in sorted(texts))))
 
 
 def _near(log: _Log, stop: float) -> int:
@@ -132,12 +135,3 @@ def _parsed(content: bytes) -> LogLine | None:
         return parse_json(content, LogLine, finite=False) if content.strip() else None
     except DamagedJson:
         return None
-
-
-def _in_order(lines: Iterable[LogLine]) -> Iterator[LogLine]:
-    """Without those whose totals are less than of one before."""
-    most = 0.0
-    for line in lines:
-        if line.total >= most:
-            most = line.total
-            yield line

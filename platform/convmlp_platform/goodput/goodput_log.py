@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,14 +153,25 @@ def read_log(path: Path) -> GoodputFile | None:
         OSError: it can't be read.
     """
     first, _, rest = path.read_bytes().partition(b"\n")
+    if (header := parse_header(first)) is None:
+        return None
+    # Not finite: metrics of a run that diverged.
+    return GoodputFile(header, list(in_order(parse_json_lines(rest, LogLine, finite=False))))
+
+
+def parse_header(line: bytes) -> LogHeader | None:
+    """A file's first line; None where it is damaged, or of another form."""
     try:
-        header = parse_json(first, LogHeader)
+        header = parse_json(line, LogHeader)
     except DamagedJson:
         return None
-    if header.schema != SCHEMA or header.rank >= header.world_size:
-        return None
-    lines: list[LogLine] = []
-    for line in parse_json_lines(rest, LogLine, finite=False):  # metrics of a run that diverged
-        if line is not None and (not lines or line.total >= lines[-1].total):
-            lines.append(line)
-    return GoodputFile(header, lines)
+    return header if header.schema == SCHEMA and header.rank < header.world_size else None
+
+
+def in_order(lines: Iterable[LogLine | None]) -> Iterator[LogLine]:
+    """The lines that are whole (None: damaged), without those whose totals are less than of one before."""
+    most = 0.0
+    for line in lines:
+        if line is not None and line.total >= most:
+            most = line.total
+            yield line

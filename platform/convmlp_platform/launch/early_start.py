@@ -12,7 +12,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.launch.cluster.worker_environment import shared_env_vars
 from convmlp_platform.launch.workers.agent import Agent
 from convmlp_platform.launch.workers.fork_server_link import modules_for
-from convmlp_platform.launch.workers.worker_report import Exit, relay
+from convmlp_platform.launch.workers.worker_report import relay
 from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
 
 _LOOK_S = 0.5
@@ -33,11 +33,11 @@ class EarlyStart:
         """See `training.preflight.preflight`."""
         import ray  # noqa: F401  # the driver's own seconds of import, while the server imports
 
-        job = self.job.model_dump(mode="json", exclude_unset=True) | {"kind": "train"}
-        if self._agent.warm() is None and self._agent.start({"job": job, "environment": {}, "start": 1}):
-            ended = self._outcome()
-            if ended.outcome is not None and ended.outcome["kind"] == "finished":
-                return PreflightReport(**ended.outcome["summary"])
+        settings = {"job": self.job.given_values(), "environment": {}, "start": 1}
+        if self._agent.warm() is None and self._agent.start(settings):
+            outcome = self._outcome()
+            if outcome is not None and outcome["kind"] == "finished":
+                return PreflightReport(**outcome["summary"])
         # There it has failed, or can't be made: here it meets the same error, and raises it.
         from convmlp_platform.training.preflight.preflight import preflight
 
@@ -51,9 +51,11 @@ class EarlyStart:
         """Let go of the server."""
         self._agent.close()
 
-    def _outcome(self) -> Exit | Any:
+    def _outcome(self) -> dict[str, Any] | None:
         while True:
             report = self._agent.watch(_LOOK_S)
             relay(report)
-            if report.exit is not None or report.broken:
-                return report.exit
+            if report.exit is not None:
+                return report.exit.outcome
+            if report.broken:
+                return None

@@ -91,8 +91,7 @@ def _job(planned: PlannedTrial, child_tags: Mapping[str, str]) -> dict[str, Any]
     """All values of the trial's job."""
     job = planned.trial.job
     tracking = job.tracking.model_copy(update={"tags": job.tracking.tags | dict(child_tags)})
-    tagged = job.model_copy(update={"tracking": tracking})
-    return tagged.model_dump(mode="json", exclude_unset=True) | {"kind": "train"}
+    return job.model_copy(update={"tracking": tracking}).given_values()
 
 
 def _settings(planned: PlannedTrial, plan: SweepPlan, nodes: Sequence[Node]) -> dict[str, Any]:

@@ -99,3 +99,12 @@ def test_check_says_it_for_trainings_alone(tmp_path: Path, capsys: pytest.Captur
     for wrong in ("8,none", "0", ""):
         assert main(["check", str(file), "--scale", wrong]) == 2
         assert "isn't a list of numbers of GPUs, such as 8,64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--images-per-second", "--price"])
+def test_a_speed_or_price_that_is_none_is_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from convmlp_platform.cli.main import main
+
+    for wrong in ("-1", "nan", "inf", "many", *(["0"] if option != "--price" else [])):
+        assert main(["check", "job.yaml", "--scale", "8", f"{option}={wrong}"]) == 2
+        assert f"must be a number {'above' if wrong == '0' else 'from'} 0" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.cli.common import add_overrides, fail
+from convmlp_platform.cli.common import add_overrides, fail, price
 from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def add_commands(commands: Any) -> None:
         help="a training: also say step, memory and cost on so many GPUs, e.g. 8,64,1024 (docs/scaling.md)",
     )
     check.add_argument(
-        "--images-per-second", metavar="X", type=float, help="for --scale: what one GPU was measured to train"
+        "--images-per-second", metavar="X", type=_rate, help="for --scale: what one GPU was measured to train"
     )
     check.add_argument(
         "--price",
         metavar="X",
-        type=float,
+        type=price,
         help="for --scale: of a GPU's hour; default: launch.price_per_gpu_hour",
     )
     show.add_argument(
@@ -139,6 +139,13 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     print("no problems found")
     return 0
+
+
+def _rate(text: str) -> float:
+    """An argument that must be a number above 0."""
+    if (rate := price(text)) == 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return rate
 
 
 def _counts(text: str) -> list[int]:

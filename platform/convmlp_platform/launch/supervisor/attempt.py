@@ -281,7 +281,7 @@ def begin_attempt(
 ) -> Attempt | None:
     """Start a process on each of `members`, which are in the order of ranks; None where one of them is gone."""
     homes = [member.home for member in members if member.home is not None]
-    values = job.model_dump(mode="json", exclude_unset=True) | {"kind": "train"}
+    values = job.given_values()
     first = Calls(cluster)
     first.ask(members[0].actor, "free_port")
     (port,) = first.answers(UNREACHABLE_S)

@@ -6,7 +6,6 @@ of a full disk, the next values wait for that thread for ever. The class below i
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 
@@ -17,7 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.delivery_state import journal_path
-from convmlp_platform.tracking.journal import MetricsRecord, read_chunk
+from convmlp_platform.tracking.journal import MetricsRecord, records_of
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.guard.bad_steps import BadStep
@@ -74,7 +73,7 @@ class TensorBoard(Callback):
 
     def _told_before(self, step: int) -> frozenset[str]:
         """The names that have a value at `step` already; the account of time, say, is given again at each start."""
-        records = read_chunk(journal_path(self._folder.path), max_bytes=sys.maxsize).records
+        records = records_of(journal_path(self._folder.path))
         before = (one for one in records if isinstance(one, MetricsRecord) and one.step == step)
         return frozenset(name for one in before if one not in self._waiting for name in one.values)
 

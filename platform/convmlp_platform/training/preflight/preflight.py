@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from torch import nn
 
-from convmlp_platform.checkpoints.layout import step_of
+from convmlp_platform.checkpoints.stores.store import open_store
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.runs.init_record import read_record
@@ -161,8 +160,7 @@ def _check_profile(plan: StepPlan, report: PreflightReport) -> None:
         return
     if is_url(plan.job.checkpoint.path) or plan.job.checkpoint.store is not None:
         return
-    done = (step_of(folder.name) for folder in Path(checkpoints_of(plan.job)).glob("*"))
-    if (newest := max((step or 0 for step in done), default=0)) >= section.steps[1]:
+    if (newest := max(open_store(checkpoints_of(plan.job)).steps(), default=0)) >= section.steps[1]:
         report.summary.append(
             f"advice   {shown}: the run has {newest:,} steps behind it and goes on after them; nothing new is profiled"
         )
