@@ -36,7 +36,7 @@ SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
 
-.PHONY: help setup k8s demo test test-slow test-services test-standin bench bench-gpu bench-data bench-checkpoint bench-restart bench-scale bench-start chaos simulate save-faults fuzz identity shape first-hours lint format clean
+.PHONY: help setup k8s demo test test-slow test-services test-standin bench benchmarks bench-gpu bench-data bench-checkpoint bench-restart bench-scale bench-start chaos simulate save-faults fuzz identity shape first-hours lint format clean
 
 help:
 	@echo "make demo       prepare data, train over two Ray nodes on this machine, register, predict (KEEP=1: leave the cluster up)"
@@ -47,7 +47,8 @@ help:
 	@echo "make chaos      a run on two Ray nodes under random faults, and the proof that nothing is lost (FAULTS=20 SEED=7 ELASTIC=1)"
 	@echo "make simulate   the supervisor over simulated clusters of up to 1,000 nodes: faults survived, goodput (SEEDS=50; AGAIN=7: one, told)"
 	@echo "make fuzz       damaged files of every format that we read: no traceback, no hang, nothing wrong (FILES=20000 SEED=7)"
-	@echo "make bench      training speed on this machine"
+	@echo "make bench      training speed on this machine, beside the authors' code and the cores' matrix rate"
+	@echo "make benchmarks the benchmarks one after the other, into docs/benchmarks.md (ARGS='--only start --images FOLDER')"
 	@echo "make bench-gpu  one GPU, 9 minutes: is it right, step against the authors' code and the roofline, whole run, save (ARGS='--cifar10 FOLDER')"
 	@echo "make bench-data preparing and reading data beside tar, torchvision, webdataset and FFCV (IMAGES=folder)"
 	@echo "make bench-checkpoint  what a save costs, beside torch.save and Ray Train"
@@ -84,6 +85,9 @@ test-standin: setup
 
 bench: setup
 	@$(BIN)/python tests/bench/bench_training.py
+
+benchmarks: setup
+	@$(BIN)/python tests/bench/benchmarks.py $(ARGS)
 
 bench-gpu: $(DONE)/project
 	@$(BIN)/python tests/bench/bench_gpu.py $(ARGS)

@@ -159,7 +159,7 @@ def measure(
 def table(figures: dict[str, dict[str, float]]) -> str:
     """Markdown."""
     lines = [
-        "| samples | next batch of a rank | memory | manifest, once | memory |",
+        "| samples | next batch of a rank | its memory | manifest, once | memory of that |",
         "|---|---:|---:|---:|---:|",
     ]
     lines += [

@@ -1,23 +1,28 @@
-"""What watching costs a step: heartbeat, goodput, ledger, and the ranks' agreement. Part of `make bench-restart`.
+"""What a job costs over its bare step, and which part of it costs what. Part of `make bench-restart`.
 
-    python tests/bench/bench_overhead.py [--steps 400] [--large-steps 60]
+    python tests/bench/bench_overhead.py [--pairs 40] [--large-pairs 12]
 
 Real runs by `training.run`, on one rank and on two gloo ranks, on scikit-learn's digits: the tiny network as
-jobs/pretrain_digits.yaml trains it, and ConvMLP-S at 224 pixels with 4 images a rank. Within each run, blocks of
-steps with all parts switched off from here alternate with blocks as they are. Each part's own time is taken besides:
-where a step takes 100 ms, a difference of 0.1 ms drowns in the noise of whole steps, and the parts' times don't.
+jobs/pretrain_digits.yaml trains it, and ConvMLP-S at 224 pixels with 4 images a rank. Each rank has a core of its own.
+Blocks of the job's steps alternate with blocks of bare ones in the same process, on the same engine: forward, backward,
+gradient norm, update, on micro-batches that lie in memory. A bare block is compared with the mean of the two around it,
+so that a machine that slows down hits both. The interval is a bootstrap's over the blocks. Each part's own time is
+taken besides; what they leave of the difference is told as the rest. Saves and evaluations are left out: they have
+`make bench-checkpoint`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,105 +35,138 @@ from prepared import digits
 from ranks import run_ranks
 
 from convmlp_platform.config.load import load_job
-from convmlp_platform.data.reading.loader import TrainLoader
+from convmlp_platform.data.reading.loader import MicroBatch
+from convmlp_platform.engine.engine import Engine
 from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter
 from convmlp_platform.health.heartbeat.phases import PhaseClock
 from convmlp_platform.ledger.ledger import LedgerWriter
 from convmlp_platform.training import run, step
 from convmlp_platform.training.build import build_run
-from convmlp_platform.training.guard.agreement import Agreement
 from convmlp_platform.training.outputs.goodput_callback import GoodputLog
+from convmlp_platform.training.step import GuardedSteps, StepResult
+from convmlp_platform.training.step_plan import TrainState
+from convmlp_platform.training.trainer import Trainer
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pretrain_digits.yaml"
-BLOCK, WARM_UP = 5, 10
+BLOCK = 10
+"""Steps. The journal gets its line once in as many."""
+WARM_UP = 2
+"""Blocks of each kind."""
+PARTS = ("reading", "agreement", "heartbeat", "goodput", "ledger", "journal")
 TIMED = (
     ("heartbeat", HeartbeatWriter, "beat"),
     ("heartbeat", HeartbeatWriter, "step_done"),
-    ("clock", PhaseClock, "enter"),
-    ("clock", PhaseClock, "progress"),
-    ("clock", PhaseClock, "step_done"),
-    ("goodput lines", GoodputLog, "line"),
+    ("goodput", PhaseClock, "enter"),
+    ("goodput", PhaseClock, "progress"),
+    ("goodput", PhaseClock, "step_done"),
+    ("goodput", GoodputLog, "line"),
     ("ledger", LedgerWriter, "append"),
+    ("norm", Engine, "square_norm"),
+    ("journal", Trainer, "_tell"),
 )
 
 
 @dataclass
 class Meter:
-    """Seconds of the parts, by step, and of whole steps; `on` says whether the parts are at work."""
+    """Seconds of the blocks, and of the parts within those of the job, each in total and by nothing else."""
 
-    on: bool = True
-    now: dict[str, float] = field(default_factory=dict)
-    in_clock: bool = False
+    job: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
-    steps: list[tuple[bool, float]] = field(default_factory=list)
+    _now: dict[str, float] = field(default_factory=dict)
+    _open: list[float] = field(default_factory=list)
+    """Of the parts that are being timed, the innermost last: the seconds of parts within."""
 
-    def add(self, part: str, seconds: float) -> None:
-        self.now[part] = self.now.get(part, 0.0) + seconds
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, with its time taken; the time of a part within it isn't counted twice."""
 
+        def method(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            self._open.append(0.0)
+            try:
+                return call(*args, **options)
+            finally:
+                seconds = time.perf_counter() - start
+                self._now[part] = self._now.get(part, 0.0) + seconds - self._open.pop()
+                if self._open:
+                    self._open[-1] += seconds
 
-def timed(meter: Meter, part: str, call: Callable[..., Any], off: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, with its time taken; `off` in its place while the parts are switched off."""
+        return method
 
-    def method(*args: Any, **options: Any) -> Any:
-        if not meter.on:
-            return off(*args, **options)
-        meter.in_clock |= part == "clock"
-        start = time.perf_counter()
-        try:
-            return call(*args, **options)
-        finally:
-            seconds = time.perf_counter() - start
-            meter.add(part, seconds)
-            meter.in_clock &= part != "clock"
-            if meter.in_clock and part == "goodput lines":  # counted once
-                meter.add("clock", -seconds)
+    def job_block(self, seconds: float) -> None:
+        self.job.append(seconds)
+        self.parts.append(self._now)
+        self._now = {}
 
-    return method
-
-
-def without_beats(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The clock alone, which training needs for its own figures: no one listens to it."""
-
-    def method(clock: PhaseClock, *args: Any, **options: Any) -> Any:
-        beats, clock.beats = clock.beats, None
-        try:
-            return call(clock, *args, **options)
-        finally:
-            clock.beats = beats
-
-    return method
+    def forget(self) -> None:
+        """What was timed in a bare block."""
+        self._now = {}
 
 
 def instrument(meter: Meter) -> None:
-    """Put the switches and the stopwatches in."""
+    """Put the stopwatches in, and a block of bare steps after each block of the job's."""
     for part, owner, name in TIMED:
-        call = getattr(owner, name)
-        off = without_beats(call) if owner is PhaseClock else (lambda *args, **options: None)
-        setattr(owner, name, timed(meter, part, call, off))
-    nothing = Agreement(False, 0.0, 0.0)
-    step.agree = timed(meter, "agreement", step.agree, lambda *args: nothing)  # type: ignore[attr-defined]
-    steps = TrainLoader.steps
+        setattr(owner, name, meter.timed(part, getattr(owner, name)))
+    step.agree = meter.timed("agreement", step.agree)  # type: ignore[attr-defined]
+    take, whole = GuardedSteps.take, Trainer._step
+    kept: list[MicroBatch] = []
+    done, seconds = 0, 0.0
 
-    def switched(loader: TrainLoader, start: int, stop: int) -> Iterator[Any]:
-        began = None
-        for index, batch in enumerate(steps(loader, start, stop)):
-            if began is not None:
-                meter.steps.append((meter.on, time.perf_counter() - began))
-                meter.parts.append(meter.now)
-            meter.on, meter.now, began = index // BLOCK % 2 == 0, {}, time.perf_counter()
-            yield batch
-        meter.on = True
+    def keeping(steps: GuardedSteps, micro_batches: Any, **options: Any) -> StepResult:
+        kept[:] = micro_batches
+        return take(steps, micro_batches, **options)
 
-    TrainLoader.steps = switched  # type: ignore[method-assign]
+    def counted(trainer: Trainer, state: TrainState, batches: Any, figures: Any) -> StepResult:
+        nonlocal done, seconds
+        waiting = _Timed(batches, meter)
+        start = time.perf_counter()
+        result = whole(trainer, state, waiting, figures)  # type: ignore[arg-type]
+        seconds += time.perf_counter() - start
+        done += 1
+        if done % BLOCK == 0:
+            meter.job_block(seconds)
+            meter.bare.append(bare_block(trainer, state, kept))
+            meter.forget()
+            seconds = 0.0
+        return result
+
+    GuardedSteps.take = keeping  # type: ignore[method-assign, assignment]
+    Trainer._step = counted  # type: ignore[method-assign, assignment]
 
 
-def train(data: str, folder: str, settings: tuple[str, ...]) -> tuple[list[Any], list[Any]]:
-    """One rank of a run; returns the `steps` and `parts` of its meter."""
+class _Timed:
+    """An iterator whose waiting is the part "reading"."""
+
+    def __init__(self, batches: Any, meter: Meter) -> None:
+        self._next = meter.timed("reading", batches.__next__)
+
+    def __next__(self) -> Any:
+        return self._next()
+
+
+def bare_block(trainer: Trainer, state: TrainState, micro_batches: list[MicroBatch]) -> float:
+    """Seconds of as many steps without all that a job does around them."""
+    engine = trainer.engine
+    told, engine.on_micro_batch = engine.on_micro_batch, lambda done: None
+    lr = trainer.plan.lr(state.step)
+    start = time.perf_counter()
+    for _ in range(BLOCK):
+        engine.compute(micro_batches, step=state.step)
+        engine.update(lr, math.sqrt(engine.square_norm().item()))
+    seconds = time.perf_counter() - start
+    engine.on_micro_batch = told
+    return seconds
+
+
+def train(data: str, folder: str, settings: tuple[str, ...]) -> Meter:
+    """One rank of a run."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
     meter = Meter()
     instrument(meter)
     # MLflow's own process, which starts meanwhile, isn't what is measured here.
     build_run.open_tracker = lambda *args: None  # type: ignore[attr-defined, assignment]
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     own = (
         f"data.path={data}",
         f"checkpoint.path={folder}",
@@ -138,10 +176,10 @@ def train(data: str, folder: str, settings: tuple[str, ...]) -> tuple[list[Any],
     job = load_job(JOB, [*own, *settings])
     clock = PhaseClock(HeartbeatWriter(_memory() / f"bench-beat-{os.getpid()}", rank, size))
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
-        run.run(job, clock=clock)
+        run.run(job, clock=clock)  # type: ignore[arg-type]
     with suppress(OSError):
         (_memory() / f"bench-beat-{os.getpid()}").unlink()
-    return meter.steps, meter.parts
+    return Meter(meter.job, meter.bare, meter.parts)
 
 
 def _memory() -> Path:
@@ -149,58 +187,71 @@ def _memory() -> Path:
     return shared if shared.is_dir() else Path(tempfile.gettempdir())
 
 
-def measure(label: str, world_size: int, settings: tuple[str, ...]) -> str:
+def differences(job: list[float], bare: list[float]) -> list[float]:
+    """Of each bare block that lies between two of the job's: by how much the job's are longer, as a share of it."""
+    return [
+        (before + after) / (2 * between) - 1
+        for before, after, between in zip(job, job[1:], bare, strict=False)
+    ]
+
+
+def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
+    """The median, and the bounds between which it lies with a probability of 95 % (bootstrap)."""
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(draws))
+    return statistics.median(values), medians[draws // 40], medians[-draws // 40]
+
+
+def measure(label: str, world_size: int, pairs: int, settings: tuple[str, ...]) -> str:
     """One row of the table, of rank 0's figures."""
     data = str(digits("webdataset"))
+    steps = BLOCK * (pairs + 1 + WARM_UP)
+    common = (
+        "training.epochs=1000", f"training.max_steps={steps}", "schedule.warmup_epochs=0",
+        "eval.every_epochs=1000", f"training.log_every_steps={BLOCK}",
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        steps, parts = (found[WARM_UP:] for found in run_ranks(train, world_size, data, folder, settings)[0])
-    on = [seconds for is_on, seconds in steps if is_on]
-    off = statistics.median(seconds for is_on, seconds in steps if not is_on)
-
-    def of_steps(part: str) -> list[float]:
-        return [found.get(part, 0.0) for (is_on, _), found in zip(steps, parts, strict=True) if is_on]
-
-    heartbeat, clock, ledger, agreement = (
-        statistics.median(of_steps(part)) for part in ("heartbeat", "clock", "ledger", "agreement")
-    )
-    # Its lines come every few steps, so a median would hide them.
-    goodput = clock - heartbeat + statistics.fmean(of_steps("goodput lines"))
-    watching = heartbeat + goodput + ledger
-    change = statistics.median(on) / off - 1
-    cells = [label, str(world_size), f"{1e3 * off:.1f} ms"]
-    cells += [f"{1e6 * seconds:.0f} µs" for seconds in (heartbeat, goodput, ledger, agreement)]
-    cells += [f"{watching / off:.2%}", f"{(watching + agreement) / off:.2%}", f"{change:+.1%}"]
+        found = run_ranks(train, world_size, data, folder, (*common, *settings))[0]
+    # The last block holds the end of the run, its save and its evaluation.
+    job, bare, parts = (values[WARM_UP:-1] for values in (found.job, found.bare, found.parts))
+    cost, least, most = interval(differences(job, bare))
+    base = statistics.median(bare) / BLOCK
+    shares = {
+        part: statistics.median(block.get(part, 0.0) for block in parts) / BLOCK / base for part in PARTS
+    }
+    without = [seconds - block.get("reading", 0.0) for seconds, block in zip(job, parts, strict=True)]
+    watched, low, high = interval(differences(without, bare))
+    cells = [label, str(world_size), str(len(bare) - 1), f"{1e3 * base:.1f} ms"]
+    cells += [f"{cost:+.1%} ({least:+.1%} to {most:+.1%})", f"{watched:+.1%} ({low:+.1%} to {high:+.1%})"]
+    cells += [f"{share:.2%}" for share in shares.values()]
+    cells.append(f"{cost - sum(shares.values()):+.2%}")
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of the tiny network")
-    parser.add_argument("--large-steps", type=int, default=60, help="of ConvMLP-S")
+    parser.add_argument("--pairs", type=int, default=40, help="of blocks, of the tiny network")
+    parser.add_argument("--large-pairs", type=int, default=12, help="of blocks, of ConvMLP-S")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load average {load:.1f}\n"
     )
-    print(
-        "| network | ranks | step without | heartbeat | goodput, clock | ledger | agreement "
-        "| the first three, of a step | all four | steps with, against without |"
-    )
-    print(f"|---|{'---:|' * 9}")
-    common = ("training.epochs=1000", "eval.every_epochs=1000", "schedule.warmup_epochs=0")
-    small = (*common, f"training.max_steps={options.steps}")
+    header = [
+        "network", "ranks", "pairs of blocks", "bare step", "the job's costs more (95 %)",
+        "without reading (95 %)", *PARTS, "rest",
+    ]  # fmt: skip
+    print(f"| {' | '.join(header)} |")
+    print(f"|---|{'---:|' * (len(header) - 1)}", flush=True)
     for ranks in (1, 2):
-        print(measure("ConvMLP-tiny, 32 px", ranks, small), flush=True)
+        print(measure("ConvMLP-tiny, 32 px", ranks, options.pairs, ()), flush=True)
     for ranks in (1, 2):
         batch = (f"training.global_batch_size={4 * ranks}", "training.micro_batch_size=4")
-        large = (*common, *batch, "model.name=convmlp_s", "data.image_size=224")
-        print(
-            measure("ConvMLP-S, 224 px", ranks, (*large, f"training.max_steps={options.large_steps}")),
-            flush=True,
-        )
+        large = (*batch, "model.name=convmlp_s", "data.image_size=224")
+        print(measure("ConvMLP-S, 224 px", ranks, options.large_pairs, large), flush=True)
     print(
-        "\nThe last column is of whole steps, and as noisy as they are. "
-        "The agreement has the gradient's norm, and waits for the slower rank."
+        "\nShares of the bare step; reading happens in the rank's own process here. The agreement has the wait for the "
+        "slower rank in it; the gradient's norm, which a bare step takes, too, is not."
     )
 
 

@@ -1,79 +1,93 @@
-"""`make bench`: training speed on this machine, layouts and precisions side by side in one run.
+"""`make bench`: the step of ConvMLP-S on this machine's cores, beside the authors' code and against the cores' limits.
 
-    python tests/bench/bench_training.py
+    python tests/bench/bench_training.py [--network convmlp_s] [--rounds 5]
 
-Rounds of the contestants alternate and the best of each counts, so that other load on the machine hits all alike.
-Reading and preparing data have `make bench-data`, saving has `make bench-checkpoint`.
+Contestants take turns in one run and the median of their rounds counts, so that other load on the machine hits all
+alike. The matrix rate is that of the best square product measured in the same run. bf16 takes part where the CPU has
+instructions for it. A GPU has `make bench-gpu`; data have `make bench-data`, saving has `make bench-checkpoint`.
 """
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Callable
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
+from gpu_steps import Scale, engine_step, limits, measured, plain_step, step_flops, warmed
 
-from convmlp import create_model
+from convmlp_platform.distributed import joined_world
+from convmlp_platform.launch.cluster.capacity import cpu_has_bf16
 
-ROUNDS = 3
-
-
-def best_rates(contestants: dict[str, Callable[[], int]]) -> dict[str, float]:
-    """Images per second of each, the best of `ROUNDS` alternating rounds."""
-    rates = dict.fromkeys(contestants, 0.0)
-    for _ in range(ROUNDS):
-        for name, work in contestants.items():
-            start = time.perf_counter()
-            images = work()
-            rates[name] = max(rates[name], images / (time.perf_counter() - start))
-    return rates
+AUTHORS = "the authors' code, fp32"
 
 
-def training() -> dict[str, float]:
-    """Forward, backward and update of ConvMLP-S at 224 pixels, batch 8 on a CPU and 128 on a GPU."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch, steps = (128, 20) if device.type == "cuda" else (8, 2)
+@dataclass(frozen=True)
+class Cores(Scale):
+    """Images of 224 pixels, 16 a step, on a CPU."""
 
-    def contestant(layout: torch.memory_format, bf16: bool) -> Callable[[], int]:
-        model = create_model("convmlp_s").to(device, memory_format=layout)
-        optimizer = torch.optim.AdamW(model.parameters())
-        images = torch.randn(batch, 3, 224, 224, device=device).to(memory_format=layout)
-        labels = torch.randint(0, 1000, (batch,), device=device)
+    computed_in: str = "fp32"
 
-        def run() -> int:
-            for _ in range(steps):
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            loss.item()
-            return steps * batch
+    @property
+    def precision(self) -> str:
+        return self.computed_in
 
-        run()
-        return run
+    @property
+    def batch(self) -> int:
+        return 4 if self.tiny else 16
 
-    return best_rates(
-        {
-            "fp32, NCHW": contestant(torch.contiguous_format, False),
-            "fp32, channels_last": contestant(torch.channels_last, False),
-            "bf16, channels_last": contestant(torch.channels_last, True),
-        }
-    )
+    @property
+    def steps(self) -> int:
+        return 1 if self.tiny else 2
+
+    @property
+    def matrix_side(self) -> int:
+        return 256 if self.tiny else 2048
+
+    @property
+    def copied_bytes(self) -> int:
+        return 1 << 22 if self.tiny else 1 << 29
+
+
+def table(network: str, rounds: int, *, tiny: bool = False) -> str:
+    """A row a contestant, in Markdown."""
+    cores = Cores(tiny, torch.device("cpu"))
+    steps, rates, flops = {AUTHORS: plain_step(network, cores)}, limits(cores).flops, 0
+    for precision in ("fp32", *(["bf16"] if cpu_has_bf16() else [])):
+        scale = Cores(tiny, cores.device, precision)
+        rates |= limits(scale).flops
+        steps[f"ours, {precision}"], _ = engine_step(network, scale, compiled=False)
+    for name, step in steps.items():
+        warmed(step, cores)
+        if name == "ours, fp32":
+            flops = step_flops(step)
+    seconds = measured(steps, cores, rounds)
+    lines = [
+        f"| {network}, {cores.pixels} px, {cores.batch} a step | images/s | to the authors' | of the matrix rate |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, taken in seconds.items():
+        rate = rates[name.rpartition(" ")[2]]
+        ratio = seconds[AUTHORS] / taken
+        lines.append(f"| {name} | {cores.batch / taken:.1f} | {ratio:.2f} | {flops / taken / rate:.0%} |")
+    shown = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items())
+    return "\n".join([*lines, "", f"The matrix rate of {torch.get_num_threads()} threads: {shown}."])
 
 
 def main() -> None:
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print(f"{platform.machine()}, {device}, torch {torch.__version__}\n")
-    rates = training()
-    print("| ConvMLP-S, 224 px | images/s | ratio |\n|---|---:|---:|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:,.0f} | {rate / rates['fp32, NCHW']:.2f} |")
+    parser.add_argument("--network", default="convmlp_s", choices=("convmlp_s", "convmlp_m", "convmlp_l"))
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    with joined_world(use_gpu=False):
+        print(table(given.network, given.rounds))
 
 
 if __name__ == "__main__":

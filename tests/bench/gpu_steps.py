@@ -1,4 +1,4 @@
-"""Of `make bench-gpu`: the device's limits, and the step of networks against them and against plain code.
+"""Of `make bench-gpu` and `make bench`: the device's limits, and steps of networks against them and plain code.
 
 `PlainConvMLP` is written from the paper's description, layer by layer, as its authors trained it: NCHW, LayerNorm by
 way of permutations, eager, fp16 autocast with a GradScaler, AdamW as torch makes it. Its state_dict is ours.
@@ -61,6 +61,16 @@ class Scale:
         """In one round."""
         return 1 if self.tiny else 20
 
+    @property
+    def matrix_side(self) -> int:
+        """Rows and columns of the matrices by which the device's rate is measured."""
+        return 256 if self.tiny else 8192
+
+    @property
+    def copied_bytes(self) -> int:
+        """Of the copy by which the memory's rate is measured; more than caches hold."""
+        return 1 << 22 if self.tiny else 1 << 31
+
     def wait(self) -> None:
         """Until the device has done all."""
         if self.device.type == "cuda":
@@ -80,15 +90,15 @@ class Limits:
 
 def limits(scale: Scale) -> Limits:
     """What this device reaches at its best, on random numbers."""
-    side = 256 if scale.tiny else 8192
+    side = scale.matrix_side
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if scale.device.type == "cpu":
-        kinds = {"fp32": torch.float32}
+        kinds = {name: kinds[name] for name in {"fp32", scale.precision}}
     flops = {}
     for name, dtype in kinds.items():
         a, b = (torch.randn(side, side, device=scale.device, dtype=dtype) for _ in range(2))
         flops[name] = 2 * side**3 / best_seconds(scale, partial(torch.mm, a, b), 10)
-    source = torch.empty((1 << 22) if scale.tiny else (1 << 31), dtype=torch.uint8, device=scale.device)
+    source = torch.empty(scale.copied_bytes, dtype=torch.uint8, device=scale.device)
     target = torch.empty_like(source)
     return Limits(flops, 2 * source.numel() / best_seconds(scale, partial(target.copy_, source), 10))
 
@@ -128,6 +138,13 @@ class OperatorBound(TorchDispatchMode):
         self.flops += flops
         self.seconds += max(flops / self.rate, moved / self.bandwidth)
         return out
+
+
+def step_flops(step: Callable[[], None]) -> int:
+    """Arithmetic of one call of `step`."""
+    with OperatorBound(1.0, 1.0) as operators:
+        step()
+    return operators.flops
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
@@ -300,10 +317,12 @@ def engine_step(name: str, scale: Scale, *, compiled: bool) -> tuple[Callable[[]
     return step, engine
 
 
-def measured(contestants: dict[str, Callable[[], None]], scale: Scale) -> dict[str, float]:
-    """Seconds of a step of each, the median of `ROUNDS` alternating rounds; each has been warmed up."""
+def measured(
+    contestants: dict[str, Callable[[], None]], scale: Scale, rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Seconds of a step of each, the median of alternating rounds; each has been warmed up."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, step in contestants.items():
             scale.wait()
             start = time.perf_counter()

@@ -179,7 +179,7 @@ class Pod:
         self.ready = self.deleted = self.lost = self.gone = False
         self._queue = [*self._spec.get("initContainers", [])]
         self._process: subprocess.Popen[bytes] | None = None
-        self._main = False
+        self._main = self._killed = False
         self._again_at = self._asked_at = self._kill_at = self._started_at = self._lives_at = 0.0
         self._probing: subprocess.Popen[bytes] | None = None
         self._failures = 0
@@ -216,13 +216,14 @@ class Pod:
         if self._process is not None and (code := self._process.poll()) is not None:
             self._process = None
             if self._main:
-                self.exits.append(-9 if code in (137, -9) else code)
+                self.exits.append(-9 if self._killed or code in (137, -9) else code)
                 self.ready = False
                 self._again_at = now + (0 if len(self.exits) == 1 else _BACKOFF_S)
             elif code == 0:
                 self._queue.pop(0)
             else:
                 self._again_at = now + _BACKOFF_S
+            self._killed = False
         if self.deleted:
             if self._process is None:
                 self._leave()
@@ -247,6 +248,7 @@ class Pod:
     def kill(self) -> None:
         """SIGKILL to process 1: the kernel ends all others of the container."""
         if pid := self.pid():
+            self._killed = True  # unshare of util-linux 2.38 can't pass it on, and ends with 1
             os.kill(pid, signal.SIGKILL)
 
     def lose(self) -> None:
