@@ -5,6 +5,9 @@ A command never fails because of an encoding, or of a reader that has left. What
 
 How much is said is asked for by two variables, which a job's processes inherit: CONVMLP_QUIET=1 leaves results and
 errors, CONVMLP_VERBOSE=1 adds what our loggers note for those who look for a fault (on stderr, without passwords).
+
+Durations, sizes and numbers of things read alike wherever people see them: `duration`, `rough_duration`,
+`short_duration`, `stored_size`, `memory_size`, `counted`.
 """
 
 # ruff: noqa: RUF001
@@ -178,6 +181,51 @@ def progress_bar(what: str, total: float, unit: str) -> Iterator[ProgressBar]:
     with progress.Progress(*columns, console=Console(), transient=True) as bars:
         task = bars.add_task(what, total=total)
         yield ProgressBar(True, lambda amount: bars.advance(task, amount))
+
+
+def duration(seconds: float) -> str:
+    """`0.42 s`, `12.3 s`, `4 min 05 s`, `3 h 07 min`: what was measured."""
+    if seconds < 10.0:
+        return f"{seconds:.2f} s"
+    if seconds < 60.0:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def rough_duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3 h 05 min`, `2 d 04 h`: time left, or how long ago something was; 0 s for less."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 36 else f"{hours // 24} d {hours % 24:02} h"
+
+
+def short_duration(seconds: float) -> str:
+    """`42s`, `12m`, `3h05m`, `2d04h`: as `rough_duration`, for a narrow column."""
+    return rough_duration(seconds).replace("min", "m").replace(" ", "")
+
+
+def stored_size(count: float) -> str:
+    """`15 kB`, `7.1 MB`, `148.0 GB`: of files, in powers of 1,000 bytes."""
+    if count < 1e6:
+        return f"{count / 1e3:,.0f} kB"
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def memory_size(count: float) -> str:
+    """`87.5 MiB`, `3.72 GiB`: of memory, in powers of 1,024 bytes."""
+    return f"{count / 2**30:,.2f} GiB" if abs(count) >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def counted(number: int | str, noun: str) -> str:
+    """`1 worker`, `1,024 workers`, `1 to 2 workers`."""
+    shown = number if isinstance(number, str) else f"{number:,}"
+    return f"{shown} {noun}{'s' * (shown != '1')}"
 
 
 def adapt_streams() -> None:

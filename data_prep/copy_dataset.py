@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME
-from data_prep.console import ProgressBar, progress_bar
+from data_prep.console import ProgressBar, progress_bar, stored_size
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, parse_manifest
 from data_prep.dataset.places import Folder, Place, place_of, sha256_of
 from data_prep.errors import DataPrepError
@@ -164,7 +164,7 @@ class _Copy:
             if not last and (self.bar.is_shown or now - self._told < _SECONDS_BETWEEN_LINES):
                 return
             self._told = now
-            line = f"{self._done:,} of {len(self.files):,} files: {self._bytes / 1e6:,.1f} MB copied"
+            line = f"{self._done:,} of {len(self.files):,} files: {stored_size(self._bytes)} copied"
             self.progress(f"{line}, {self._kept:,} files were there" if self._kept else line)
 
     def _is_there(self, file: DatasetFile, size: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Protocol
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME, check_budget, sum_objects
 from data_prep.annotations.object_report import describe as describe_objects
 from data_prep.config import DigitsSource, PrepareConfig
-from data_prep.console import progress_bar, say
+from data_prep.console import progress_bar, rough_duration, say, stored_size
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.errors import DataPrepError
 from data_prep.output_folder import (
@@ -59,15 +59,9 @@ class PreparationProgress:
         left = seconds / max(1, self._images) * (self._num_samples - self._images)
         return (
             f"{self._shards:,}/{self._num_shards:,} shards, {self._images:,}/{self._num_samples:,} images, "
-            f"{self._images / seconds:,.0f} images/s, {self._bytes / seconds / 1e6:,.0f} MB/s written, "
-            f"{_duration(left)} left"
+            f"{self._images / seconds:,.0f} images/s, {stored_size(self._bytes / seconds)}/s written, "
+            f"{rough_duration(left)} left"
         )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 _SHOWN_REJECTS = 5

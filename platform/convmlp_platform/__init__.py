@@ -30,7 +30,7 @@ Files in reading order:
 
 May import: convmlp, data_prep.annotations, data_prep.config, data_prep.console, data_prep.copy_dataset,
 data_prep.dataset, data_prep.errors, data_prep.images, data_prep.output_folder, data_prep.prepare, data_prep.repair,
-data_prep.shards, data_prep.sources, data_prep.storage, data_prep.verify, data_prep.writers.
+data_prep.shards, data_prep.sources, data_prep.storage, data_prep.summary, data_prep.verify, data_prep.writers.
 """
 
 from __future__ import annotations

@@ -34,14 +34,14 @@ from convmlp_platform.goodput.report_text import report_lines
 from convmlp_platform.health.events import append_line
 from convmlp_platform.health.heartbeat.heartbeat import HeartbeatWriter, read_heartbeat
 from convmlp_platform.health.heartbeat.phases import Phase
-from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.ledger.ledger_reader import read_attempts
 from convmlp_platform.ledger.proof import check_ledger
 from convmlp_platform.models.bundle import BundleSpec, load_bundle, write_bundle
 from convmlp_platform.models.predictors.given_images import open_image, rgb_pixels
 from convmlp_platform.runs.init_record import InitRecord, check_copy, read_record, write_copy
+from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.runs.run_folder import stored_identity, stored_job
-from convmlp_platform.sweep.trial_record import read_end
+from convmlp_platform.runs.trial_record import read_end
 from convmlp_platform.tracking.delivery_state import (
     FeedState,
     Target,

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from data_prep.console import say
+from data_prep.console import say, stored_size
 from data_prep.errors import DataPrepError
 from data_prep.sources.archives.archive_bytes import ByteRanges, open_tar, range_location
 from data_prep.sources.archives.published import expect_md5
@@ -151,7 +151,7 @@ class PublishedTars:
 
         for name, md5 in ARCHIVE_META.values():
             if (path := self._root / name).is_file():
-                say(f"checking the MD5 sum of {path} ({path.stat().st_size / 1e9:,.1f} GB)")
+                say(f"checking the MD5 sum of {path} ({stored_size(path.stat().st_size)})")
                 expect_md5(path, md5)
 
 

@@ -7,7 +7,7 @@ Files in reading order:
     completion  `convmlp completion`: commands, options and runs on the TAB key
     commands/  One module for each group of commands; each imports its work when it is called
 
-May import: checkpoints, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset, data_prep.errors,
-data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, ledger, models, overview,
-registry, replay, report, reproduction, runs, show, tracking, training.
+May import: checkpoints, config, convmlp, data_prep.console, data_prep.copy_dataset, data_prep.errors,
+data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, kubernetes, ledger, models,
+overview, registry, replay, report, reproduction, runs, show, tracking, training.
 """

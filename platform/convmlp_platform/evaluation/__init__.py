@@ -12,6 +12,6 @@ Files in reading order:
     report/               Writes an evaluation's result as a folder of files
     compare/              Puts models side by side: accuracy, parameters, cost
 
-May import: config, convmlp, data, data_prep.config, data_prep.dataset, data_prep.errors, data_prep.storage,
+May import: config, convmlp, data, data_prep.config, data_prep.console, data_prep.dataset, data_prep.storage,
 distributed, engine, errors, goodput, models, pictures, runs, tracking, training.
 """

@@ -11,5 +11,5 @@ Files in reading order:
     report_text      The account of a run as text
     goodput_picture  The account of a run as a picture
 
-May import: config, data_prep.storage, health, pictures.
+May import: config, data_prep.console, data_prep.storage, health, pictures.
 """

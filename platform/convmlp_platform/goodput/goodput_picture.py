@@ -33,6 +33,11 @@ _LANES = 24
 _UNITS = ((7200.0, 3600.0, "hours"), (180.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
 
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds a unit, and the unit's name, for an axis of so many seconds."""
+    return next((divisor, name) for least, divisor, name in _UNITS if seconds >= least)
+
+
 def plot(run: str, found: Goodput, path: Path) -> Path:
     """Draw what each worker did into the file `path`; returns it.
 
@@ -48,7 +53,7 @@ def plot(run: str, found: Goodput, path: Path) -> Path:
     kinds = [kind for kind in TimeClass if found.seconds[kind] > 0.0]
     workers = 1 + max((worker for one in found.slices for worker in one.workers), default=0)
     whole = max((one.end for one in found.slices if one.workers), default=0.0) or 1.0
-    divisor, unit = next((divisor, name) for least, divisor, name in _UNITS if whole >= least)
+    divisor, unit = time_unit(whole)
     groups = np.array_split(np.arange(workers), min(workers, _LANES))
     figure = Figure(figsize=(11, 2.3 + 0.34 * len(groups)), layout="constrained")
     axes = figure.subplots()

@@ -8,6 +8,7 @@ from statistics import median
 from convmlp_platform.goodput.account import Goodput
 from convmlp_platform.goodput.interruptions import Interruption
 from convmlp_platform.goodput.slices import TimeClass
+from data_prep.console import counted, duration
 
 NAMES = {
     TimeClass.USEFUL_STEP: "useful steps",
@@ -23,7 +24,7 @@ _LONGEST_MESSAGE = 70
 
 
 def headline(found: Goodput) -> str:
-    """`goodput 91.3 %; 3 interruptions (2 hardware, 1 hang) took 1 m 12 s; 16 h 40 m of workers in all`, and cost."""
+    """`goodput 91.3 %; 2 interruptions (1 hardware, 1 hang) took 1 min 12 s; 16 h 40 min of workers in all`, cost."""
     parts = [f"goodput {100 * found.goodput:.1f} %"]
     if found.interruptions:
         spent = sum(one.seconds for one in found.interruptions)
@@ -46,17 +47,6 @@ def report_lines(name: str, found: Goodput) -> list[str]:
     ]
 
 
-def duration(seconds: float) -> str:
-    """`0.42 s`, `12.3 s`, `4 m 05 s` or `3 h 07 m`."""
-    if seconds < 10.0:
-        return f"{seconds:.2f} s"
-    if seconds < 60.0:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} m" if hours else f"{minutes} m {rest:02} s"
-
-
 def amount(money: float) -> str:
     """`12.30`, or `0.0042` of less than one."""
     return f"{money:,.2f}" if money >= 1.0 or money == 0.0 else f"{money:.4f}"
@@ -69,8 +59,8 @@ def _summary(name: str, found: Goodput) -> list[str]:
     asked = f"{workers[0]}" if len(workers) == 1 else f"{workers[0]} to {workers[-1]}"
     lines = [
         f"run {name}: goodput {100 * found.goodput:.1f} %",
-        f"  {duration(found.wall_s)} x {_number(asked, 'worker')} = {found.total_s / 3600:,.3f} worker "
-        f"hours; {_number(str(len(starts)), 'start')}, {_number(str(len(attempts)), 'attempt')}",
+        f"  {duration(found.wall_s)} x {counted(asked, 'worker')} = {found.total_s / 3600:,.3f} worker "
+        f"hours; {counted(len(starts), 'start')}, {counted(len(attempts), 'attempt')}",
     ]
     if found.down_s > 0.0:
         lines.append(f"  between drivers, no part of this: {duration(found.down_s)}")
@@ -87,7 +77,7 @@ def _summary(name: str, found: Goodput) -> list[str]:
 
 def _classes(found: Goodput) -> list[str]:
     money = f"{found.price.currency:>12}" if found.price else ""
-    lines = [f"  {'class':<22}{'time':>12}{'share':>10}{money}"]
+    lines = [f"  {'class':<22}{'time':>14}{'share':>10}{money}"]
     for kind in TimeClass:
         lines.append(_row(NAMES[kind], found.seconds[kind], found.share(kind), found.cost(kind)))
     lines.append(_row("all", found.total_s, 1.0 if found.total_s else 0.0, found.cost()))
@@ -96,7 +86,7 @@ def _classes(found: Goodput) -> list[str]:
 
 def _row(name: str, seconds: float, share: float, cost: float | None) -> str:
     money = "" if cost is None else f"{amount(cost):>12}"
-    return f"  {name:<22}{duration(seconds):>12}{100 * share:>8.2f} %{money}"
+    return f"  {name:<22}{duration(seconds):>14}{100 * share:>8.2f} %{money}"
 
 
 def _by_worker(found: Goodput) -> list[str]:
@@ -120,14 +110,14 @@ def _interrupted(found: Goodput) -> list[str]:
     lines = [
         "",
         f"{_counted(found.interruptions)}; seconds of all workers together:",
-        f"  {'after':>11}  {'cause':<11}{'down':>9}{'found out':>11}{'restart':>11}{'lost work':>11}{money}  what",
+        f"  {'after':>13}  {'cause':<11}{'down':>13}{'found out':>13}{'restart':>13}{'lost work':>13}{money}  what",
     ]
     for one in found.interruptions:
         cost = "" if found.price is None else f"{amount(found.price.of(one.seconds)):>10}"
         down = "" if one.downtime_s is None else duration(one.downtime_s)
-        times = f"{duration(one.detection_s):>11}{duration(one.restart_s):>11}{duration(one.lost_s):>11}"
+        times = f"{duration(one.detection_s):>13}{duration(one.restart_s):>13}{duration(one.lost_s):>13}"
         lines.append(
-            f"  {duration(one.time):>11}  {one.cause:<11}{down:>9}{times}{cost}  {_what(one)}".rstrip()
+            f"  {duration(one.time):>13}  {one.cause:<11}{down:>13}{times}{cost}  {_what(one)}".rstrip()
         )
     return lines
 
@@ -157,8 +147,4 @@ def _counted(found: Sequence[Interruption]) -> str:
     """`3 interruptions (2 hardware, 1 hang)`."""
     causes = [one.cause for one in found]
     each = ", ".join(f"{causes.count(cause)} {cause}" for cause in dict.fromkeys(causes))
-    return f"{_number(str(len(causes)), 'interruption')} ({each})"
-
-
-def _number(count: str, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == "1" else "s")
+    return f"{counted(len(causes), 'interruption')} ({each})"

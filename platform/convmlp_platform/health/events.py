@@ -4,7 +4,7 @@
     attempt_started {start, world_size, hosts, reason}
     attempt_running {start, step, seconds {detect, stop, place, spawn, join, load, first_step}}: its first step is done
     attempt_ended {start, cause, rank, host, phase, step, message, stalled_s, incident}
-    driver_ended {exit_code}
+    driver_ended {exit_code}: 128 + N where signal N told it to stop
 
 Every event has `time`, unix seconds by the driver's clock, and `kind`. It needs no torch.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,3 +102,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         return []
     events = parse_json_lines(content, _Event)
     return [event.model_dump(exclude_unset=True) for event in events if event is not None]
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL, or `signal 40`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -11,7 +11,7 @@ Files in reading order:
     promotion_job    A promotion, on one worker of a Ray cluster or in a child process; its record
     demo             `convmlp demo`, `make demo`
 
-May import: config, data_prep.annotations, data_prep.console, data_prep.dataset, data_prep.errors,
-data_prep.output_folder, data_prep.prepare, data_prep.shards, data_prep.storage, distributed, errors, evaluation,
-launch, promotion, report, runs, show, sweep, tracking, training.
+May import: config, data, data_prep.annotations, data_prep.console, data_prep.dataset, data_prep.errors,
+data_prep.output_folder, data_prep.prepare, data_prep.shards, data_prep.storage, data_prep.summary, distributed,
+errors, evaluation, launch, promotion, report, runs, show, sweep, tracking, training.
 """

@@ -84,8 +84,8 @@ def main(keep: bool = False) -> int:
     _say("Starting Ray: two nodes on this machine, each with one CPU, as two machines would be", started)
     with LocalCluster(num_nodes=2, cpus_per_node=1, directory=here, environment=environment) as cluster:
         _run_steps(cluster, output, started)
-        minutes = (time.monotonic() - started) / 60
-        console.say(f"\nDone in {minutes:.1f} minutes. {_where_to_look(cluster, output, keep)}")
+        took = console.duration(time.monotonic() - started)
+        console.say(f"\nDone in {took}. {_where_to_look(cluster, output, keep)}")
         if keep:
             _until_interrupted()
     return 0

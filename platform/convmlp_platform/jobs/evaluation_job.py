@@ -15,7 +15,7 @@ from convmlp_platform.config.load import flatten, parse_job
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.evaluation.report.table import console_lines
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult
-from convmlp_platform.launch.supervisor.lease import result_lease
+from convmlp_platform.runs.lease import result_lease
 from convmlp_platform.tracking.finished_work import EvaluationTracker, FinishedEvaluation
 from data_prep import console
 from data_prep.storage.urls import shown

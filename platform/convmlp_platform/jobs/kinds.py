@@ -16,11 +16,12 @@ from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.promote_job import PromoteJob
 from convmlp_platform.config.schema import Job, PrepareJob, TrainJob
 from convmlp_platform.config.sweep_job import SweepJob
+from data_prep.console import counted
 
 if TYPE_CHECKING:
     from convmlp_platform.launch.cluster.capacity import Node
     from convmlp_platform.launch.early_start import EarlyStart
-    from convmlp_platform.launch.supervisor.lease import Lease
+    from convmlp_platform.runs.lease import Lease
     from convmlp_platform.sweep.sweep_plan import SweepPlan
     from convmlp_platform.tracking.provenance.submitted_job import GivenJob
     from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
@@ -139,7 +140,7 @@ class TrainingKind(JobKind):
 
     def lease(self) -> Lease | None:
         """See JobKind."""
-        from convmlp_platform.launch.supervisor.lease import run_lease
+        from convmlp_platform.runs.lease import run_lease
         from convmlp_platform.runs.run_folder import run_path
 
         return run_lease(run_path(self.job))
@@ -156,17 +157,16 @@ class TrainingKind(JobKind):
 
     def machine_lines(self, nodes: CountNodes) -> list[str]:
         """See JobKind."""
-        from convmlp_platform.launch import messages
         from convmlp_platform.launch.cluster import capacity
 
-        counted = nodes()
-        job, gpu = self.job, capacity.uses_gpu(self.job, counted)
-        workers = messages.count(job.launch.num_workers, "GPU worker" if gpu else "CPU worker")
+        found = nodes()
+        job, gpu = self.job, capacity.uses_gpu(self.job, found)
+        workers = counted(job.launch.num_workers, "GPU worker" if gpu else "CPU worker")
         cpus, readers = job.launch.cpus_per_worker, job.data.num_workers
         return [
-            f"workers  {workers} of {messages.count(cpus, 'CPU')} and {messages.count(readers, 'reader')}, in "
+            f"workers  {workers} of {counted(cpus, 'CPU')} and {counted(readers, 'reader')}, in "
             f"{job.engine.precision}",
-            *capacity.slow_precision("engine.precision", job.engine.precision, gpu, counted),
+            *capacity.slow_precision("engine.precision", job.engine.precision, gpu, found),
         ]
 
     def run(self, *, use_ray: bool) -> int:
@@ -186,7 +186,7 @@ class _OneWorkerKind(JobKind):
 
     def lease(self) -> Lease | None:
         """See JobKind."""
-        from convmlp_platform.launch.supervisor.lease import result_lease
+        from convmlp_platform.runs.lease import result_lease
 
         return result_lease(Path(self.job.output.path) / self.job.name)
 
@@ -267,7 +267,7 @@ class SweepKind(JobKind):
 
     def lease(self) -> Lease | None:
         """See JobKind."""
-        from convmlp_platform.launch.supervisor.lease import run_lease
+        from convmlp_platform.runs.lease import run_lease
 
         return None if self.plan is None else run_lease(self.plan.folder)
 

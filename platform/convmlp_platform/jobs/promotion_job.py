@@ -10,9 +10,9 @@ from typing import Any
 from convmlp_platform.config.evaluate_job import EvaluateJob
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.config.promote_job import PromoteJob
-from convmlp_platform.launch.supervisor.lease import result_lease
 from convmlp_platform.promotion.measure import measure_apart, packed, unpacked
 from convmlp_platform.promotion.promote import Measure, Promotion, evidence_text, promote
+from convmlp_platform.runs.lease import result_lease
 from data_prep import console
 from data_prep.storage.files import write_atomically
 

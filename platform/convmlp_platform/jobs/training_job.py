@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError
 from convmlp_platform.launch import messages
-from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.launch.supervisor.signals import Interrupted
+from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.runs.run_folder import record_submission, run_path
 from data_prep import console
 
@@ -163,9 +163,9 @@ def _where(job: TrainJob, address: str | None, nodes: Sequence[Node], use_gpu: b
 
     wanted, num_nodes = job.launch.num_workers, len(nodes)
     fits = min(wanted, workers_that_fit(job, nodes, use_gpu))
-    workers = messages.count(wanted, "GPU worker" if use_gpu else "CPU worker")
+    workers = console.counted(wanted, "GPU worker" if use_gpu else "CPU worker")
     first = f" ({fits} at first)" if fits < wanted else ""
-    cluster = "a local Ray" if address is None else f"the Ray cluster of {messages.count(num_nodes, 'node')}"
+    cluster = "a local Ray" if address is None else f"the Ray cluster of {console.counted(num_nodes, 'node')}"
     return f"{job.name}: {workers}{first} on {cluster}"
 
 

@@ -14,5 +14,5 @@ Files in reading order:
     check_job      `convmlp k8s check`
     ask_cluster    The cluster that kubectl points at: has it what the manifests name?
 
-May import: config, data_prep.storage, errors, jobs, launch.cluster, training.
+May import: config, data_prep.console, data_prep.storage, errors, jobs, launch.cluster, training.
 """

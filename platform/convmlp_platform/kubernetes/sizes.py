@@ -28,7 +28,7 @@ from convmlp_platform.config.sweep_job import SweepJob
 from convmlp_platform.kubernetes.fitting import Workers, count_workers
 from convmlp_platform.kubernetes.graces import SPOT_WORKER, WORKER, Grace
 from convmlp_platform.kubernetes.options import RenderOptions
-from convmlp_platform.launch.messages import count
+from data_prep.console import counted
 from data_prep.storage.urls import is_url
 
 GIB = 2**30
@@ -117,14 +117,14 @@ def size_lines(plan: JobPlan) -> Iterator[str]:
     """The sizes for people."""
     sizes, options = plan.sizes, plan.options
     workers = sizes.workers
-    each = f"{count(sizes.gpus, 'GPU')}, " if sizes.gpus else ""
+    each = f"{counted(sizes.gpus, 'GPU')}, " if sizes.gpus else ""
     fewest = f", at least {workers.least_pods}" if workers.least_pods < workers.pods else ""
     yield (
-        f"pods     {workers.pods} of workers{fewest}, each {each}{count(sizes.cpus, 'CPU')}, {sizes.memory} GiB of "
+        f"pods     {workers.pods} of workers{fewest}, each {each}{counted(sizes.cpus, 'CPU')}, {sizes.memory} GiB of "
         f"memory with {sizes.shm} GiB of /dev/shm, {sizes.disk} GiB of disk"
     )
     first = ", which comes first and asks for the others" if options.autoscaled else ""
-    yield f"         and a head of {count(sizes.head_cpus, 'CPU')}, {sizes.head_memory} GiB{first}"
+    yield f"         and a head of {counted(sizes.head_cpus, 'CPU')}, {sizes.head_memory} GiB{first}"
 
 
 def _cpus(job: Job) -> int:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from convmlp_platform.config.sections.execution import LaunchSection
-
-
-def count(number: int, noun: str = "worker") -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+from data_prep.console import counted
 
 
 def waiting(launch: LaunchSection, fits: int) -> str:
     """There is not enough room now."""
     return (
-        f"waiting up to {launch.wait_for_workers_s:g} s for room for {count(launch.least_workers)}: "
+        f"waiting up to {launch.wait_for_workers_s:g} s for room for {counted(launch.least_workers, 'worker')}: "
         f"the cluster has room for {fits} now"
     )
 
@@ -44,12 +40,12 @@ def restarting(what: str, note: str) -> str:
 def going_on(step: int, workers: int, seconds: float) -> str:
     """The next attempt has finished its first step."""
     where = f"goes on after step {step}" if step else "starts anew"
-    return f"training {where} with {count(workers)}, {seconds:.1f} s after the failure"
+    return f"training {where} with {counted(workers, 'worker')}, {seconds:.1f} s after the failure"
 
 
 def resized(step: int, workers: int, seconds: float) -> str:
     """As `going_on`, where nothing had failed."""
-    return f"training goes on after step {step} with {count(workers)}, after a pause of {seconds:.1f} s"
+    return f"training goes on after step {step} with {counted(workers, 'worker')}, after a pause of {seconds:.1f} s"
 
 
 def stopping(name: str, grace: float) -> str:

@@ -3,7 +3,6 @@
 Files in reading order:
 
     find_runs     The run folders below a place
-    run_state     The state of a run: running, waiting, silent, finished, stopped, died
     run_reader    Reads what is on disk of a run, again and again, each time only what is new
     run_overview  A run in a row: state, step, time left, best metric, goodput, last sign of life
     runs_table    Rows as a table for a terminal of any width, or as JSON
@@ -11,6 +10,6 @@ Files in reading order:
     run_page      A run on a page: its rows of words, for people
     watch_run     The page in a terminal until the run ends; plain lines where there is none
 
-May import: checkpoints, config, data_prep.console, data_prep.storage, errors, goodput, health, launch, runs, sweep,
-tracking, training.
+May import: checkpoints, config, data_prep.console, data_prep.storage, errors, goodput, health, runs, tracking,
+training.
 """

@@ -9,17 +9,9 @@ from pathlib import Path
 
 from convmlp_platform.config.paths import root
 from convmlp_platform.errors import ConfigError
-from convmlp_platform.launch.supervisor import lease
 from convmlp_platform.runs.find_run import RUNS, find_run
-from convmlp_platform.sweep import trial_record
+from convmlp_platform.runs.run_state import RECORDS
 
-# A run is a folder with any of these; the first start of one may have been killed before it wrote the others.
-_OF_RUNS = frozenset(
-    {
-        "run.json", "job.json", "events.jsonl", "checkpoints", "ledger", "goodput", "init",
-        lease.NAME, trial_record.NAME,
-    }
-)  # fmt: skip
 # Datasets, evaluations and bundles hold no runs.
 _OF_OTHERS = frozenset({"manifest.json", "result.json", "bundle.json", "MLmodel"})
 _SWEEP = "sweep.json"
@@ -77,7 +69,7 @@ def _below(folder: Path, name: str, depth: int) -> Iterator[FoundRun]:
     except OSError as error:
         yield FoundRun(folder, name or folder.name, error.strerror or str(error))
         return
-    if _SWEEP not in entries and entries.keys() & _OF_RUNS:
+    if _SWEEP not in entries and entries.keys() & RECORDS:
         yield FoundRun(folder, name or folder.name)
         return
     if depth == _DEEPEST or entries.keys() & _OF_OTHERS - {"result.json" if _SWEEP in entries else ""}:

@@ -13,7 +13,14 @@ from convmlp_platform.config.sections.task_section import BEST_METRICS
 from convmlp_platform.goodput.goodput_log import GoodputFile
 from convmlp_platform.overview.find_runs import FoundRun
 from convmlp_platform.overview.run_reader import ROW_BYTES, RunReader
-from convmlp_platform.overview.run_state import GOING_ON, RunState, StateFacts, newest_session, state_of
+from convmlp_platform.runs.run_state import (
+    GOING_ON,
+    RunState,
+    StateFacts,
+    last_sign,
+    newest_session,
+    state_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +82,9 @@ def overview_of(found: FoundRun, now: float) -> RunOverview:
 
 def overview_from(reader: RunReader, name: str, now: float) -> RunOverview:
     """The row of what a reader has read."""
-    seen = last_sign(reader)
+    seen = last_sign(
+        reader.lease, reader.events, reader.logs[-1] if reader.logs else None, reader.journal.time
+    )
     status = reader.journal.status
     state = state_of(StateFacts(reader.events, reader.lease, status, reader.end, seen), now)
     step, steps = step_of(reader), steps_of(reader.logs)
@@ -120,14 +129,6 @@ def _with_problems(found: RunOverview, reader: RunReader) -> RunOverview:
     if goes_on:
         return replace(found, note="; ".join([*filter(None, [found.note]), *problems]))
     return replace(found, state="hidden" if reader.refused else "damaged", note="; ".join(problems))
-
-
-def last_sign(reader: RunReader) -> float | None:
-    """The newest sign of life, unix seconds: of the lease, an event, rank 0's log or the journal."""
-    signs = [reader.lease.renewed if reader.lease else None, reader.journal.time]
-    signs += [float(reader.events[-1]["time"])] if reader.events else []
-    signs += [file.lines[-1].time for file in reader.logs[-1:] if file.lines]
-    return max((sign for sign in signs if sign is not None), default=None)
 
 
 def step_of(reader: RunReader) -> int | None:

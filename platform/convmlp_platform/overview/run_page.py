@@ -13,10 +13,11 @@ from convmlp_platform.goodput.report_text import NAMES
 from convmlp_platform.goodput.slices import TimeClass
 from convmlp_platform.overview.run_overview import RunOverview, overview_from
 from convmlp_platform.overview.run_reader import RunReader
-from convmlp_platform.overview.run_state import ago, newest_session
-from convmlp_platform.overview.runs_table import duration, score
+from convmlp_platform.overview.runs_table import score
 from convmlp_platform.runs.run_folder import registered_as
+from convmlp_platform.runs.run_state import newest_session
 from convmlp_platform.tracking.journal import MetricsRecord
+from data_prep.console import rough_duration
 from data_prep.storage.json_files import DamagedJson
 
 _SHOWN = 3
@@ -49,7 +50,7 @@ class RunPage:
             return "no step yet" + (f", of {found.steps:,}" if found.steps else "")
         parts = [f"step {found.step:,}" + (f" of {found.steps:,}" if found.steps else "")]
         parts += [f"{100 * found.step / found.steps:.1f} %"] if found.steps else []
-        parts += [f"{duration(found.left_s)} left"] if found.left_s is not None else []
+        parts += [f"{rough_duration(found.left_s)} left"] if found.left_s is not None else []
         return ", ".join(parts)
 
 
@@ -67,7 +68,7 @@ def page_of(reader: RunReader, name: str, now: float) -> RunPage:
         ("incidents", _incidents(reader, now)),
         ("checkpoints", _checkpoints(reader, now)),
         ("registered", _registered(reader.run)),
-        ("last sign", [] if overview.seen is None else [f"{ago(now - overview.seen)} ago"]),
+        ("last sign", [] if overview.seen is None else [f"{rough_duration(now - overview.seen)} ago"]),
     ]
     return RunPage(overview, [(label, lines) for label, lines in rows if lines])
 
@@ -101,7 +102,10 @@ def _training(reader: RunReader, now: float) -> list[str]:
     if not reader.journal.training:
         return []
     newest = reader.journal.training[-1]
-    return [training_line(newest), f"after step {newest.step:,}, {ago(now - newest.time / 1000)} ago"]
+    return [
+        training_line(newest),
+        f"after step {newest.step:,}, {rough_duration(now - newest.time / 1000)} ago",
+    ]
 
 
 def _evaluations(reader: RunReader) -> list[str]:
@@ -138,7 +142,7 @@ def _interruptions(account: Goodput, now: float) -> list[str]:
     found = list(account.interruptions)
     lines = []
     for one in reversed(found[-_SHOWN:]):
-        when = ago(now - (account.history.origin + one.time))
+        when = rough_duration(now - (account.history.origin + one.time))
         message = " ".join((one.message or "").split())
         lines.append(f"{when} ago, {one.cause}" + (f": {message}" if message else ""))
     return lines
@@ -148,7 +152,7 @@ def _incidents(reader: RunReader, now: float) -> list[str]:
     lines = []
     for one in reversed(reader.incidents[-_SHOWN:]):
         time, message = one.facts.get("time"), " ".join(str(one.facts.get("message") or "").split())
-        when = f"{ago(now - time)} ago, " if isinstance(time, int | float) else ""
+        when = f"{rough_duration(now - time)} ago, " if isinstance(time, int | float) else ""
         lines.append(f"{when}{one.kind} at step {one.step:,}" + (f": {message}" if message else ""))
     return lines
 
@@ -158,7 +162,7 @@ def _checkpoints(reader: RunReader, now: float) -> list[str]:
     told = reader.journal.committed
     steps = (reader.checkpoints or sorted(told))[-_SHOWN:]
     words = [
-        f"step {step:,}" + (f" ({ago(now - told[step].time / 1000)} ago)" if step in told else "")
+        f"step {step:,}" + (f" ({rough_duration(now - told[step].time / 1000)} ago)" if step in told else "")
         for step in reversed(steps)
     ]
     return [", ".join(words)] if words else []

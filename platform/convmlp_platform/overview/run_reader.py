@@ -21,9 +21,9 @@ from convmlp_platform.errors import PlatformError
 from convmlp_platform.goodput.account import Goodput, account
 from convmlp_platform.goodput.goodput_log import GoodputFile, read_log
 from convmlp_platform.health.events import read_events
-from convmlp_platform.launch.supervisor.lease import run_lease
+from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.runs.run_folder import JOB_NAME, RunFolder, stored_job
-from convmlp_platform.sweep.trial_record import Ended, read_end
+from convmlp_platform.runs.trial_record import Ended, read_end
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import (
     CheckpointCommitted,

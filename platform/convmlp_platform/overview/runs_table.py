@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from convmlp_platform.overview.run_overview import RunOverview
+from data_prep.console import short_duration
 
 _GAP = 2
 _SHORTEST_NAME, _SHORTEST_NOTE = 20, 16
@@ -84,32 +85,6 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
 
 
-def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: what is left of a run."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours < 36 else f"{hours // 24} d {hours % 24} h"
-
-
-def short(seconds: float) -> str:
-    """`42s`, `12m`, `3h05m`, `2d04h`: for a narrow column."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f}s"
-    if minutes < 90:
-        return f"{minutes}m"
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours}h{minutes:02}m"
-        if hours < 36
-        else f"{hours // 24}d{f'{hours % 24:02}h' if hours % 24 else ''}"
-    )
-
-
 def score(metric: str | None, value: float | None) -> str:
     """`top1 61.20 %`."""
     return _NOTHING if value is None or metric is None else f"{metric} {value:.2f} %"
@@ -126,10 +101,10 @@ _COLUMNS: dict[str, Callable[[RunOverview, float], str]] = {
     "run": lambda row, now: row.name,
     "state": lambda row, now: row.state,
     "step": lambda row, now: progress(row),
-    "left": lambda row, now: _NOTHING if row.left_s is None else short(row.left_s),
+    "left": lambda row, now: _NOTHING if row.left_s is None else short_duration(row.left_s),
     "best": lambda row, now: score(row.metric, row.best),
     "goodput": lambda row, now: _NOTHING if row.goodput is None else f"{100 * row.goodput:.1f} %",
     "workers": lambda row, now: _NOTHING if row.workers is None else str(row.workers),
-    "seen": lambda row, now: _NOTHING if row.seen is None else f"{short(max(0.0, now - row.seen))} ago",
+    "seen": lambda row, now: _NOTHING if row.seen is None else f"{short_duration(now - row.seen)} ago",
 }
 _WORDS = ("run", "state")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from convmlp_platform.overview.run_page import RunPage, evaluation_line, page_of, training_line
 from convmlp_platform.overview.run_reader import RunReader
-from convmlp_platform.overview.run_state import GOING_ON
 from convmlp_platform.overview.runs_table import COLOUR_NAMES
+from convmlp_platform.runs.run_state import GOING_ON
 from data_prep.console import is_terminal, say_result
 
 if TYPE_CHECKING:

@@ -9,6 +9,6 @@ Files in reading order:
     outcomes             What a model said of each image of a split, by task
     measure              One model on one split, in a process of its own
 
-May import: config, convmlp, data, data_prep.dataset, data_prep.storage, distributed, engine, errors, evaluation,
-models, registry, runs, tracking, training.
+May import: config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.storage, distributed, errors,
+evaluation, registry, runs, training.
 """

@@ -13,5 +13,5 @@ Files in reading order:
     lineage/          The chain behind a registered version
     prediction_table  Predictions as columns, for versions that were registered before
 
-May import: config, data, data_prep.dataset, data_prep.storage, errors, models, tracking.
+May import: config, data, data_prep.console, data_prep.dataset, data_prep.storage, errors, models, tracking.
 """

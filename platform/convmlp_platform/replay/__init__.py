@@ -9,6 +9,6 @@ Files in reading order:
     partial_step      One micro-batch of a step, computed in part, and its first layer with bad numbers
     replay_report     A replay for people
 
-May import: checkpoints, config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.storage, distributed,
-engine, errors, ledger, pictures, runs, tracking, training.
+May import: checkpoints, config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.errors,
+data_prep.storage, distributed, engine, errors, ledger, pictures, runs, tracking, training.
 """

@@ -15,6 +15,7 @@ from convmlp_platform.pictures.annotate import resized
 from convmlp_platform.pictures.contact_sheet import Cell, contact_sheet, fit
 from convmlp_platform.replay.replay_step import Replay
 from convmlp_platform.replay.sample_search import MicroBatchFindings, SampleLoss
+from data_prep.console import counted
 from data_prep.storage.files import write_atomically
 
 _SHOWN, _ON_SHEET, _COLUMNS = 8, 12, 4
@@ -26,10 +27,9 @@ def report_lines(replay: Replay) -> list[str]:
     """Returns the findings of a replay, line by line."""
     record = replay.record
     step, span = record.step, record.line[-1]
-    workers = f"{span.world_size} worker{'s' * (span.world_size > 1)}"
     return [
         f"step      {step} of {record.run.name}, counted from 0 (the run logs it under step {step + 1}); attempt "
-        f"{span.attempt}, {workers}, learning rate {replay.lr:.6g}",
+        f"{span.attempt}, {counted(span.world_size, 'worker')}, learning rate {replay.lr:.6g}",
         *_exactness(replay),
         *_batch(replay),
         *_numbers(replay),

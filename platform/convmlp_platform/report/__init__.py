@@ -12,6 +12,6 @@ Files in reading order:
     report_callback   The report of a run that has just ended, for its record
     page.html         The template, which escapes all that it is given
 
-May import: config, data, data_prep.dataset, data_prep.errors, data_prep.storage, errors, evaluation, goodput, health,
-ledger, models, pictures, runs, tracking, training.
+May import: config, data, data_prep.console, data_prep.dataset, data_prep.errors, data_prep.storage, errors,
+evaluation, goodput, health, ledger, models, pictures, runs, tracking, training.
 """

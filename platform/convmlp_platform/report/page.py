@@ -22,7 +22,6 @@ from convmlp_platform.config.sections.task_section import best_score
 from convmlp_platform.errors import ConfigError, PlatformError
 from convmlp_platform.goodput.account import Price
 from convmlp_platform.goodput.goodput_picture import CLASS_COLORS
-from convmlp_platform.goodput.report_text import duration
 from convmlp_platform.ledger.proof_report import LedgerReport
 from convmlp_platform.pictures.style import hex_color
 from convmlp_platform.report.blocks import Block, ReportSection, Sentence, Tile, cut
@@ -33,6 +32,8 @@ from convmlp_platform.report.sections.model_sections import best_metrics, evalua
 from convmlp_platform.report.sections.origin_sections import hardware, lineage
 from convmlp_platform.report.sections.time_sections import what_happened, where_the_time_went
 from convmlp_platform.runs.run_folder import REPORT_NAME
+from convmlp_platform.runs.run_state import RECORDS
+from data_prep.console import counted, duration
 from data_prep.errors import DataPrepError
 from data_prep.storage.files import write_atomically
 
@@ -51,8 +52,6 @@ _SECTIONS: Sequence[tuple[str, str, Callable[[ReportedRun], list[Block]]]] = (
     ("hardware", "Hardware", hardware),
     ("lineage", "Lineage", lineage),
 )
-# Any of it makes a folder that of a run.
-_OF_A_RUN = ("run.json", "job.json", "events.jsonl", "tracking", "goodput", "ledger")
 
 
 def write_report(
@@ -84,9 +83,9 @@ def render(run: Path, *, price: Price | None = None, limits: ReportLimits | None
     """The page in UTF-8, of less than `MOST_BYTES`; arguments and errors as `write_report`."""
     if (run / "sweep.json").is_file():
         raise ConfigError(f"{run} is a sweep: name one of its trials, such as {run.name}/TRIAL")
-    if not any((run / name).exists() for name in _OF_A_RUN):
+    if not any((run / name).exists() for name in RECORDS):
         raise ConfigError(
-            f"{run} holds none of a run's records ({', '.join(_OF_A_RUN)}): there is nothing to report"
+            f"{run} holds none of a run's records ({', '.join(RECORDS)}): there is nothing to report"
         )
     facts = ReportedRun(run, price, limits)
     page = _page(facts)
@@ -141,11 +140,7 @@ def _tiles(facts: ReportedRun) -> list[Tile]:
 
 def _status(facts: ReportedRun) -> Tile:
     found = facts.standing
-    sentence = found.sentence
-    if found.word == "died" and (sign := facts.last_sign) is not None:
-        since = f"{datetime.fromtimestamp(sign, UTC):%Y-%m-%d %H:%M} UTC"
-        sentence = sentence.replace("gone since,", f"gone since {since},")
-    return Tile("state", found.word, sentence, found.tone)
+    return Tile("state", found.word, found.sentence, found.tone)
 
 
 def _score(facts: ReportedRun) -> Tile | None:
@@ -162,16 +157,14 @@ def _goodput(facts: ReportedRun) -> Tile | None:
     if found is None or found.total_s <= 0.0:
         return None
     count = len(found.interruptions)
-    told = f"of {duration(found.total_s)} of workers; {count:,} interruption{'s' * (count != 1)}"
+    told = f"of {duration(found.total_s)} of workers; {counted(count, 'interruption')}"
     return Tile("goodput", f"{100 * found.goodput:.1f} %", told)
 
 
 def _steps(facts: ReportedRun) -> Tile:
     digest = facts.digest
     count = digest.checkpoints.count
-    return Tile(
-        "steps on record", f"{digest.last_step:,}", f"{count:,} checkpoint{'s' * (count != 1)} committed"
-    )
+    return Tile("steps on record", f"{digest.last_step:,}", f"{counted(count, 'checkpoint')} committed")
 
 
 def _samples(facts: ReportedRun) -> Tile | None:

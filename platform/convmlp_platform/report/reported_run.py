@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,36 +17,40 @@ from convmlp_platform.config.automatic import value_at
 from convmlp_platform.config.identity import identity_of
 from convmlp_platform.errors import DataError
 from convmlp_platform.goodput.account import Goodput, Price, account_of
+from convmlp_platform.goodput.goodput_log import read_log
 from convmlp_platform.health.events import read_events
 from convmlp_platform.ledger.proof import check_ledger
 from convmlp_platform.ledger.proof_report import LedgerReport
 from convmlp_platform.report.blocks import Tone, cut
+from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.runs.run_folder import RunFolder, last_job, stored_identity
+from convmlp_platform.runs.run_state import NOT_BEGUN, RunState, StateFacts, last_sign, state_of
+from convmlp_platform.runs.trial_record import Ended, read_end
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal_digest import JournalDigest, digest_of
 from convmlp_platform.training.evaluation.evaluation_record import Evaluation, read_evaluations
 from convmlp_platform.training.guard.incidents import Incident, read_incidents
-
-_FRESH_S = 90.0
-"""A run that has written something in so many seconds is taken for alive."""
+from data_prep.storage.locks import LockView
 
 
 @dataclass(frozen=True)
 class ReportLimits:
     """What a report may cost. `ledger_bytes`: of a larger ledger the proof is left to its own command. `picture_bytes`:
-    of each of the two pictures."""
+    of each of the two pictures. `at_the_end`: the run makes it itself, as the last thing it does: it is finished,
+    though its driver still has it."""
 
     ledger_bytes: int | None = None
     picture_bytes: int = 1_200_000
+    at_the_end: bool = False
 
 
-AT_THE_END = ReportLimits(ledger_bytes=64 << 20)
+AT_THE_END = ReportLimits(ledger_bytes=64 << 20, at_the_end=True)
 """Of the report that training makes when it ends: the workers wait for it."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What has become of a run: a word, and a sentence with what is known."""
+    """What has become of a run: its state's name, and a sentence with what is known."""
 
     word: str
     tone: Tone
@@ -122,46 +127,57 @@ class ReportedRun:
     def standing(self) -> Standing:
         return _standing(self)
 
-    @property
+    @cached_property
+    def end(self) -> Ended | None:
+        """Of a sweep's trial."""
+        return read_end(self.path)
+
+    @cached_property
+    def state(self) -> RunState:
+        """As `convmlp runs` has it."""
+        if self.limits.at_the_end:
+            return RunState("finished")
+        facts = StateFacts(self.events, self._lease, self.digest.status, self.end, self.last_sign)
+        return state_of(facts, time.time())
+
+    @cached_property
     def last_sign(self) -> float | None:
-        """When the run last wrote something, unix seconds."""
-        files = (journal_path(self.path), self.folder.events, *self.folder.goodput.glob("attempt-*/*.jsonl"))
-        return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
+        """When the run last gave a sign of life, unix seconds."""
+        logs = sorted(self.folder.goodput.glob("attempt-*/rank-00000.jsonl"))
+        log = read_log(logs[-1]) if logs else None
+        return last_sign(self._lease, self.events, log, self.digest.last_time)
+
+    @cached_property
+    def _lease(self) -> LockView | None:
+        return run_lease(self.path).view()
 
 
 def _standing(facts: ReportedRun) -> Standing:
-    digest, events, evaluations = facts.digest, facts.events, facts.evaluations
-    step = digest.last_step
-    if evaluations and evaluations[-1].ended and evaluations[-1].step >= step:
-        return Standing("finished", "good", f"It reached its end after step {evaluations[-1].step:,}.")
-    ends = [event for event in events if event["kind"] == "attempt_ended"]
-    last = events[-1] if events else {}
-    message = cut(str((ends[-1] if ends else {}).get("message") or "")).rstrip(".")
-    told = f": {message}" if message else ""
-    if last.get("kind") == "driver_ended" and (digest.last_time or 0.0) < last["time"] + _FRESH_S:
-        code = last.get("exit_code")
-        before = "before its first step" if not step else f"after step {step:,}"
-        if isinstance(code, int) and code > 128:
+    state, step = facts.state, max([facts.digest.last_step, *(one.step for one in facts.evaluations[-1:])])
+    note, sign = cut(state.note).rstrip("."), facts.last_sign
+    at = f"after step {step:,}" if step else "before its first step"
+    on_record = f"step {step:,} is on record" if step else "no step is on record"
+    heard = "" if sign is None else f" Its last sign of life was at {_minute(sign)}."
+    again = "; the same command goes on" if facts.end is None else ""
+    match state.name:
+        case "finished":
+            return Standing("finished", "good", f"It reached its end {at}.")
+        case "stopped":
+            by = f", {note}" if note else ""
+            return Standing("stopped", "plain", f"It was told to stop {at}{by}{again}.")
+        case "died":
+            why = f": {note}" if note else ""
+            return Standing("died", "bad", f"It died {at}{why}{again}.{heard}")
+        case "silent":
             return Standing(
-                "stopped", "plain", f"It was told to stop {before}; the same command goes on{told}."
+                "silent", "bad", f"There is {note}: it may be dead, or cut off; {on_record}.{heard}"
             )
-        if code != 0:
-            return Standing("failed", "bad", f"It failed {before}{told}.")
-    if not step and not digest.starts and not events and facts.account is None:
-        return Standing("not begun", "faint", "Training has not begun: there is no record of it yet.")
-    sign = facts.last_sign
-    if sign is not None and time.time() - sign < _FRESH_S:
-        return Standing(
-            "running", "plain", f"It is running, or was {_FRESH_S:.0f} s ago; step {step:,} is on record."
-        )
-    if digest.status == "FAILED":
-        return Standing("failed", "bad", f"It failed after step {step:,}{told}.")
-    if digest.status == "KILLED":
-        return Standing(
-            "stopped", "plain", f"It was told to stop after step {step:,}; the same command goes on."
-        )
-    if digest.status == "FINISHED":
-        return Standing("finished", "good", f"It reached its end after step {step:,}.")
-    return Standing(
-        "died", "bad", f"Its processes are gone since, after step {step:,}; the same command goes on{told}."
-    )
+        case "waiting" if state.note == NOT_BEGUN:
+            return Standing("waiting", "faint", "Training has not begun: there is no record of it yet.")
+        case name:
+            more = f" ({note})" if note else ""
+            return Standing(name, "plain", f"It is {name}{more}; {on_record}.")
+
+
+def _minute(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

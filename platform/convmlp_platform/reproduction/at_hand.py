@@ -23,6 +23,7 @@ from convmlp_platform.tracking.provenance.code_state import CodeState, this_code
 from convmlp_platform.tracking.provenance.frozen_environment import frozen_environment
 from convmlp_platform.tracking.provenance.lineage_files import CODE, CODE_DIFF, ENVIRONMENT
 from convmlp_platform.tracking.provenance.submitted_job import StoredCode
+from data_prep.console import counted
 from data_prep.storage.json_files import DamagedJson, read_json
 
 Kind = Literal["same", "differs", "unknown", "missing"]
@@ -234,9 +235,7 @@ def _workers(rebuilt: Rebuilt) -> Iterator[AtHand]:
         )
     else:
         threads = run.environment.get("threads", "an unknown number of")
-        yield AtHand(
-            "same", "workers", f"{run.world_size}, each with {threads} thread{'s' * (threads != '1')}"
-        )
+        yield AtHand("same", "workers", f"{run.world_size}, each with {counted(threads, 'thread')}")
     if job.engine.precision != "fp32":
         yield AtHand(
             "differs", "precision", f"{job.engine.precision}: only fp32 on CPUs is sure to give the same bits"

@@ -6,8 +6,7 @@ Files in reading order:
     sweep_plan    A sweep before it starts
     tune          A sweep's trials under Ray Tune
     run_trial     A trial of a sweep as Ray Tune sees it
-    trial_record  The record of a sweep's trials between two starts
 
-May import: config, data, data_prep.console, data_prep.storage, errors, evaluation, launch, runs, tracking,
+May import: config, data, data_prep.console, data_prep.storage, errors, evaluation, health, launch, runs, tracking,
 training.
 """

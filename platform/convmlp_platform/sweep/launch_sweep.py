@@ -34,10 +34,15 @@ from convmlp_platform.evaluation.compare.compare_table import (
 from convmlp_platform.evaluation.compare.compare_table import rows as compared_rows
 from convmlp_platform.evaluation.compare.compared import Compared, metric_name
 from convmlp_platform.evaluation.compare.find_compared import COUNTED, SWEEP_NAME
-from convmlp_platform.launch import messages
 from convmlp_platform.launch.supervisor.signals import Interrupted
-from convmlp_platform.sweep.sweep_plan import PlannedTrial, SweepPlan, room_problems, trials_at_a_time
-from convmlp_platform.sweep.trial_record import plain, read_end
+from convmlp_platform.runs.trial_record import read_end
+from convmlp_platform.sweep.sweep_plan import (
+    PlannedTrial,
+    SweepPlan,
+    plain_text,
+    room_problems,
+    trials_at_a_time,
+)
 from convmlp_platform.tracking.tracker import Tracker
 from data_prep import console
 from data_prep.storage.files import write_atomically
@@ -56,7 +61,7 @@ def launch_sweep(plan: SweepPlan) -> int:
     Raises:
         PlatformError: for all that a user can fix, before any trial starts.
     """
-    from convmlp_platform.launch.supervisor.lease import run_lease
+    from convmlp_platform.runs.lease import run_lease
 
     with run_lease(plan.folder).hold() as lost:
         about = {"sweep": plan.sweep.name, "metric": plan.metric, "trials": [one.name for one in plan.trials]}
@@ -90,12 +95,12 @@ def _train(plan: SweepPlan, parent: SweepParent, lost: Callable[[], bool]) -> No
         at_once = trials_at_a_time([one.trial for one in plan.todo], nodes, plan.sweep.max_concurrent)
         before = len(plan.trials) - len(plan.todo)
         console.say(
-            f"{plan.sweep.name}: {messages.count(len(plan.trials), 'trial')}"
+            f"{plan.sweep.name}: {console.counted(len(plan.trials), 'trial')}"
             f"{f', {before} of them done before' if before else ''}, {at_once} at a time on "
             + (
                 "a local Ray"
                 if cluster is None
-                else f"the Ray cluster of {messages.count(len(nodes), 'node')}"
+                else f"the Ray cluster of {console.counted(len(nodes), 'node')}"
             )
         )
         from convmlp_platform.sweep.tune import run_trials
@@ -236,7 +241,7 @@ def table(rows: list[SweepRow], plan: SweepPlan) -> Rows:
         *(
             [
                 row.name,
-                *(str(plain(row.settings[name])) if name in row.settings else NOTHING for name in settings),
+                *(plain_text(row.settings[name]) if name in row.settings else NOTHING for name in settings),
                 row.status,
                 *cells.get(row.name, [NOTHING] * len(heading)),
             ]

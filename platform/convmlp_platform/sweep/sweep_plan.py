@@ -23,7 +23,7 @@ from convmlp_platform.errors import ConfigError, PlatformError
 from convmlp_platform.launch.cluster import capacity
 from convmlp_platform.launch.cluster.capacity import Node, check, uses_gpu, workers_that_fit
 from convmlp_platform.runs.run_folder import run_path
-from convmlp_platform.sweep.trial_record import plain, read_end
+from convmlp_platform.runs.trial_record import read_end
 from convmlp_platform.training.step_plan import StepPlan
 
 if TYPE_CHECKING:
@@ -254,9 +254,18 @@ def preflight_sweep(sweep: SweepJob, *, deep: bool) -> tuple[PreflightReport, Sw
         f"runs     {plan.folder}",
     ]
     for one in plan.trials:
-        settings = ", ".join(f"{name}={plain(value)}" for name, value in one.trial.settings.items())
-        lines.append(f"  {one.name}: {one.epochs:.4g} epochs, {settings}")
+        lines.append(f"  {one.name}: {one.epochs:.4g} epochs, {settings_text(one.trial.settings)}")
     return PreflightReport(summary=lines), plan
+
+
+def settings_text(settings: Settings) -> str:
+    """`optimizer.lr=0.001, seed=1`."""
+    return ", ".join(f"{name}={plain_text(value)}" for name, value in settings.items())
+
+
+def plain_text(value: Any) -> str:
+    """A setting's value for a table."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _planned(trial: Trial, sweep: SweepJob) -> PlannedTrial:

@@ -12,13 +12,14 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from convmlp_platform.errors import LaunchError
+from convmlp_platform.health.events import signal_name
 from convmlp_platform.launch.cluster.capacity import Node, uses_gpu
 from convmlp_platform.launch.cluster.ray_internals import quiet_deaths
 from convmlp_platform.launch.cluster.worker_environment import private_variables
-from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
+from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals
+from convmlp_platform.runs.trial_record import Ended, write_end
 from convmlp_platform.sweep.run_trial import EPOCHS, STATUS, Board, SweepTrial
-from convmlp_platform.sweep.sweep_plan import PlannedTrial, SweepPlan
-from convmlp_platform.sweep.trial_record import Ended, plain, write_end
+from convmlp_platform.sweep.sweep_plan import PlannedTrial, SweepPlan, settings_text
 from data_prep import console
 
 HALVED = "stopped"
@@ -181,8 +182,7 @@ class Conductor(tune.Callback, tune.Stopper):
         """Of a Callback."""
         one = self.planned[_folder_name(trial)]
         if not one.done and not self.told:
-            settings = ", ".join(f"{name}={plain(value)}" for name, value in one.trial.settings.items())
-            console.say(f"trial {one.name} starts: {settings}")
+            console.say(f"trial {one.name} starts: {settings_text(one.trial.settings)}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Of a Callback: the trial has said `done`."""

@@ -128,7 +128,7 @@ class JournalDigest:
     evaluations: TimeMarks = field(default_factory=TimeMarks)
     retired: int = 0
     starts: int = 0
-    status: str | None = None
+    status: Status | None = None
     """The newest."""
     last_step: int = 0
     last_time: float | None = None
@@ -152,7 +152,7 @@ class JournalDigest:
         elif isinstance(record, CheckpointRetired):
             self.retired += 1
         elif isinstance(record, Status):
-            self.status = record.status
+            self.status = record
             self.starts += record.status == "RUNNING"
         elif isinstance(record, Artifact):
             self.artifacts += 1

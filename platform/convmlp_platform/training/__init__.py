@@ -17,7 +17,7 @@ Files in reading order:
     outputs/         What a run leaves for people: best model, metrics, pictures
     preflight/       Finds a job's problems before any worker starts
 
-May import: checkpoints, config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.prepare,
-data_prep.sources, data_prep.storage, distributed, engine, errors, goodput, health, ledger, models, pictures,
-registry, runs, torch_internals, tracking.
+May import: checkpoints, config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.errors,
+data_prep.prepare, data_prep.sources, data_prep.storage, distributed, engine, errors, goodput, health, ledger, models,
+pictures, registry, runs, torch_internals, tracking.
 """

@@ -13,7 +13,7 @@ from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weigh
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
 from convmlp_platform.training.step_plan import TrainState
-from data_prep.console import say
+from data_prep.console import say, short_duration
 
 
 class Callback:
@@ -71,7 +71,7 @@ class Console(Callback):
             f"step {state.step}/{self._stop}  epoch {state.step / self.steps_per_epoch:.2f}"
             f"  loss {metrics['train/loss']:.4f}  lr {metrics['train/lr']:.2e}"
             f"  {metrics['train/images_per_second']:.0f} img/s  data wait {metrics['train/data_wait']:.0%}"
-            f"  left {_duration(left)}"
+            f"  left {short_duration(left)}"
         )
 
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
@@ -121,9 +121,3 @@ def _shown(scores: Mapping[str, float]) -> str:
     return "  ".join(
         f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2f} %" for name, value in scores.items()
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -12,7 +12,7 @@ import convmlp
 from convmlp_platform.cli import main
 from convmlp_platform.config.load import parse_job
 from convmlp_platform.evaluation.compare.compare_runs import compared_mlflow
-from convmlp_platform.evaluation.compare.compare_table import duration, markdown_table, plot, rows, text_table
+from convmlp_platform.evaluation.compare.compare_table import markdown_table, plot, rows, text_table
 from convmlp_platform.evaluation.compare.compared import Compared
 from convmlp_platform.evaluation.compare.find_compared import find_compared, ordered, warnings_of
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
@@ -200,8 +200,3 @@ def test_what_is_not_there_is_told_at_once(
     run = run_folder(tmp_path, "tiny", "convmlp_tiny", [50.0])
     assert main.main(["compare", str(run), "--metric", "miou"]) == 2
     assert "none of these has miou; there are loss, top1, top5" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("seconds", "told"), [(42.4, "42 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")])
-def test_durations_are_told_in_words(seconds: float, told: str) -> None:
-    assert duration(seconds) == told

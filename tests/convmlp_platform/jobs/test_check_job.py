@@ -28,8 +28,8 @@ from convmlp_platform.config.schema import JOB_KINDS, TrainJob
 from convmlp_platform.data.dataset.split import open_manifest
 from convmlp_platform.jobs.kinds import KINDS, JobKind, kind_of
 from convmlp_platform.launch.cluster import capacity, connect
-from convmlp_platform.launch.supervisor import lease
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
+from convmlp_platform.runs import lease
 from convmlp_platform.training.build.build_run import begin
 from data_prep.output_folder import exclusive_folder
 

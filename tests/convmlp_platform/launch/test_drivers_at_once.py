@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prepared import digits
 
-from convmlp_platform.launch.supervisor.lease import NAME, run_lease
+from convmlp_platform.runs.lease import NAME, run_lease
 
 DRIVERS = """
 import os, signal, sys, time

@@ -19,13 +19,13 @@ from run_folders import Story, died, finished, stopped
 
 from convmlp_platform.config.sweep_job import SchedulerSection
 from convmlp_platform.health.events import RunEvents
-from convmlp_platform.launch.supervisor.lease import NAME, run_lease
 from convmlp_platform.overview import run_reader
 from convmlp_platform.overview.find_runs import FoundRun, find_runs
 from convmlp_platform.overview.run_overview import RunOverview, overview_of
 from convmlp_platform.overview.run_reader import JournalEnd, RunReader
 from convmlp_platform.overview.runs_table import newest_first, table_lines
-from convmlp_platform.sweep.trial_record import Ended, write_end
+from convmlp_platform.runs.lease import NAME, run_lease
+from convmlp_platform.runs.trial_record import Ended, write_end
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Journal, MetricsRecord, Status, Tags
 from data_prep.storage.locks import Holder

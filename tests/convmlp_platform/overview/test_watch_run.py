@@ -24,11 +24,11 @@ from run_folders import Story, died, finished, stopped
 
 from convmlp_platform.cli.main import main
 from convmlp_platform.health.events import RunEvents
-from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.overview import watch_run
 from convmlp_platform.overview.run_page import RunPage, page_of
 from convmlp_platform.overview.run_reader import RunReader
 from convmlp_platform.overview.watch_run import drawn, plain_lines
+from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Journal, MetricsRecord
 from convmlp_platform.training.guard.incidents import open_incident

@@ -4,9 +4,9 @@ the other commands."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,12 +20,16 @@ from prepared import digits
 from whole_run import START_MS, training, write_all, write_job, write_journal
 
 from convmlp_platform.cli.main import main
+from convmlp_platform.config.sweep_job import SchedulerSection
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.goodput.account import Price
 from convmlp_platform.goodput.report_text import duration
 from convmlp_platform.health.events import RunEvents
 from convmlp_platform.report.page import MOST_BYTES, render, write_report
-from convmlp_platform.report.reported_run import ReportLimits
+from convmlp_platform.report.reported_run import AT_THE_END, ReportLimits
+from convmlp_platform.runs.lease import run_lease
+from convmlp_platform.runs.trial_record import NAME as TRIAL
+from convmlp_platform.runs.trial_record import Ended, write_end
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Status, Tags
 
@@ -151,20 +155,15 @@ def test_what_is_not_there_is_said(tmp_path: Path, whole: Path, gone: str, told:
         assert words in page.sections[part]
 
 
-def aged(run: Path) -> None:
-    """As if nothing had been written for a day."""
-    for file in [*run.rglob("*")]:
-        os.utime(file, (T0 - 86400 * 365, T0 - 86400 * 365))
-
-
 @pytest.mark.parametrize(
     ("events", "state"),
     [
         ([], "not begun"),
         ([*EVENTS[:2], {"time": T0 + 5, "kind": "attempt_ended", "start": 1, "cause": "code", "message": "no GPU"},
-          {"time": T0 + 6, "kind": "driver_ended", "exit_code": 2}], "It failed before its first step: no GPU."),
-        ([*EVENTS[:2], {"time": T0 + 6, "kind": "driver_ended", "exit_code": 143}], "told to stop before its first"),
-        (EVENTS[:2], "Its processes are gone since"),
+          {"time": T0 + 6, "kind": "driver_ended", "exit_code": 2}], "It died before its first step: code: no GPU;"),
+        ([*EVENTS[:2], {"time": T0 + 6, "kind": "driver_ended", "exit_code": 143}],
+          "to stop before its first step, by SIGTERM;"),
+        (EVENTS[:2], "It died before its first step: its driver is gone;"),
     ],
 )  # fmt: skip
 def test_a_run_that_ended_before_its_first_step(
@@ -176,24 +175,50 @@ def test_a_run_that_ended_before_its_first_step(
     log = RunEvents(run / "events.jsonl")
     for event in events:
         log.append(**event)  # type: ignore[arg-type]
-    aged(run)
     page = page_of(run)
     assert state in page.text
     assert "No metrics are on record" in page.sections["curves"]
     assert "The dataset isn't to be seen from here" in page.sections["data"]
 
 
-def test_a_run_that_goes_on_one_that_was_stopped_and_one_that_died(tmp_path: Path) -> None:
-    run = tmp_path / "alive"
-    write_journal(run, [Status(status="RUNNING", time=START_MS), *training("top1")])
-    assert "It is running" in page_of(run).text
-    aged(run)
-    assert re.search(
-        r"Its processes are gone since \d{4}-\d\d-\d\d \d\d:\d\d UTC, after step 20", page_of(run).text
-    )
-    write_journal(run, [Status(status="KILLED", time=START_MS)])
-    aged(run)
-    assert "It was told to stop after step 20" in page_of(run).text
+def test_its_state_is_that_of_convmlp_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever holds it, whatever its clock says, and however fresh its files are: copied ones are."""
+    run, now = tmp_path / "alive", time.time()
+    began = round(1000 * (now - 3600))
+    told = [record.model_copy(update={"time": began}) for record in training("top1")]
+    run.mkdir()
+    write_job(run, {"path": "nowhere", "train_split": "train", "eval_split": "val"})
+    write_journal(run, [Status(status="RUNNING", time=began), *told])
+
+    def states() -> tuple[str, str]:
+        assert main(["runs", str(run), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["state"], page_of(run).text
+
+    with run_lease(run).hold():
+        word, page = states()
+        assert word == "running" and "It is running; step 20 is on record." in page
+    word, page = states()
+    assert word == "silent" and "There is no sign of life for 60 min: it may be dead, or cut off" in page
+    assert re.search(r"Its last sign of life was at \d{4}-\d\d-\d\d \d\d:\d\d UTC", page)
+    write_end(run, Ended(status="stopped", steps=20, scheduler=SchedulerSection(name="asha")))
+    word, page = states()
+    assert word == "stopped" and "It was told to stop after step 20, by the sweep's scheduler." in page
+    (run / TRIAL).unlink()
+    for status, name, told_so in (
+        ("FAILED", "died", "It died after step 20; the same command goes on."),
+        ("KILLED", "stopped", "It was told to stop after step 20; the same command goes on."),
+        ("FINISHED", "finished", "It reached its end after step 20."),
+    ):
+        write_journal(run, [Status(status=status, time=began)])  # type: ignore[arg-type]
+        word, page = states()
+        assert word == name and told_so in page
+
+
+def test_a_run_reports_itself_as_finished_while_its_driver_has_it(tmp_path: Path) -> None:
+    run = write_all(tmp_path / "run")
+    with run_lease(run).hold():
+        assert "It reached its end" not in page_of(run).text
+        assert "It reached its end after step 20." in page_of(run, limits=AT_THE_END).text
 
 
 @pytest.mark.parametrize(("dataset", "score"), [(rectangles, "box_ap"), (stripes, "miou")])

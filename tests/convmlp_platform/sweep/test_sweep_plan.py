@@ -13,9 +13,9 @@ from convmlp_platform.config.sweep_job import SchedulerSection, SweepJob
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.jobs.run_job import launch
 from convmlp_platform.launch.cluster.capacity import Node
+from convmlp_platform.runs.trial_record import Ended, read_end, write_end
 from convmlp_platform.sweep.launch_sweep import rows_of, table
 from convmlp_platform.sweep.sweep_plan import plan_of, preflight_sweep, trials_at_a_time, trials_of
-from convmlp_platform.sweep.trial_record import Ended, read_end, write_end
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Journal, MetricsRecord
 

@@ -81,5 +81,6 @@ def test_a_journal_is_read_as_it_is_by_others(tmp_path: Path) -> None:
     found = digest_of(path)
     points = [(bucket.last, bucket.mean) for bucket in found.series["train/loss"].buckets]
     assert points == [(step, values["train/loss"]) for step, values in metric_history(path)]
-    assert (found.starts, found.status, found.last_step) == (1, "RUNNING", 199)
+    assert found.status is not None
+    assert (found.starts, found.status.status, found.last_step) == (1, "RUNNING", 199)
     assert digest_of(tmp_path / "none").series == {}

@@ -19,7 +19,7 @@ from convmlp_platform.ledger.ledger_reader import check_checkpoints
 from convmlp_platform.ledger.proof_report import LedgerFindings
 from convmlp_platform.runs.init_record import read_record
 from convmlp_platform.runs.run_folder import stored_identity, stored_job
-from convmlp_platform.sweep.trial_record import read_end
+from convmlp_platform.runs.trial_record import read_end
 from convmlp_platform.training.guard.guard import Rollbacks
 from convmlp_platform.training.guard.incidents import open_incident, read_incidents
 from data_prep.storage.json_files import DamagedJson, parse_json

@@ -12,7 +12,7 @@ Files in reading order:
     pictures  `convmlp pictures ...`
     k8s       `convmlp k8s ...`
 
-May import: checkpoints, cli, config, data, data_prep.console, data_prep.copy_dataset, data_prep.dataset,
-data_prep.repair, data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, kubernetes, ledger, models,
-overview, registry, replay, report, reproduction, runs, show, tracking, training.
+May import: checkpoints, cli, config, convmlp, data_prep.console, data_prep.copy_dataset, data_prep.repair,
+data_prep.storage, data_prep.verify, errors, evaluation, goodput, jobs, kubernetes, ledger, models, overview, registry,
+replay, report, reproduction, runs, show, tracking, training.
 """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.cli.common import RUN_HELP, add_price, fail, given_price
 from convmlp_platform.errors import ConfigError
+from data_prep.console import stored_size
 
 if TYPE_CHECKING:
     from convmlp_platform.checkpoints.inventory import CheckpointRow
@@ -109,7 +110,7 @@ def _line(row: CheckpointRow, whole: str = "") -> str:
     best = best_score(row.metrics or {})
     score = "" if best is None else f"  {best[0]} {best[1]:.2f} %"
     return (
-        f"step {row.step:>9}{epoch}{score}  {row.bytes / 1e6:,.1f} MB in {row.files} files  {whole}".rstrip()
+        f"step {row.step:>9}{epoch}{score}  {stored_size(row.bytes)} in {row.files} files  {whole}".rstrip()
     )
 
 
@@ -209,7 +210,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     run = find_run(arguments.run).resolve()
     path = write_report(run, arguments.out, price=given_price(arguments)).absolute()
-    print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
+    print(f"{path}: {stored_size(path.stat().st_size)}")
     if arguments.open == "yes" or (arguments.open == "auto" and _has_desktop()):
         import webbrowser
 

@@ -7,6 +7,6 @@ Files in reading order:
     compare_runs   Training runs as lines of a comparison
     compare_table  A comparison as text
 
-May import: config, convmlp, data, data_prep.storage, errors, evaluation, evaluation.report, goodput, models,
-pictures, runs, tracking, training.
+May import: config, convmlp, data, data_prep.console, data_prep.storage, errors, evaluation, evaluation.report,
+goodput, models, pictures, runs, tracking, training.
 """

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convmlp_platform.evaluation.compare.compared import Compared
-from convmlp_platform.evaluation.report.table import LABELS
+from convmlp_platform.evaluation.report.table import LABELS, giga
+from data_prep.console import duration
 
 Rows = list[list[str]]
 NOTHING = "-"
@@ -97,15 +98,6 @@ def label_of(metric: str) -> str:
     return LABELS.get(metric, metric.replace("_", " "))
 
 
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
 def _score(values: Mapping[str, Any], metric: str) -> str:
     if metric not in values:
         return NOTHING
@@ -117,9 +109,7 @@ def _millions(count: int | None) -> str:
 
 
 def _work(macs: int | None) -> str:
-    if macs is None:
-        return NOTHING
-    return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"
+    return NOTHING if macs is None else giga(macs)
 
 
 def _rate(value: float | None) -> str:

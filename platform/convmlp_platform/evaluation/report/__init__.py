@@ -6,5 +6,5 @@ Files in reading order:
     table          An evaluation's result as text
     plots          An evaluation's plots
 
-May import: config, data, evaluation, pictures, training.
+May import: config, data_prep.console, data_prep.storage, errors, evaluation, pictures, tracking.
 """

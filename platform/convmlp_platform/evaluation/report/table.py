@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from convmlp_platform.evaluation.result import ClassScore, EvaluationResult, ThroughputRow
+from data_prep.console import counted
 
 LABELS = {
     "top1": "top-1",
@@ -43,7 +44,7 @@ Rows = list[list[str]]
 def console_lines(result: EvaluationResult) -> list[str]:
     """Returns the lines that a person wants to see at the end of the job."""
     model, data = result.model, result.dataset
-    macs = "" if model.macs is None else f", {_giga(model.macs)} MACs at {_size(model.macs_size)}"
+    macs = "" if model.macs is None else f", {giga(model.macs)} MACs at {_size(model.macs_size)}"
     lines = [
         f"{result.name}: {model.pinned}",
         _line("model", f"{model.name}, {model.parameters / 1e6:,.2f} M parameters{macs}"),
@@ -203,7 +204,7 @@ def _speed(row: ThroughputRow) -> str:
 
 def _hardware(result: EvaluationResult) -> str:
     found = result.hardware
-    threads = f", {found.threads} thread{'s' * (found.threads != 1)}" if found.device == "cpu" else ""
+    threads = f", {counted(found.threads, 'thread')}" if found.device == "cpu" else ""
     return f"{found.name}{threads}"
 
 
@@ -220,7 +221,8 @@ def _number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _giga(macs: int) -> str:
+def giga(macs: int) -> str:
+    """`4.11 G`, or `12.3 M`."""
     return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"
 
 

@@ -200,9 +200,7 @@ def wait_seconds() -> float:
 
 def _waiting(job: TrainJob, gpu: bool, patience: float) -> str:
     launch = job.launch
-    each = (
-        "one GPU and " if gpu else ""
-    ) + f"{launch.cpus_per_worker} CPU{'s' * (launch.cpus_per_worker > 1)}"
+    each = ("one GPU and " if gpu else "") + console.counted(launch.cpus_per_worker, "CPU")
     fewest = f" (at least {launch.min_workers})" if launch.min_workers else ""
     return (
         f"asked the cluster for room for {launch.num_workers} workers{fewest} with {each} each; "

@@ -7,7 +7,6 @@ Files in reading order:
     verdict     The verdict on an attempt that has ended; the error that ends a run
     restarts    Restarts of a run
     run_metrics Numbers of a run for Prometheus, through Ray
-    lease       Who may write a run or a result: the lock RUN/driver.json
     signals     SIGINT and SIGTERM to the driver
 
 May import: config, data_prep.console, data_prep.storage, errors, health, launch, launch.cluster, launch.workers,

@@ -49,11 +49,3 @@ class StopSignals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL, or `signal 40`."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

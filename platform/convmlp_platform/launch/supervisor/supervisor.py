@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.errors import LaunchError, PlatformError
-from convmlp_platform.health.events import RunEvents, read_events
+from convmlp_platform.health.events import RunEvents, read_events, signal_name
 from convmlp_platform.launch import messages
 from convmlp_platform.launch.cluster.ray_internals import quiet_deaths
 from convmlp_platform.launch.cluster_view import Cluster
 from convmlp_platform.launch.early_start import EarlyStart
 from convmlp_platform.launch.supervisor.attempt import Attempt, begin_attempt
-from convmlp_platform.launch.supervisor.lease import run_lease
 from convmlp_platform.launch.supervisor.restarts import (
     FAILURES,
     STARTING,
@@ -29,10 +28,11 @@ from convmlp_platform.launch.supervisor.restarts import (
     Spare,
     attempts_last_s,
 )
-from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals, signal_name
+from convmlp_platform.launch.supervisor.signals import Interrupted, StopSignals
 from convmlp_platform.launch.supervisor.verdict import FailureVerdict, Order
 from convmlp_platform.launch.workers.fork_server_link import modules_for
 from convmlp_platform.launch.workers.worker_group import Member, WorkerGroup
+from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.runs.run_folder import RunFolder, record_submission, run_path
 from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 from convmlp_platform.training.guard.incidents import open_incident
@@ -241,7 +241,9 @@ class Supervisor:
         size = len(attempt.ranks)
         if size < self.job.launch.num_workers and attempt.stepped and self._should_grow(size):
             found = len(self.group.ready)
-            return Order("grow", f"there is room for {messages.count(found)} instead of {size}", now + grace)
+            return Order(
+                "grow", f"there is room for {console.counted(found, 'worker')} instead of {size}", now + grace
+            )
         return None
 
     def _should_grow(self, size: int) -> bool:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from convmlp_platform.errors import Cause, ErrorRecord, LaunchError, PlatformError
+from convmlp_platform.health.events import signal_name
 from convmlp_platform.health.hangs.hang_watch import Hang
-from convmlp_platform.launch.supervisor.signals import signal_name
 from convmlp_platform.launch.workers.worker_report import Ending
 
 End = Cause | Literal["finished", "stopped", "grow"]

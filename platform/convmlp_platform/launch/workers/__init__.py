@@ -12,6 +12,6 @@ Files in reading order:
     process_tree      Processes that end with the one that started them, however that ended
     worker_report     The report of an agent to the supervisor about its training process
 
-May import: config, data, data_prep.console, data_prep.storage, distributed, errors, health, launch, launch.cluster,
-report, runs, tracking, training.
+May import: config, data, data_prep.console, data_prep.storage, distributed, errors, health, launch, report, runs,
+tracking, training.
 """

@@ -18,6 +18,7 @@ from convmlp_platform.data.storage.storage import open_storage
 from convmlp_platform.errors import DataError
 from convmlp_platform.python_api.datasets.targets import SampleTarget, target_of
 from convmlp_platform.runs.find_dataset import find_dataset
+from data_prep.console import counted
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import RejectedSample
 from data_prep.storage.urls import is_url, shown
@@ -270,10 +271,9 @@ class PreparedDataset:
         return {name: value for name, value in vars(self).items() if name not in opened}
 
     def __repr__(self) -> str:
-        images = "1 image" if len(self) == 1 else f"{len(self):,} images"
         return (
-            f"<{self.manifest.name}/{self.split}: {images} for {self.task}, {len(self.classes):,} classes, "
-            f"{self.format} shards at {shown(self.path)}>"
+            f"<{self.manifest.name}/{self.split}: {counted(len(self), 'image')} for {self.task}, "
+            f"{len(self.classes):,} classes, {self.format} shards at {shown(self.path)}>"
         )
 
     def _sample(self, place: int) -> int:

@@ -67,8 +67,9 @@ def _write(dataset: PreparedDataset, target: Path) -> None:
     stored = sum(shard.bytes for shard in split.shards)
     if (free := shutil.disk_usage(target.parent).free) < stored:
         raise DataError(
-            f"cache_dir: {target.parent} has {free / 1e9:,.1f} GB free, but the split's {stored / 1e9:,.1f} GB are to "
-            "be written there as one file for FFCV: name another folder: open_dataset(..., cache_dir=...)"
+            f"cache_dir: {target.parent} has {console.stored_size(free)} free, but the split's "
+            f"{console.stored_size(stored)} are to be written there as one file for FFCV: name another "
+            "folder: open_dataset(..., cache_dir=...)"
         )
     console.say(f"ffcv: writing the {len(split):,} images of {split.name} as one file, once")
     with atomic_file(target) as file:
@@ -76,7 +77,7 @@ def _write(dataset: PreparedDataset, target: Path) -> None:
         turned = sum(_add(split, sample, writer) for sample in range(len(split)))
         writer.finish()
     also = f", {turned:,} of them turned upright" if turned else ""
-    console.say(f"ffcv: {target}, {target.stat().st_size / 1e6:,.1f} MB{also}")
+    console.say(f"ffcv: {target}, {console.stored_size(target.stat().st_size)}{also}")
 
 
 def _add(split: ShardedSplit, sample: int, writer: FfcvWriter) -> bool:

@@ -8,5 +8,5 @@ Files in reading order:
     lineage_text   The chain as lines for people
     stored_files   The files behind a version: job, code, environment, weights
 
-May import: config, data_prep.storage, errors, models, registry, tracking.
+May import: config, data_prep.console, data_prep.storage, errors, models, registry, tracking.
 """

@@ -13,6 +13,7 @@ from convmlp_platform.registry.lineage.run_facts import (
     RunFacts,
 )
 from convmlp_platform.registry.lineage.version_facts import CheckpointFacts, EvaluationFacts
+from data_prep.console import counted
 
 UNKNOWN = "unknown"
 _WIDTH = 13
@@ -52,7 +53,7 @@ def _version_lines(one: Lineage) -> Iterator[str]:
 def _run_lines(run: RunFacts) -> Iterator[str]:
     times = f"{run.started or UNKNOWN} to {run.ended}" if run.ended else f"since {run.started or UNKNOWN}"
     yield _row("run", f"{run.name or UNKNOWN}, {run.status.lower()}, {times}  (MLflow run {run.run_id})")
-    workers = UNKNOWN if run.world_size is None else f"{run.world_size} worker{'s' * (run.world_size != 1)}"
+    workers = UNKNOWN if run.world_size is None else counted(run.world_size, "worker")
     yield _row("", f"{workers} on {run.device or UNKNOWN}; recipe {_short(run.identity)}")
     job = run.job_file or UNKNOWN
     for override in run.overrides or ():
@@ -104,7 +105,7 @@ def _environment(facts: dict[str, str]) -> str:
     versions += [f"{name} {facts[name]}" for name in LIBRARIES if name in facts]
     cpu = facts.get("cpu", f"CPU {UNKNOWN}")
     count = facts.get("threads")
-    threads = "" if count is None else f"{count} thread" + ("" if count == "1" else "s")
+    threads = "" if count is None else counted(count, "thread")
     details = ", ".join(filter(None, [facts.get("instructions"), threads]))
     return f"{', '.join(versions)}; {cpu}" + (f" ({details})" if details else "")
 

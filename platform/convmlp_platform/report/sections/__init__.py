@@ -8,6 +8,6 @@ Files in reading order:
     model_sections   Evaluations, and a picture of predictions
     origin_sections  Hardware, and what the model comes from
 
-May import: config, data, data_prep.dataset, data_prep.errors, data_prep.storage, errors, evaluation, goodput, ledger,
+May import: config, data, data_prep.console, data_prep.dataset, data_prep.storage, errors, evaluation, goodput, ledger,
 models, pictures, report, runs, tracking, training.
 """

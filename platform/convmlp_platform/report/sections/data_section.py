@@ -28,6 +28,7 @@ from convmlp_platform.report.blocks import (
 )
 from convmlp_platform.report.embedded_images import encoded
 from convmlp_platform.report.reported_run import ReportedRun
+from data_prep.console import stored_size
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.storage.json_files import parse_json_lines
 from data_prep.storage.urls import is_url, shown
@@ -119,11 +120,11 @@ def _classes(manifest: DatasetManifest) -> Folded:
 
 def _proof(facts: ReportedRun) -> list[Block]:
     if not facts.may_prove:
-        size = f"{facts.ledger_bytes / 1e6:,.0f} MB"
         return [
             Sentence(
-                f"The ledger has {size}: it isn't proven here, where the end of training would wait for it. "
-                f"`convmlp data ledger {facts.path.name}` proves it, and `convmlp report {facts.path.name}` shows that."
+                f"The ledger has {stored_size(facts.ledger_bytes)}: it isn't proven here, where the end of training "
+                f"would wait for it. `convmlp data ledger {facts.path.name}` proves it, and "
+                f"`convmlp report {facts.path.name}` shows that."
             )
         ]
     found = facts.proof

@@ -21,6 +21,7 @@ from convmlp_platform.report.reported_run import ReportedRun
 from convmlp_platform.report.svg_charts import plain_number
 from convmlp_platform.runs.init_record import read_record
 from convmlp_platform.tracking.delivery_state import load_feed, load_target
+from data_prep.console import counted
 from data_prep.storage.json_files import DamagedJson, read_json
 
 _LONGEST_JOB = 40_000
@@ -56,7 +57,7 @@ def hardware(facts: ReportedRun) -> list[Block]:
         head = ["attempt", "rank", "host", "device", "workers"]
         blocks.append(
             Folded(
-                f"Ranks of each attempt, on {len(hosts):,} host{'s' * (len(hosts) != 1)}",
+                f"Ranks of each attempt, on {counted(len(hosts), 'host')}",
                 [GridTable("Ranks", head, ends_of(table), frozenset({0, 1, 4}))],
             )
         )

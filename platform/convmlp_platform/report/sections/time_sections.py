@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from markupsafe import Markup
 
 from convmlp_platform.goodput.account import Goodput
+from convmlp_platform.goodput.goodput_picture import time_unit
 from convmlp_platform.goodput.history import CLEAN, RunStart
 from convmlp_platform.goodput.interruptions import Interruption
-from convmlp_platform.goodput.report_text import NAMES, amount, duration, headline
+from convmlp_platform.goodput.report_text import NAMES, amount, headline
 from convmlp_platform.goodput.slices import TimeClass
 from convmlp_platform.report.blocks import (
     Block,
@@ -31,8 +32,8 @@ from convmlp_platform.report.svg_bars import (
     stacked_bars,
     timeline,
 )
+from data_prep.console import counted, duration
 
-_UNITS = ((7200.0, 3600.0, "hours"), (180.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 _MOST_BARS = 24
 NO_RECORD = "There is no record of its time: training hasn't begun, or an older release did it."
 
@@ -46,7 +47,7 @@ def what_happened(facts: ReportedRun) -> list[Block]:
     if not starts:
         return [Sentence("No training process was ever started.")]
     whole = max((start.end or start.begin for start in starts), default=0.0)
-    divisor, unit = next((divisor, name) for least, divisor, name in _UNITS if whole >= least)
+    divisor, unit = time_unit(whole)
     digest = facts.digest
     incidents = [(one, float(one.facts.get("time", 0.0)) - origin) for one in facts.incidents]
     lanes = [
@@ -72,9 +73,9 @@ def what_happened(facts: ReportedRun) -> list[Block]:
         ),
     ]  # fmt: skip
     told = (
-        f"{_counted(len(starts), 'start')}, {_counted(len(found.interruptions), 'interruption')}, "
-        f"{_counted(digest.checkpoints.count, 'checkpoint')}, {_counted(digest.evaluations.count, 'evaluation')}, "
-        f"{_counted(len(incidents), 'incident')}, in {duration(whole)} from {_date(origin)}"
+        f"{counted(len(starts), 'start')}, {counted(len(found.interruptions), 'interruption')}, "
+        f"{counted(digest.checkpoints.count, 'checkpoint')}, {counted(digest.evaluations.count, 'evaluation')}, "
+        f"{counted(len(incidents), 'incident')}, in {duration(whole)} from {_date(origin)}"
     )
     shown = [lane for lane in lanes if lane.bars or lane.marks]
     drawn = timeline(
@@ -88,9 +89,7 @@ def what_happened(facts: ReportedRun) -> list[Block]:
         _starts(starts),
     ]
     if digest.retired:
-        blocks.append(
-            Sentence(f"{_counted(digest.retired, 'checkpoint')} made room for newer ones.", "faint")
-        )
+        blocks.append(Sentence(f"{counted(digest.retired, 'checkpoint')} made room for newer ones.", "faint"))
     if incidents:
         rows = [
             [
@@ -109,7 +108,7 @@ def what_happened(facts: ReportedRun) -> list[Block]:
 
 def _ended(facts: ReportedRun, starts: Sequence[RunStart]) -> list[RunStart]:
     """The starts; the last one of a run that says itself that it is finished has that end, whoever saw it."""
-    if not starts or starts[-1].cause is not None or facts.standing.word != "finished":
+    if not starts or starts[-1].cause is not None or facts.state.name != "finished":
         return list(starts)
     return [*starts[:-1], replace(starts[-1], cause="finished")]
 
@@ -118,7 +117,7 @@ def _bar(start: RunStart) -> TimelineBar:
     color = "running" if start.cause is None else "clean" if start.cause in CLEAN else "broken"
     number = "a start" if start.number is None else f"start {start.number}"
     end = start.begin if start.end is None else start.end
-    name = f"{number}: {_counted(start.world_size, 'worker')}, {duration(end - start.begin)}, {_end(start)}"
+    name = f"{number}: {counted(start.world_size, 'worker')}, {duration(end - start.begin)}, {_end(start)}"
     return TimelineBar(start.begin, end, color, name)
 
 
@@ -295,7 +294,3 @@ def _sentence_of(text: str) -> str:
 
 def _date(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")

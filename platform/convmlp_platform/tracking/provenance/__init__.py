@@ -7,5 +7,5 @@ Files in reading order:
     lineage_files       These facts, and the job, as files beside a result; MLflow gets them as artifacts
     submitted_job       A job as a user gave it, and what the driver knew when it started
 
-May import: config, data_prep.storage, errors.
+May import: config, data_prep.storage, errors, tracking.
 """

@@ -11,6 +11,7 @@ Files in reading order:
     memory                 The cost of a model before it is built
     scaling                The step, memory and cost of a job on other numbers of GPUs, from the speed of one
 
-May import: checkpoints, config, convmlp, data, data_prep.dataset, data_prep.errors, data_prep.prepare,
-data_prep.sources, data_prep.storage, errors, runs, tracking, training, training.build, training.guard.
+May import: checkpoints, config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.errors,
+data_prep.prepare, data_prep.sources, data_prep.storage, engine, errors, runs, tracking, training, training.build,
+training.guard.
 """

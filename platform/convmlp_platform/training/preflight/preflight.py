@@ -24,6 +24,7 @@ from convmlp_platform.training.preflight.preparation_preflight import (
     make_checks,
 )
 from convmlp_platform.training.step_plan import StepPlan
+from data_prep.console import memory_size
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.storage.urls import is_url, local_path
 
@@ -217,10 +218,10 @@ def _check_model(
     report.summary += [
         f"model    {job.model.name}: {memory.num_parameters:,} parameters"
         + ("" if known else " if there are 1,000 classes (the dataset would tell)"),
-        f"memory   about {_size(memory.total)} on {each}: "
-        f"{_size(memory.states)} for weights, gradients and optimizer (exact), "
-        f"{_size(memory.activations)} for activations (estimated{beside})"
-        + (f", {_size(memory.passing)} for what is gathered (estimated)" if memory.passing else ""),
+        f"memory   about {memory_size(memory.total)} on {each}: "
+        f"{memory_size(memory.states)} for weights, gradients and optimizer (exact), "
+        f"{memory_size(memory.activations)} for activations (estimated{beside})"
+        + (f", {memory_size(memory.passing)} for what is gathered (estimated)" if memory.passing else ""),
     ]
     return model
 
@@ -282,7 +283,3 @@ def _check_callbacks(job: TrainJob, report: PreflightReport) -> None:
 
     report.problems += callback_problems(job)
     report.summary.append(f"watched  by {', '.join(job.callbacks)}, on rank 0")
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from convmlp_platform.training.profiling.trace_reading import Operator, TraceFacts
+from data_prep.console import memory_size
 
 _OPERATORS = 20
 _ORDER = (
@@ -155,9 +156,12 @@ def _memory(facts: ProfileFacts, trace: TraceFacts) -> Iterator[str]:
     now, peak = facts.resident
     yield "## Memory"
     yield ""
-    yield f"The process: {_size(now)} resident when the profile ended, {_size(peak)} at most since its start."
+    process = (
+        f"{memory_size(now)} resident when the profile ended, {memory_size(peak)} at most since its start"
+    )
+    yield f"The process: {process}."
     if facts.device_peak is not None:
-        yield f"The device: {_size(facts.device_peak)} allocated at most in these steps."
+        yield f"The device: {memory_size(facts.device_peak)} allocated at most in these steps."
     if not trace.peaks:
         return
     beyond = "" if trace.device_parts else ", beyond what was there before them"
@@ -165,12 +169,8 @@ def _memory(facts: ProfileFacts, trace: TraceFacts) -> Iterator[str]:
     yield f"| part | allocated at most{beyond} |"
     yield "|---|---:|"
     for part, held in sorted(trace.peaks.items(), key=lambda item: -item[1]):
-        yield f"| {part} | {_size(held)} |"
+        yield f"| {part} | {memory_size(held)} |"
 
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:,.1f} ms" if seconds < 10 else f"{seconds:,.1f} s"
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:,.1f} MiB"

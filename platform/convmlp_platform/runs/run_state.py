@@ -14,15 +14,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from convmlp_platform.goodput.goodput_log import GoodputFile
 from convmlp_platform.goodput.history import CLEAN
-from convmlp_platform.launch.supervisor.signals import signal_name
-from convmlp_platform.sweep.trial_record import Ended
+from convmlp_platform.health.events import signal_name
+from convmlp_platform.runs import lease, trial_record
+from convmlp_platform.runs.trial_record import Ended
 from convmlp_platform.tracking.journal import Status
+from data_prep.console import rough_duration
 from data_prep.storage.locks import STALE_S, LockView
+
+# The first start of a run may have been killed before it wrote more than one of them.
+RECORDS = (
+    "run.json", "job.json", "events.jsonl", "checkpoints", "ledger", "goodput", "init", lease.NAME, trial_record.NAME,
+)  # fmt: skip
+"""A folder with any of these is a run's."""
 
 StateName = Literal["running", "waiting", "silent", "finished", "stopped", "died"]
 GOING_ON = ("running", "waiting", "silent")
 """States of a run that may do more by itself."""
+NOT_BEGUN = "has not begun"
+"""The note of a run that waits for its first start."""
 _SIGNALS = 128
 
 
@@ -100,6 +111,24 @@ def newest_session(events: Sequence[Mapping[str, Any]]) -> DriverSession | None:
     return session
 
 
+def last_sign(
+    lease: LockView | None,
+    events: Sequence[Mapping[str, Any]],
+    log: GoodputFile | None,
+    recorded: float | None,
+) -> float | None:
+    """The newest sign of life, unix seconds; None: there was none.
+
+    Args:
+        log: of rank 0 of the newest attempt.
+        recorded: the time of the journal's newest record.
+    """
+    signs = [lease.renewed if lease else None, recorded]
+    signs += [float(events[-1]["time"])] if events else []
+    signs += [log.lines[-1].time] if log and log.lines else []
+    return max((sign for sign in signs if sign is not None), default=None)
+
+
 def state_of(facts: StateFacts, now: float) -> RunState:
     """The state at `now`, unix seconds."""
     session, lease = newest_session(facts.events), facts.lease
@@ -120,16 +149,6 @@ def state_of(facts: StateFacts, now: float) -> RunState:
     return _of_status(facts, now, dead)
 
 
-def ago(seconds: float) -> str:
-    """`4 s`, `12 min`, `3 h`, `5 d`."""
-    seconds = max(0.0, seconds)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 36 * 3600 else f"{seconds / 86400:.0f} d"
-
-
 def _held(session: DriverSession | None, lease: LockView) -> RunState:
     """A driver has the run."""
     holder = lease.holder
@@ -148,7 +167,7 @@ def _held(session: DriverSession | None, lease: LockView) -> RunState:
 
 def _silence(seen: float, now: float, lease: LockView | None) -> str:
     where = f" from {lease.holder.host}" if lease is not None and lease.holder is not None else ""
-    return f"no sign of life{where} for {ago(now - seen)}"
+    return f"no sign of life{where} for {rough_duration(now - seen)}"
 
 
 def _of_trial(end: Ended) -> RunState:
@@ -187,7 +206,7 @@ def _of_status(facts: StateFacts, now: float, dead: bool) -> RunState:
     if dead:
         return RunState("died", "its process is gone")
     if facts.seen is None or status is None:
-        return RunState("waiting", "has not begun")
+        return RunState("waiting", NOT_BEGUN)
     if now - facts.seen <= STALE_S:
         return RunState("running")
     return RunState("silent", _silence(facts.seen, now, None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -53,8 +53,3 @@ def write_end(run: Path, end: Ended) -> None:
     """Remember it."""
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / NAME, json.dumps(end.model_dump(), indent=2).encode())
-
-
-def plain(value: Any) -> Any:
-    """A setting's value as text for a table."""
-    return value if isinstance(value, str) else json.dumps(value)

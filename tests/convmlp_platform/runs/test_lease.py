@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from convmlp_platform.errors import LaunchError
-from convmlp_platform.launch.supervisor.lease import NAME, result_lease, run_lease
+from convmlp_platform.runs.lease import NAME, result_lease, run_lease
 from data_prep.storage import locks
 
 
