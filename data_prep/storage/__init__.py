@@ -4,6 +4,7 @@ Files in reading order:
 
     files         Durable files
     json_files    Reading the JSON files that we write ourselves, as files that a disk, a killed writer
+    lock_holder   Who holds a lock, and whether it lives
     locks         Locks between processes, on one machine or on several that share a folder
     urls          Locations of files
     secret_texts  Texts that people wrote (code, diffs, job files), with the secrets in them replaced

@@ -25,21 +25,15 @@ import json
 import logging
 import os
 import re
-import secrets
-import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import psutil  # type: ignore[import-untyped]
-from pydantic import Field
 
 from data_prep.storage.json_files import DamagedJson, parse_json
+from data_prep.storage.lock_holder import Holder, killed_orphan, myself
 
 logger = logging.getLogger(__name__)
 
@@ -49,51 +43,10 @@ RENEW_S, STALE_S = 3.0, 30.0
 SETTLE_S = 2.0
 """Given to a file that says nothing: where there are no links, its writer may be amid writing it."""
 _LOOK_S = 0.1
-_KILLED_WITHIN_S = 5.0
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """A file system says so that it knows no `flock`."""
 _TOKEN = re.compile(r"[0-9a-f]{16}")
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds a lock.
-
-    `machine` tells machines and containers apart, `born` processes that get the same id (on Linux in clock ticks since
-    the machine's start, which setting the clock doesn't change). `parent`: the process it works for, as (id, born).
-    """
-
-    host: str
-    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
-    machine: str
-    born: float
-    token: str
-    parent: tuple[int, float] | None = None
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is on this machine, where it can be looked at."""
-        return self.machine == _machine()
-
-    @property
-    def is_dead(self) -> bool:
-        """Surely: it was on this machine, and its process is gone."""
-        return self.is_here and _state(self.pid, self.born) is None
-
-    @property
-    def is_stopped(self) -> bool:
-        """Its process is on this machine and stopped by a signal."""
-        return self.is_here and _state(self.pid, self.born) == "T"
-
-    @property
-    def is_orphan(self) -> bool:
-        """It worked for a process of this machine that has ended."""
-        return self.is_here and self.parent is not None and _state(*self.parent) is None
-
-    def __str__(self) -> str:
-        stopped = f" (stopped: `kill -CONT {self.pid}` lets it go on, `kill -9 {self.pid}` ends it)"
-        return f"process {self.pid} on {self.host}{stopped if self.is_stopped else ''}"
 
 
 class Held(Exception):
@@ -132,19 +85,17 @@ def look(path: Path) -> LockView | None:
     if not chain:
         return None
     link = chain[-1]
-    here = link.holder is not None and link.holder.is_here and not _is_hidden(link.holder.pid)
-    lives = not link.holder.is_dead if here and link.holder is not None else None
+    lives = not link.holder.is_dead if link.holder is not None and link.holder.is_seen else None
     return LockView(link.holder, lives, link.renewed / 1e9, (link.token, link.renewed))
 
 
 def living_holder(path: Path) -> Holder | None:
     """The holder that surely lives, on this machine. Doesn't wait, and writes nothing."""
     try:
-        chain = _chain(path)
+        view = look(path)
     except OSError:  # whoever goes on to take it is told
         return None
-    holder = chain[-1].holder if chain else None
-    return holder if holder is not None and holder.is_here and not holder.is_dead else None
+    return view.holder if view is not None and view.lives else None
 
 
 @contextmanager
@@ -190,7 +141,7 @@ class Lock:
         """The other one that was found holding it."""
         self.is_surely_held = False
         """Whether that one lives for sure: it is on this machine, or was seen to renew its lock."""
-        self._mine = _myself(helper)
+        self._mine = myself(helper=helper)
         self._descriptor = -1
         self._seen: tuple[str, int] | None = None
         self._since = 0.0
@@ -245,8 +196,8 @@ class Lock:
         self.holder, before, now = link.holder, self._seen, (link.token, link.renewed)
         if before != now:
             self._seen, self._since = now, time.monotonic()
-        if link.holder is not None and link.holder.is_here and not _is_hidden(link.holder.pid):
-            self.is_surely_held = not (link.holder.is_dead or _killed_orphan(link.holder, self.path))
+        if link.holder is not None and link.holder.is_seen:
+            self.is_surely_held = not (link.holder.is_dead or killed_orphan(link.holder, self.path))
             return not self.is_surely_held
         self.is_surely_held = (
             before is not None and before[0] == now[0] and (self.is_surely_held or before != now)
@@ -360,75 +311,6 @@ def _read(path: Path) -> _Link | None:
 def _write(descriptor: int, content: bytes) -> None:
     if os.write(descriptor, content) != len(content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _myself(helper: bool) -> Holder:
-    pid, parent = os.getpid(), os.getppid()
-    born = _born(pid)
-    assert born is not None
-    works_for = (parent, parent_born) if helper and (parent_born := _born(parent)) is not None else None
-    return Holder(socket.gethostname(), pid, _machine(), born, secrets.token_hex(8), works_for)
-
-
-def _machine() -> str:
-    """Two processes with the same value see each other's process ids."""
-    parts = []
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return "/".join(parts) or socket.gethostname()
-
-
-def _born(pid: int) -> float | None:
-    found = _process(pid)
-    return found and found[1]
-
-
-def _state(pid: int, born: float) -> str | None:
-    """The state of this process as `ps` has it; None: it is gone, or only its exit code is left."""
-    found = _process(pid)
-    return found[0] if found is not None and found[1] == born and found[0] not in "ZX" else None
-
-
-def _process(pid: int) -> tuple[str, float] | None:
-    """State and time of birth of the process with this id, None where there is none."""
-    if Path("/proc/self/stat").exists():
-        try:
-            # Behind the command's name in parentheses, which may contain spaces and parentheses.
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        except OSError:
-            return None
-        return fields[0].decode(), float(fields[19])
-    try:
-        process = psutil.Process(pid)
-        state = {psutil.STATUS_ZOMBIE: "Z", psutil.STATUS_STOPPED: "T"}.get(process.status(), "S")
-        return state, process.create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _is_hidden(pid: int) -> bool:
-    """Whether there is such a process, of another user, which the machine doesn't let us look at."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return _process(pid) is None
-    except OSError:
-        pass
-    return False
-
-
-def _killed_orphan(holder: Holder, path: Path) -> bool:
-    """End a holder that is stopped and works for nobody any more; whether it is dead."""
-    if not (holder.is_stopped and holder.is_orphan):
-        return False
-    logger.warning("%s: process %d, left stopped by one that has ended, is killed", path, holder.pid)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(holder.pid, signal.SIGKILL)
-    until = time.monotonic() + _KILLED_WITHIN_S
-    while not holder.is_dead and time.monotonic() < until:
-        time.sleep(_LOOK_S / 10)
-    return holder.is_dead
 
 
 def take_flock(descriptor: int, *, wait: bool = True) -> bool:

@@ -2,11 +2,10 @@
 
 Files in reading order:
 
-    run_folder   A run's folder
+    run_folder   A run's folder; the paths in its recorded job once it was moved or copied
     lease        Who may write a run or a result: the lock RUN/driver.json
     trial_record How a trial of a sweep has ended
     run_state    The state of a run: running, waiting, silent, finished, stopped, died
-    moved_paths  The paths in a recorded job of a run that was moved or copied since
     init_record  A run's own copy of the weights it starts from
     find_run     The run that a user names, or another folder of ours: one look-up for every command
     find_dataset  The prepared dataset that a user names

@@ -20,6 +20,7 @@ RUNS/NAME/run.json        the run's identity and the settings it comes from
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,6 @@ from convmlp_platform.config.identity import (
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.errors import CheckpointError, ConfigError
 from convmlp_platform.runs.init_record import read_record
-from convmlp_platform.runs.moved_paths import follow_run
 from data_prep.storage.files import write_atomically
 from data_prep.storage.json_files import DamagedJson, read_json
 from data_prep.storage.urls import is_url, shown
@@ -45,8 +45,11 @@ if TYPE_CHECKING:
     from convmlp_platform.config.schema import TrainJob
     from convmlp_platform.tracking.provenance.submitted_job import GivenJob
 
+logger = logging.getLogger(__name__)
+
 JOB_NAME = "job.json"
 REPORT_NAME = "report.html"
+_PATHS = (("data", "path"), ("checkpoint", "path"), ("checkpoint", "store"), ("model", "init_from"))
 
 
 @dataclass(frozen=True)
@@ -220,13 +223,13 @@ def record_submission(run: Path, given: GivenJob | None) -> None:
 
 def stored_job(run: Path) -> dict[str, Any]:
     """The values of the job as the run in this folder was last started; its URLs have lost passwords and queries, and
-    its paths lead to where it is now (`runs.moved_paths`).
+    its paths lead to where it is now (`_follow_run`).
 
     Raises:
         ConfigError: there is none that can be read.
     """
     try:
-        return follow_run(read_json(run / JOB_NAME, dict[str, Any]), run)
+        return _follow_run(read_json(run / JOB_NAME, dict[str, Any]), run)
     except FileNotFoundError:
         raise ConfigError(
             f"{run} holds no {JOB_NAME}: it is no run's folder (CHECKPOINT.PATH/NAME), or its run was last started by "
@@ -273,3 +276,51 @@ def stored_identity(run: Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{run / IDENTITY_NAME} can't be read: {error}; remove the run's folder to start anew"
         ) from error
+
+
+def _follow_run(values: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The values of the job of the run in `run`, as they were recorded but for paths in the folder that it came from.
+
+    The parts in which the run's former folder and its folder now differ from the left on are that folder before and
+    now. What isn't in the new one is left where it was, and a line says so.
+    """
+    homes = _homes(values, run.absolute())
+    if homes is None:
+        return values
+    before, now = homes
+    found = dict(values)
+    for section, key in _PATHS:
+        text = found[section].get(key) if isinstance(found.get(section), dict) else None
+        if not isinstance(text, str) or not Path(text).is_relative_to(before):
+            continue
+        there = now / Path(text).relative_to(before)
+        if there.exists():
+            found[section] = {**found[section], key: str(there)}
+        elif Path(text).exists():
+            logger.warning(
+                "run %s came from %s without %s.%s: it is read where it was (%s)",
+                run,
+                before,
+                section,
+                key,
+                text,
+            )
+    return found
+
+
+def _homes(values: dict[str, Any], run: Path) -> tuple[Path, Path] | None:
+    """The folder that moved, by its name before and now; None where the run is where it was."""
+    try:
+        before = Path(values["checkpoint"]["path"]) / values["name"]
+    except (KeyError, TypeError):
+        return None
+    same = 0
+    for old, new in zip(reversed(before.parts), reversed(run.parts), strict=False):
+        if old != new:
+            break
+        same += 1
+    if not before.is_absolute() or before == run or not 0 < same < min(len(before.parts), len(run.parts)):
+        return None
+    if before.exists() and before.samefile(run):
+        return None
+    return before.parents[same - 1], run.parents[same - 1]

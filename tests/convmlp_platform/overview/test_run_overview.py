@@ -28,7 +28,7 @@ from convmlp_platform.runs.lease import NAME, run_lease
 from convmlp_platform.runs.trial_record import Ended, write_end
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import Journal, MetricsRecord, Status, Tags
-from data_prep.storage.locks import Holder
+from data_prep.storage.lock_holder import Holder
 
 NOW = 1_790_000_000.0
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.storage import locks
+from data_prep.storage import lock_holder, locks
 from data_prep.storage.locks import Held, Lock, flocked, holding, living_holder, look
 
 FORK = multiprocessing.get_context("fork")
@@ -197,7 +197,7 @@ def test_a_set_clock_kills_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """psutil's time of birth moves with the clock that is set."""
     with holding(tmp_path / "lock"):
         monkeypatch.setattr(locks.time, "time", lambda: 0.0)
-        monkeypatch.setattr(locks.psutil, "Process", refuse(errno.EIO))
+        monkeypatch.setattr(lock_holder.psutil, "Process", refuse(errno.EIO))
         assert living_holder(tmp_path / "lock") is not None
 
 

@@ -119,13 +119,6 @@ class LocalCluster:
         self._nodes[node] = self._spawn_node(node, self._join_arguments)
         self._wait(lambda: self._started(node), f"node {node}", [node])
 
-    def add_node(self) -> int:
-        """Start one more node; returns its number, which is `num_nodes` from before."""
-        self._nodes.append(self._spawn_node(len(self._nodes), self._join_arguments))
-        node, self.num_nodes = self.num_nodes, len(self._nodes)
-        self._wait(lambda: self._started(node), f"node {node}", [node])
-        return node
-
     def _start(self) -> None:
         port, dashboard_port, client_port, environment_port = _free_ports(4)
         self.address, self.dashboard_url = f"127.0.0.2:{port}", f"http://127.0.0.1:{dashboard_port}"

@@ -42,7 +42,8 @@ from convmlp_platform.tracking.mlflow.feeder import PipeLifeline
 from convmlp_platform.tracking.mlflow.server import error_text
 from convmlp_platform.tracking.mlflow.tracking_uri import URI_VARIABLE
 from convmlp_platform.tracking.moved_store import address_of, followed
-from data_prep.storage.locks import Held, Holder, Lock, holding
+from data_prep.storage.lock_holder import Holder
+from data_prep.storage.locks import Held, Lock, holding
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
