@@ -30,7 +30,7 @@ settings.register_profile("thorough", deadline=None, max_examples=300)
 settings.load_profile("fast")
 
 
-# Files that share what is dear to start go to one test worker: the server that ranks are forked from (13 s of a core),
+# Files that share what is dear to start go to one test worker: the server that ranks are forked from (17 s of a core),
 # an MLflow store with its client (6 s), FFCV and what it compiles (10 s), an S3 server (4 s).
 TOGETHER = {
     "S3": (
@@ -38,7 +38,7 @@ TOGETHER = {
     ),
     "ranks": (
         "test_engines_agree", "test_bad_numbers", "test_commit_first", "test_run", "test_fault_matrix",
-        "test_lost_peer", "test_engine_refusal", "test_plain_loop",
+        "test_lost_peer", "test_engine_refusal", "test_plain_loop", "test_system_metrics",
     ),
     "MLflow": (
         "test_tracking_server", "test_tracking_preparation", "test_tracking_registry", "test_tracking_replayer",

@@ -21,9 +21,13 @@ from unsent import without_replayer
 
 PRELOADED = [
     "accelerate",
-    "deepspeed",
+    "timm",
     "convmlp_platform.training.run",
     "convmlp_platform.training.build.parts",
+    "convmlp_platform.engine.ddp",
+    "convmlp_platform.engine.fsdp",
+    "convmlp_platform.engine.deepspeed",
+    "torch._inductor.compile_fx",
 ]
 
 

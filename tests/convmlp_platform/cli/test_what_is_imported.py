@@ -5,6 +5,7 @@ A table, not a stopwatch: seconds of CPU are what the modules below take (docs/b
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,57 +33,80 @@ CHECK = (
     "pandas", "sklearn", "scipy", "matplotlib", "fsspec", "pycocotools",
 )  # fmt: skip
 CODE = """
-import sys
+import json, sys
 from convmlp_platform.cli.main import main
-code = main(sys.argv[2:])
-found = [name for name in sys.argv[1].split(",") if name in sys.modules]
-print("IMPORTED", code, *found)
+commands, forbidden = json.loads(sys.argv[1])
+found = []
+for words in commands:
+    code = main(words)
+    found.append([code, [name for name in forbidden if name in sys.modules]])
+print("IMPORTED", json.dumps(found))
 """
 
 
-def imported(tmp_path: Path, words: list[str], forbidden: tuple[str, ...]) -> tuple[int, list[str]]:
-    """The exit code of `convmlp WORDS`, and which of the forbidden modules it imported."""
+def imported(
+    tmp_path: Path, commands: list[list[str]], forbidden: tuple[str, ...]
+) -> list[tuple[int, list[str]]]:
+    """Of each of the commands, typed one after the other in one process: its exit code, and which of the forbidden
+    modules have been imported by then."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))
     }
     environment |= {"CONVMLP_ROOT": str(tmp_path), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, ",".join(forbidden), *words],
+        [sys.executable, "-c", CODE, json.dumps([commands, forbidden])],
         cwd=ROOT, env=environment, text=True, capture_output=True, timeout=250,
     )  # fmt: skip
     assert "IMPORTED" in done.stdout, done.stderr
-    code, *found = done.stdout.splitlines()[-1].split()[1:]
-    return int(code), found
+    return [(code, found) for code, found in json.loads(done.stdout.splitlines()[-1].removeprefix("IMPORTED"))]
+
+
+DATA = ("--set", "data.path=DIGITS")
+GROUPS: dict[str, tuple[tuple[str, ...], list[tuple[list[str], int]]]] = {
+    "help": (
+        LIGHT,
+        [(["--help"], 0), (["run", "--help"], 0), (["k8s", "render", "--help"], 0)],
+    ),
+    "a job alone": (
+        JOB_ALONE,
+        [
+            (["k8s", "render", "jobs/prep_digits.yaml", "--image", "convmlp:1"], 0),
+            (["check", "nothing.yaml"], 2),
+            (["check", "BAD_YAML"], 2),
+            (["check", "jobs/pretrain_digits.yaml", "--set", "model.nme=x"], 2),
+            (["check", "jobs/pretrain_digits.yaml", "--set", "training.epochs=many"], 2),
+            (["run", "jobs/pretrain_digits.yaml", "--set", "optimizer.lr=-1"], 2),
+            (["show", "jobs/pretrain_convmlp.yaml"], 0),
+            (["schema"], 0),
+        ],
+    ),
+    "runs": ((*RUNS, "rich"), [(["runs"], 0)]),
+    "watch": (RUNS, [(["watch", "RUN"], 0)]),
+    "check": (CHECK, [(["check", "jobs/pretrain_digits.yaml", *DATA], 0)]),
+    "check of other networks": (
+        CHECK,
+        [
+            (["check", f"jobs/{name}.yaml", *DATA], 0)
+            for name in ("pretrain_convmlp", "finetune_folder", "pretrain_cyclemlp")
+        ],
+    ),
+    "check of a preparation": (
+        ("torch", "timm", "ray", "mlflow", "matplotlib"),
+        [(["check", "jobs/prep_digits.yaml"], 0)],
+    ),
+    "data show": (
+        ("torch", "timm", "ray", "mlflow", "pandas", "sklearn"),
+        [(["data", "show", "DIGITS", "--output", "SHOWN"], 0)],
+    ),
+}
 
 
 @pytest.mark.parametrize(
-    ("words", "forbidden", "code"),
-    [
-        (["--help"], LIGHT, 0),
-        (["run", "--help"], LIGHT, 0),
-        (["k8s", "render", "--help"], LIGHT, 0),
-        (["k8s", "render", "jobs/prep_digits.yaml", "--image", "convmlp:1"], JOB_ALONE, 0),
-        (["check", "nothing.yaml"], JOB_ALONE, 2),
-        (["check", "BAD_YAML"], JOB_ALONE, 2),
-        (["check", "jobs/pretrain_digits.yaml", "--set", "model.nme=x"], JOB_ALONE, 2),
-        (["check", "jobs/pretrain_digits.yaml", "--set", "training.epochs=many"], JOB_ALONE, 2),
-        (["run", "jobs/pretrain_digits.yaml", "--set", "optimizer.lr=-1"], JOB_ALONE, 2),
-        (["show", "jobs/pretrain_convmlp.yaml"], JOB_ALONE, 0),
-        (["schema"], JOB_ALONE, 0),
-        (["runs"], (*RUNS, "rich"), 0),
-        (["watch", "RUN"], RUNS, 0),
-        (["check", "jobs/pretrain_digits.yaml", "--set", "data.path=DIGITS"], CHECK, 0),
-        pytest.param(["check", "jobs/pretrain_convmlp.yaml", "--set", "data.path=DIGITS"], CHECK, 0, marks=SLOW),
-        pytest.param(["check", "jobs/finetune_folder.yaml", "--set", "data.path=DIGITS"], CHECK, 0, marks=SLOW),
-        pytest.param(["check", "jobs/pretrain_cyclemlp.yaml", "--set", "data.path=DIGITS"], CHECK, 0, marks=SLOW),
-        (["check", "jobs/prep_digits.yaml"], ("torch", "timm", "ray", "mlflow", "matplotlib"), 0),
-        (["data", "show", "DIGITS", "--output", "SHOWN"], ("torch", "timm", "ray", "mlflow", "pandas", "sklearn"), 0),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
-def test_a_command_leaves_alone_what_it_does_not_need(
-    tmp_path: Path, words: list[str], forbidden: tuple[str, ...], code: int
-) -> None:
+    "which",
+    [pytest.param(name, marks=SLOW if name == "check of other networks" else []) for name in GROUPS],
+)
+def test_a_command_leaves_alone_what_it_does_not_need(tmp_path: Path, which: str) -> None:
+    forbidden, expected = GROUPS[which]
     (tmp_path / "bad.yaml").write_text("kind: [train\n")
     finished(tmp_path / "runs" / "run", time.time())
     stands_for = {
@@ -91,14 +115,18 @@ def test_a_command_leaves_alone_what_it_does_not_need(
         "SHOWN": str(tmp_path / "shown"),
         "RUN": str(tmp_path / "runs" / "run"),
     }
+    commands = [words for words, _ in expected]
     for name, value in stands_for.items():
-        words = [word.replace(name, value) for word in words]
-    assert imported(tmp_path, words, forbidden) == (code, [])
+        commands = [[word.replace(name, value) for word in words] for words in commands]
+    found = imported(tmp_path, commands, forbidden)
+    assert [(words, *one) for words, one in zip(commands, found, strict=True)] == [
+        (words, code, []) for words, (_, code) in zip(commands, expected, strict=True)
+    ]
 
 
 @pytest.mark.slow
 def test_the_table_can_fail(tmp_path: Path) -> None:
-    _, found = imported(tmp_path, ["models", "resnet18"], ("timm", "torch._dynamo", "ray"))
+    ((_, found),) = imported(tmp_path, [["models", "resnet18"]], ("timm", "torch._dynamo", "ray"))
     assert found == ["timm", "torch._dynamo"]
 
 
@@ -111,4 +139,4 @@ def test_predict_leaves_the_compiler_alone(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", model.state_dict(), spec)
     Image.new("RGB", (32, 32)).save(tmp_path / "one.png")
     words = ["predict", str(tmp_path / "bundle"), str(tmp_path / "one.png")]
-    assert imported(tmp_path, words, CHECK) == (0, [])
+    assert imported(tmp_path, [words], CHECK) == [(0, [])]

@@ -34,7 +34,7 @@ WHOLE: dict[str, Any] = {
     "priorityclass urgent": {},
     "customresourcedefinition rayjobs.ray.io": CRD,
 }
-FAKE = """#!{python}
+FAKE = """#!{python} -IS
 import json, sys
 objects = json.load(open({file!r}))
 words = [word for word in sys.argv[2:] if not word.startswith("--")]

@@ -14,7 +14,6 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
-import prepared
 import psutil
 import pytest
 from ray_site import REPOSITORY, Site, clean_environment, home_with_stale_token, run_module
@@ -24,8 +23,15 @@ from data_prep.dataset.manifest import load_manifest
 TRAIN = ("jobs/pretrain_digits.yaml", "--set", "tracking.register_as=null")
 
 
-def test_submitted_jobs_prepare_and_train_over_two_nodes(site: Site, digits: Path) -> None:
-    assert load_manifest(digits).digest == load_manifest(prepared.digits()).digest
+@pytest.mark.slow
+def test_a_submitted_job_prepares_data(site: Site, digits: Path) -> None:
+    output = f"output.path={site.root}/prepared"
+    done = site.submit("jobs/prep_digits.yaml", "--set", "output.formats=[webdataset]", "--set", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_manifest(site.root / "prepared").digest == load_manifest(digits).digest
+
+
+def test_a_submitted_job_trains_over_two_nodes(site: Site, digits: Path) -> None:
     done = site.submit(
         *TRAIN,
         "--set",

@@ -139,7 +139,7 @@ def filled(value: float) -> Callable[[Toys], Weights]:
         (swapped, {}, "it is not better"),
         slow(stale, {}, "it is not better"),
         slow(quantised, {}, "it is not better"),
-        (filled(float("nan")), {}, "not finite|not all finite"),
+        slow(filled(float("nan")), {}, "not finite|not all finite"),
         slow(filled(float("inf")), {}, "not finite|not all finite"),
         slow(None, {"mean": (0.9, 0.1, 0.5), "std": (0.05, 2.0, 0.25)}, "it is not better"),
         slow(None, {"image_size": 8}, "it is not better|confidence"),

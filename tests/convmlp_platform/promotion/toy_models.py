@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def images_of(data: Path, split: str) -> tuple[Tensor, Tensor]:
     return Normalize(MEAN, STD)(images), torch.tensor([opened.label(number) for number in range(len(opened))])
 
 
+@cache
 def make_weights(data: Path) -> dict[str, Tensor]:
     """Weights of convmlp_tiny that know the colours well."""
     torch.manual_seed(0)

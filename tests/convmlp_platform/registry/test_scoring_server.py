@@ -55,13 +55,15 @@ def loaded(kind: str) -> Any:
     return mlflow.pyfunc.load_model(str(stored_model(kind)))
 
 
+@cache
+def client_of(kind: str) -> TestClient:
+    return TestClient(scoring_server.init(loaded(kind)))
+
+
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TestClient]:
-    def made(kind: str) -> TestClient:
-        return TestClient(scoring_server.init(loaded(kind)))
-
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # the server sets it for its process
-    return made
+    return client_of
 
 
 def ask(client: TestClient, request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -73,9 +75,19 @@ def ask(client: TestClient, request: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+@cache
+def own_loader(kind: str) -> ServedModel:
+    return ServedModel.from_folder(bundle_of(kind))
+
+
+@cache
+def predictor() -> Predictor:
+    return Predictor.from_folder(bundle_of("classification"))
+
+
 def own_rows(kind: str, images: Sequence[object], **options: float) -> list[dict[str, Any]]:
     """The rows of our own loader."""
-    columns = ServedModel.from_folder(bundle_of(kind)).answer(images, **options)
+    columns = own_loader(kind).answer(images, **options)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -87,7 +99,7 @@ def test_every_request_with_every_form_of_image_has_the_answer_of_predict(
 ) -> None:
     contents = [png(seed) for seed in range(count)]
     rows = ask(client("classification"), REQUESTS[request_form]([IMAGES[form](one) for one in contents]))
-    predictions = Predictor.from_folder(bundle_of("classification")).predict(contents)
+    predictions = predictor().predict(contents)
     assert [row["top5_labels"] for row in rows] == [[k for k, _ in one.top(5)] for one in predictions]  # type: ignore[union-attr]
     for row, one in zip(rows, predictions, strict=True):
         assert row["top5_probabilities"] == pytest.approx([value for _, value in one.top(5)], abs=1e-7)  # type: ignore[union-attr]

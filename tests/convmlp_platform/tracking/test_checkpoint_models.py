@@ -126,7 +126,13 @@ CALLS = ("create_logged_model", "log_outputs", "finalize_logged_model", "set_log
 
 
 @pytest.mark.parametrize(
-    ("call", "answered"), [*((call, True) for call in CALLS), ("create_logged_model", False)]
+    ("call", "answered"),
+    [
+        ("create_logged_model", True),
+        ("log_batch", True),
+        ("create_logged_model", False),
+        *(pytest.param(call, True, marks=pytest.mark.slow) for call in CALLS[1:-1]),
+    ],
 )
 def test_a_server_that_goes_away_in_any_request_costs_nothing(
     store: TrackingSection, run_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str, answered: bool

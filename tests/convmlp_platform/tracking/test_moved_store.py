@@ -124,7 +124,9 @@ def mentions(database: Path, root: Path) -> set[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("is_copy", [False, True], ids=["moved", "copied"])
+@pytest.mark.parametrize(
+    "is_copy", [pytest.param(False, id="moved", marks=pytest.mark.slow), pytest.param(True, id="copied")]
+)
 def test_all_is_found_and_written_in_the_new_place(
     old: Path, tmp_path: Path, is_copy: bool, png: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -35,7 +35,7 @@ def job(name: str, size: int, micro_batch: int = 16, path: Path | None = None, *
 @pytest.mark.parametrize(
     ("name", "size", "works"),
     [
-        ("mixer_s16", 100, 112),
+        pytest.param("mixer_s16", 100, 112, marks=pytest.mark.slow),
         ("pure_mlp_s", 8, 32),
         ("vit_tiny_patch16_224", 8, 16),
     ],

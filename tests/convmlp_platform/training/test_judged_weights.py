@@ -123,6 +123,12 @@ def kept_weights(root: Path, checkpoint: str | None) -> str:
     return weights
 
 
+# Either kind of weights: `test_the_weights_that_are_taken_are_kept_and_recorded`.
+@pytest.mark.parametrize(
+    "preferred",
+    ["as they are", pytest.param("the worse for the better", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_killed_before_the_bundle_is_written_the_next_start_writes_the_same_weights(
     tmp_path: Path, preferred: str
 ) -> None:

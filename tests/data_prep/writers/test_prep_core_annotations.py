@@ -85,6 +85,9 @@ def test_stock_webdataset_reads_them(prepared: Path) -> None:
 
 
 @pytest.mark.ffcv
+@pytest.mark.parametrize(
+    "prepared", ["detection", pytest.param("segmentation", marks=pytest.mark.slow)], indirect=True
+)
 def test_stock_ffcv_reads_them(prepared: Path) -> None:
     """Boxes from the mapped file, masks page by page: every loader takes seconds to compile."""
     pytest.importorskip("ffcv", reason="ffcv is not installed")

@@ -62,7 +62,10 @@ def load_all(file: Path, *, os_cache: bool) -> tuple[NDArray[np.uint8], NDArray[
     return np.concatenate(images), np.concatenate(labels).ravel()
 
 
-@pytest.mark.parametrize("os_cache", [True, False], ids=["mapped", "page by page"])
+@pytest.mark.parametrize(
+    "os_cache",
+    [pytest.param(True, id="mapped", marks=pytest.mark.slow), pytest.param(False, id="page by page")],
+)
 def test_stock_loader_reads_pixels_and_labels(tmp_path: Path, os_cache: bool) -> None:
     source = make_folder(tmp_path / "source", train=23)
     manifest = prepare_folder(source, tmp_path / "out", samples_per_shard=100)
@@ -77,6 +80,7 @@ def test_stock_loader_reads_pixels_and_labels(tmp_path: Path, os_cache: bool) ->
         np.testing.assert_allclose(image.astype(int), original.astype(int), atol=8)
 
 
+@pytest.mark.slow
 def test_stock_loader_reads_several_pages(tmp_path: Path) -> None:
     folder = tmp_path / "source" / "train" / "a"
     folder.mkdir(parents=True)

@@ -62,8 +62,15 @@ def test_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         np.testing.assert_allclose(pixels_of(image), pixels, atol=0 if stored_as_pixels else FAST_DCT)
     assert turned >= SAMPLES // 2
     before = file.stat().st_mtime_ns
-    normal, _ = batches(dataset.as_ffcv_loader(SAMPLES, num_workers=1))
+    dataset.as_ffcv_loader(SAMPLES, num_workers=1)
     assert file.stat().st_mtime_ns == before and capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_images_are_normalised_as_they_are_read(tmp_path: Path) -> None:
+    dataset = open_dataset(upright_photos(), cache_dir=tmp_path)
+    images, _ = batches(dataset.as_ffcv_loader(5, normalize=False, num_workers=1))
+    normal, _ = batches(dataset.as_ffcv_loader(SAMPLES, num_workers=1))
     mean, std = (
         torch.tensor(values)[:, None, None] for values in (dataset.manifest.mean, dataset.manifest.std)
     )
