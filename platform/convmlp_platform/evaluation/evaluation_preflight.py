@@ -19,6 +19,7 @@ from convmlp_platform.training.preflight.image_size import sides_refused, size_r
 from convmlp_platform.training.preflight.memory import build_on_meta
 from convmlp_platform.training.preflight.preparation_preflight import (
     PreflightReport,
+    check_compiler,
     check_writable,
     make_checks,
 )
@@ -60,6 +61,8 @@ def _checks(job: EvaluateJob, report: PreflightReport, downloads: Path) -> Itera
     if parts is not None:
         found = parts
         yield lambda: _check_permutation(job, found)
+    if job.evaluate.compile:
+        yield lambda: check_compiler("evaluate.compile", job.launch.use_gpu, report)
     yield lambda: _check_output(job, report)
 
 

@@ -58,7 +58,9 @@ def imported(
         cwd=ROOT, env=environment, text=True, capture_output=True, timeout=250,
     )  # fmt: skip
     assert "IMPORTED" in done.stdout, done.stderr
-    return [(code, found) for code, found in json.loads(done.stdout.splitlines()[-1].removeprefix("IMPORTED"))]
+    return [
+        (code, found) for code, found in json.loads(done.stdout.splitlines()[-1].removeprefix("IMPORTED"))
+    ]
 
 
 DATA = ("--set", "data.path=DIGITS")

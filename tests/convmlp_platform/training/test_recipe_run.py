@@ -87,3 +87,28 @@ def test_a_jobs_own_mean_and_deviation_reach_all_that_normalises(tmp_path: Path)
     assert (spec.mean, spec.std) == (tuple(half), tuple(half))
     theirs = bundle_spec(job(tmp_path), manifest, {})
     assert (theirs.mean, theirs.std) == (manifest.mean, manifest.std)
+
+
+@pytest.mark.parametrize(
+    ("use_gpu", "there", "missing"),
+    [(False, "gcc", "g++"), (True, "g++", "gcc, clang"), ("auto", "other", "g++, gcc, clang")],
+)
+def test_a_compiled_run_needs_a_compiler(
+    use_gpu: bool | str, there: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = job(tmp_path, engine={"compile": True}, launch={"use_gpu": use_gpu})
+    compilers = tmp_path / "compilers"
+    compilers.mkdir()
+    for name in (there, *missing.split(", ")):
+        (compilers / name).write_text("#!/bin/sh\n")
+        (compilers / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(compilers))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    assert preflight(compiled).problems == []
+    for name in missing.split(", "):
+        (compilers / name).unlink()
+    (problem,) = preflight(compiled).problems
+    assert problem.startswith(f"engine.compile (=true): torch.compile needs a compiler ({missing}) on PATH")
+    monkeypatch.setenv("CC" if use_gpu else "CXX", str(compilers / there))
+    assert preflight(compiled).problems == []

@@ -71,7 +71,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, floa
     return root / "runs" / "tiny", losses
 
 
-@pytest.mark.parametrize("step, kind", [pytest.param(6, "checkpoint", marks=pytest.mark.slow), (5, "checkpoint"), (1, "beginning")])
+@pytest.mark.parametrize(
+    "step, kind", [pytest.param(6, "checkpoint", marks=pytest.mark.slow), (5, "checkpoint"), (1, "beginning")]
+)
 def test_a_replay_has_the_loss_of_the_run_to_the_last_bit(
     done: tuple[Path, dict[int, float]], step: int, kind: str
 ) -> None:

@@ -20,6 +20,7 @@ from convmlp_platform.training.preflight.advice import advice, recipe_line
 from convmlp_platform.training.preflight.image_size import sides_refused, single_value, size_refused
 from convmlp_platform.training.preflight.preparation_preflight import (
     PreflightReport,
+    check_compiler,
     check_writable,
     make_checks,
 )
@@ -77,6 +78,8 @@ def _train_checks(job: TrainJob, report: PreflightReport, deep: bool) -> Iterato
     yield sense
     yield lambda: _check_start(job, manifest, model, report)
     yield lambda: _check_augment(job, report)
+    if job.engine.compile:
+        yield lambda: check_compiler("engine.compile", job.launch.use_gpu, report)
     yield lambda: check_writable(job.checkpoint.path, "checkpoint.path", report, job.name)
     if manifest is not None and not is_url(job.checkpoint.path):
         yield lambda: check_owner(job, manifest.digest, counted_weights(job))

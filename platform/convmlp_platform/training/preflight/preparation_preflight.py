@@ -5,6 +5,7 @@ checks. It imports no PyTorch: a preparation starts 7 s sooner without.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -100,3 +101,19 @@ def check_writable(path: str, name: str, report: PreflightReport, inside: str = 
             else f"can't write ({error.strerror})"
         )
         report.problems.append(f"{name} (={path}): {reason} in {folder}")
+
+
+def check_compiler(setting: str, use_gpu: bool | str, report: PreflightReport) -> None:
+    """Whether torch.compile finds a compiler here: of C++ for a CPU's kernels, of C for what starts a GPU's. `use_gpu`:
+    as in `launch.use_gpu`; with "auto" either will do, as it isn't known yet where the job computes."""
+    cpu, gpu = (
+        [os.environ.get("CXX", "g++")],
+        [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"],
+    )
+    names = cpu if use_gpu is False else gpu if use_gpu is True else [*cpu, *gpu]
+    if not any(shutil.which(name) for name in names):
+        report.problems.append(
+            f"{setting} (=true): torch.compile needs a compiler ({', '.join(names)}) on PATH, and there is none here: "
+            f"install it, name another in {'CXX' if use_gpu is False else 'CC'}, or leave {setting} out (the image has "
+            "one where it is built with COMPILER)"
+        )
