@@ -17,12 +17,18 @@ from data_prep.storage.files import read_file
 _MAPPING, _SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 
 
-class ClassFolders:
-    """`{train,val}/<wnid>/*.JPEG`."""
-
+class _Folders:
     def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self._root = root
         self._real_root = inside_of(root, follow_links=follow_links)
+
+    def read(self, location: str) -> bytes:
+        """The file's bytes."""
+        return read_file(f"{self._root}/{location}")
+
+
+class ClassFolders(_Folders):
+    """`{train,val}/<wnid>/*.JPEG`."""
 
     def files(self) -> tuple[list[ImageNetFile], list[ImageNetFile]]:
         """Both splits."""
@@ -42,17 +48,9 @@ class ClassFolders:
         """From LOC_synset_mapping.txt where it lies beside train/."""
         return _mapping(self._root / _MAPPING) if (self._root / _MAPPING).is_file() else {}
 
-    def read(self, location: str) -> bytes:
-        """The file's bytes."""
-        return read_file(f"{self._root}/{location}")
 
-
-class KaggleFolders:
+class KaggleFolders(_Folders):
     """`ILSVRC/Data/CLS-LOC/{train/<wnid>,val}/*.JPEG`, LOC_val_solution.csv and LOC_synset_mapping.txt."""
-
-    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
-        self._root = root
-        self._real_root = inside_of(root, follow_links=follow_links)
 
     def files(self) -> tuple[list[ImageNetFile], list[ImageNetFile]]:
         """Both splits; what a validation image shows is told by LOC_val_solution.csv."""
@@ -71,10 +69,6 @@ class KaggleFolders:
     def synsets(self) -> Mapping[str, str]:
         """From LOC_synset_mapping.txt."""
         return _mapping(self._root / _MAPPING)
-
-    def read(self, location: str) -> bytes:
-        """The file's bytes."""
-        return read_file(f"{self._root}/{location}")
 
     def _val(self, folder: Path) -> list[ImageNetFile]:
         solution = _read_solution(self._root / _SOLUTION)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
-from data_prep.console import QUIET, VERBOSE, say_error, settle_loggers
+from convmlp_platform.errors import ConfigError
+from data_prep.console import QUIET, VERBOSE, counted, say_error, settle_loggers
 
 if TYPE_CHECKING:
     from convmlp_platform.goodput.account import Price
+    from convmlp_platform.kubernetes.check_job import KubernetesReport
+    from convmlp_platform.training.preflight.preparation_preflight import PreflightReport
 
 RUN_HELP = "a run: its name, SWEEP/TRIAL, runs/NAME from here or from CONVMLP_ROOT, or its folder"
 
@@ -21,22 +25,55 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def show_report(
+    job: object, title: str, report: PreflightReport | KubernetesReport, all_well: str = "no problems found"
+) -> int:
+    """Print what a check of the job file `job` has found; returns the exit code.
+
+    Args:
+        title: the job's kind and name.
+        all_well: printed where there is no problem.
+    """
+    print(f"{job}: {title}")
+    for line in report.summary:
+        print(f"  {line}")
+    if not report.problems:
+        print(all_well)
+        return 0
+    print(f"{counted(len(report.problems), 'problem')}, see below: the job would not start", flush=True)
+    return fail("\n".join(f"{job}: {problem}" for problem in report.problems), ConfigError.exit_code)
+
+
 def positive(text: str) -> int:
     """An argument that must be a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return _whole(text, 1)
+
+
+def from_zero(text: str) -> int:
+    """An argument that must be a whole number from 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, not {text!r}")
     return int(text)
+
+
+def number(text: str, what: str, fits: Callable[[float], bool]) -> float:
+    """An argument that must be a number that `fits`; `what`: in words, after "must be"."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
+    return value
 
 
 def share(text: str) -> float:
     """An argument that must be a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
-    return value
+    return number(text, "a number from 0 to 1", lambda value: 0.0 <= value <= 1.0)
 
 
 def add_overrides(parser: Any, about: str) -> None:
@@ -64,13 +101,7 @@ def given_price(arguments: argparse.Namespace) -> Price | None:
 
 def price(text: str) -> float:
     """An argument that must be a number from 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number from 0, not {text!r}")
-    return value
+    return number(text, "a number from 0", lambda value: 0.0 <= value < inf)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -140,6 +140,15 @@ class GoodputWriter:
         self._warned = True
 
 
+RANK_0 = "rank-00000.jsonl"
+
+
+def newest_log(folder: Path) -> GoodputFile | None:
+    """Rank 0's file of the newest attempt of a run, as `read_log`; None where there is none."""
+    paths = sorted(folder.glob(f"attempt-*/{RANK_0}"))
+    return read_log(paths[-1]) if paths else None
+
+
 def read_logs(folder: Path, ranks: str = "*") -> list[GoodputFile]:
     """A run's files that have a whole header, by attempt and rank; `ranks` is a pattern of their five digits."""
     found = (read_log(path) for path in folder.glob(f"attempt-*/rank-{ranks}.jsonl"))

@@ -47,19 +47,23 @@ def report_lines(name: str, found: Goodput) -> list[str]:
     ]
 
 
+def asked_for(found: Goodput) -> str:
+    """The number of workers that drivers asked for: `2`, or `1 to 2`; empty without a driver."""
+    numbers = sorted({session.workers for session in found.history.sessions})
+    return " to ".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
+
+
 def amount(money: float) -> str:
     """`12.30`, or `0.0042` of less than one."""
     return f"{money:,.2f}" if money >= 1.0 or money == 0.0 else f"{money:.4f}"
 
 
 def _summary(name: str, found: Goodput) -> list[str]:
-    starts, sessions = found.history.starts, found.history.sessions
+    starts = found.history.starts
     attempts = {file.header.attempt for start in starts for file in start.files}
-    workers = sorted({session.workers for session in sessions})
-    asked = f"{workers[0]}" if len(workers) == 1 else f"{workers[0]} to {workers[-1]}"
     lines = [
         f"run {name}: goodput {100 * found.goodput:.1f} %",
-        f"  {duration(found.wall_s)} x {counted(asked, 'worker')} = {found.total_s / 3600:,.3f} worker "
+        f"  {duration(found.wall_s)} x {counted(asked_for(found), 'worker')} = {found.total_s / 3600:,.3f} worker "
         f"hours; {counted(len(starts), 'start')}, {counted(len(attempts), 'attempt')}",
     ]
     if found.down_s > 0.0:

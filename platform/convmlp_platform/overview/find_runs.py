@@ -9,12 +9,10 @@ from pathlib import Path
 
 from convmlp_platform.config.paths import root
 from convmlp_platform.errors import ConfigError
-from convmlp_platform.runs.find_run import RUNS, find_run
-from convmlp_platform.runs.run_state import RECORDS
+from convmlp_platform.runs.find_run import OF_RUNS, RUNS, SWEEP_NAME, find_run
 
 # Datasets, evaluations and bundles hold no runs.
 _OF_OTHERS = frozenset({"manifest.json", "result.json", "bundle.json", "MLmodel"})
-_SWEEP = "sweep.json"
 _DEEPEST = 3
 _NAMES_SHOWN = 10
 
@@ -69,10 +67,10 @@ def _below(folder: Path, name: str, depth: int) -> Iterator[FoundRun]:
     except OSError as error:
         yield FoundRun(folder, name or folder.name, error.strerror or str(error))
         return
-    if _SWEEP not in entries and entries.keys() & RECORDS:
+    if SWEEP_NAME not in entries and entries.keys() & OF_RUNS:
         yield FoundRun(folder, name or folder.name)
         return
-    if depth == _DEEPEST or entries.keys() & _OF_OTHERS - {"result.json" if _SWEEP in entries else ""}:
+    if depth == _DEEPEST or entries.keys() & _OF_OTHERS - {"result.json" if SWEEP_NAME in entries else ""}:
         return
     for entry in entries.values():
         if _is_folder(entry):

@@ -19,7 +19,7 @@ from convmlp_platform.checkpoints.stores.local_store import LocalStore
 from convmlp_platform.config.identity import IDENTITY_NAME, read_identity
 from convmlp_platform.errors import PlatformError
 from convmlp_platform.goodput.account import Goodput, account
-from convmlp_platform.goodput.goodput_log import GoodputFile, read_log
+from convmlp_platform.goodput.goodput_log import RANK_0, GoodputFile, read_log
 from convmlp_platform.health.events import read_events
 from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.runs.run_folder import JOB_NAME, RunFolder, stored_job
@@ -43,7 +43,6 @@ Value = TypeVar("Value")
 
 PAGE_BYTES, ROW_BYTES = 1 << 18, 1 << 15
 """Of a journal's end, as much as a page of a run takes, or a row."""
-_RANK_0 = "rank-00000.jsonl"
 _ACCOUNT_SHARE = 0.02
 """Of the time, for working the account of a long run out again."""
 
@@ -199,7 +198,7 @@ class RunReader:
         except FileNotFoundError:
             return []
         found = []
-        for path in (attempt / _RANK_0 for attempt in attempts if attempt.name.startswith("attempt-")):
+        for path in (attempt / RANK_0 for attempt in attempts if attempt.name.startswith("attempt-")):
             if path.exists():
                 log = self._logs.setdefault(path, _Cached(path, read_log)).get()
                 found += [] if log is None else [log]

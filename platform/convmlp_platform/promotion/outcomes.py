@@ -40,9 +40,9 @@ class Outcomes(ABC):
     kind: ClassVar[str]
     metric: ClassVar[str]
 
-    @abstractmethod
     def value(self, weights: Weights) -> float:
-        """The task's metric in per cent."""
+        """The task's metric in per cent: of dense tasks the mean over classes."""
+        return float(np.nanmean(self.class_values(weights)))
 
     @abstractmethod
     def class_values(self, weights: Weights) -> Floats:
@@ -112,9 +112,6 @@ class SegmentationOutcomes(Outcomes):
     kind = "segmentation"
     metric = "miou"
 
-    def value(self, weights: Weights) -> float:
-        return float(np.nanmean(self.class_values(weights)))
-
     def class_counts(self, weights: Weights) -> Floats:
         return np.asarray(weights @ self.true, np.float64)
 
@@ -143,9 +140,6 @@ class DetectionOutcomes(Outcomes):
     masks: bool
     kind = "detection"
     metric = "ap"
-
-    def value(self, weights: Weights) -> float:
-        return float(np.nanmean(self.class_values(weights)))
 
     def class_counts(self, weights: Weights) -> Floats:
         return np.asarray(weights @ self.objects, np.float64)

@@ -26,7 +26,7 @@ from convmlp_platform.errors import CheckpointError, ConfigError, DataError
 from convmlp_platform.ledger.ledger_reader import RecordedAttempt, read_attempts, surviving_line
 from convmlp_platform.ledger.proof_report import LedgerFindings, Span
 from convmlp_platform.replay.recorded_batches import Recorded, consumed_in
-from convmlp_platform.runs.run_folder import stored_identity_fields, stored_job
+from convmlp_platform.runs.run_folder import RunFolder, stored_identity_fields, stored_job
 from convmlp_platform.tracking.delivery_state import journal_path
 from convmlp_platform.tracking.journal import metric_history
 from convmlp_platform.training.build.initial_weights import replayed_weights
@@ -144,7 +144,7 @@ def read_step(
             "a replay computes what the run did, but these settings decide the result and are not the run's:\n"
             + "\n".join(f"  {line}" for line in changed)
         )
-    incidents = read_incidents(run / "incidents")
+    incidents = read_incidents(RunFolder(run, "").incidents)
     chosen = _incident(run, incidents, step, incident, attempt)
     if attempt is None and chosen is not None:
         attempt = int(chosen.facts.get("attempt", 0)) or None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
 from markupsafe import Markup
@@ -124,3 +125,8 @@ def cut(text: str, most: int = 400) -> str:
     """A text in one line, with an ellipsis for its end where it is longer than `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+
+
+def minute(seconds: float) -> str:
+    """`2026-11-30 12:05 UTC`, of unix seconds."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

@@ -7,10 +7,10 @@ hundred points. A section whose files are damaged says so; the others stand.
 from __future__ import annotations
 
 import logging
+import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ from convmlp_platform.goodput.account import Price
 from convmlp_platform.goodput.goodput_picture import CLASS_COLORS
 from convmlp_platform.ledger.proof_report import LedgerReport
 from convmlp_platform.pictures.style import hex_color
-from convmlp_platform.report.blocks import Block, ReportSection, Sentence, Tile, cut
+from convmlp_platform.report.blocks import Block, ReportSection, Sentence, Tile, cut, minute
 from convmlp_platform.report.reported_run import ReportedRun, ReportLimits
 from convmlp_platform.report.sections.curves_section import curves, metric_label
 from convmlp_platform.report.sections.data_section import data
 from convmlp_platform.report.sections.model_sections import best_metrics, evaluation, predictions
 from convmlp_platform.report.sections.origin_sections import hardware, lineage
 from convmlp_platform.report.sections.time_sections import what_happened, where_the_time_went
+from convmlp_platform.runs.find_run import OF_RUNS, SWEEP_NAME
 from convmlp_platform.runs.run_folder import REPORT_NAME
-from convmlp_platform.runs.run_state import RECORDS
 from data_prep.console import counted, duration
 from data_prep.errors import DataPrepError
 from data_prep.storage.files import write_atomically
@@ -81,11 +81,11 @@ def write_report(
 
 def render(run: Path, *, price: Price | None = None, limits: ReportLimits | None = None) -> bytes:
     """The page in UTF-8, of less than `MOST_BYTES`; arguments and errors as `write_report`."""
-    if (run / "sweep.json").is_file():
+    if (run / SWEEP_NAME).is_file():
         raise ConfigError(f"{run} is a sweep: name one of its trials, such as {run.name}/TRIAL")
-    if not any((run / name).exists() for name in RECORDS):
+    if not any((run / name).exists() for name in OF_RUNS):
         raise ConfigError(
-            f"{run} holds none of a run's records ({', '.join(RECORDS)}): there is nothing to report"
+            f"{run} holds none of a run's records ({', '.join(OF_RUNS)}): there is nothing to report"
         )
     facts = ReportedRun(run, price, limits)
     page = _page(facts)
@@ -108,7 +108,7 @@ def _page(facts: ReportedRun) -> bytes:
         name=facts.name,
         tiles=_tiles(facts),
         sections=sections,
-        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        now=minute(time.time()),
         class_colors=Markup("").join(
             Markup("--{}: {}; ").format(f"c-{kind}", hex_color(color)) for kind, color in CLASS_COLORS.items()
         ),

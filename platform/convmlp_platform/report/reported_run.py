@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ from convmlp_platform.config.automatic import value_at
 from convmlp_platform.config.identity import identity_of
 from convmlp_platform.errors import DataError
 from convmlp_platform.goodput.account import Goodput, Price, account_of
-from convmlp_platform.goodput.goodput_log import read_log
+from convmlp_platform.goodput.goodput_log import newest_log
 from convmlp_platform.health.events import read_events
 from convmlp_platform.ledger.proof import check_ledger
 from convmlp_platform.ledger.proof_report import LedgerReport
-from convmlp_platform.report.blocks import Tone, cut
+from convmlp_platform.report.blocks import Tone, cut, minute
+from convmlp_platform.runs.find_run import SWEEP_NAME
 from convmlp_platform.runs.lease import run_lease
 from convmlp_platform.runs.run_folder import RunFolder, last_job, stored_identity
 from convmlp_platform.runs.run_state import NOT_BEGUN, RunState, StateFacts, last_sign, state_of
@@ -68,7 +68,7 @@ class ReportedRun:
     def name(self) -> str:
         """The run's; of a trial, with its sweep's."""
         sweep = self.path.parent
-        return f"{sweep.name}/{self.path.name}" if (sweep / "sweep.json").is_file() else self.path.name
+        return f"{sweep.name}/{self.path.name}" if (sweep / SWEEP_NAME).is_file() else self.path.name
 
     @cached_property
     def job(self) -> dict[str, Any]:
@@ -143,9 +143,7 @@ class ReportedRun:
     @cached_property
     def last_sign(self) -> float | None:
         """When the run last gave a sign of life, unix seconds."""
-        logs = sorted(self.folder.goodput.glob("attempt-*/rank-00000.jsonl"))
-        log = read_log(logs[-1]) if logs else None
-        return last_sign(self._lease, self.events, log, self.digest.last_time)
+        return last_sign(self._lease, self.events, newest_log(self.folder.goodput), self.digest.last_time)
 
     @cached_property
     def _lease(self) -> LockView | None:
@@ -157,7 +155,7 @@ def _standing(facts: ReportedRun) -> Standing:
     note, sign = cut(state.note).rstrip("."), facts.last_sign
     at = f"after step {step:,}" if step else "before its first step"
     on_record = f"step {step:,} is on record" if step else "no step is on record"
-    heard = "" if sign is None else f" Its last sign of life was at {_minute(sign)}."
+    heard = "" if sign is None else f" Its last sign of life was at {minute(sign)}."
     again = "; the same command goes on" if facts.end is None else ""
     match state.name:
         case "finished":
@@ -177,7 +175,3 @@ def _standing(facts: ReportedRun) -> Standing:
         case name:
             more = f" ({note})" if note else ""
             return Standing(name, "plain", f"It is {name}{more}; {on_record}.")
-
-
-def _minute(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

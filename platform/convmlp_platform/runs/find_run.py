@@ -27,10 +27,16 @@ logger = logging.getLogger(__name__)
 
 RUNS = "runs"
 """Folder below CONVMLP_ROOT in which jobs have their runs, unless they say otherwise (`checkpoint.path`)."""
-# What runs, sweeps, evaluations, checkpoints, bundles and datasets hold; any of it is enough.
+SWEEP_NAME = "sweep.json"
+"""The list of a sweep's trials, in its folder."""
+# The first start of a run may have been killed before it wrote more than one of them.
+OF_RUNS = (
+    "run.json", "job.json", "events.jsonl", "checkpoints", "ledger", "goodput", "init", "driver.json", "trial.json",
+)  # fmt: skip
+"""A folder with any of these is a run's."""
+# What sweeps, evaluations, checkpoints, bundles and datasets hold, too; any of it is enough.
 _RECORDS = (
-    "run.json", "job.json", "events.jsonl", "checkpoints", "best", "tracking", "ledger", "goodput", "sweep.json",
-    "result.json", "manifest.json", "bundle.json", "init.json",
+    *OF_RUNS, "best", "tracking", SWEEP_NAME, "result.json", "manifest.json", "bundle.json", "init.json",
 )  # fmt: skip
 _WEIGHTS = (".pth", ".pt", ".npz", ".safetensors")
 _NAMES_SHOWN = 10

@@ -17,17 +17,10 @@ from typing import Any, Literal
 from convmlp_platform.goodput.goodput_log import GoodputFile
 from convmlp_platform.goodput.history import CLEAN
 from convmlp_platform.health.events import signal_name
-from convmlp_platform.runs import lease, trial_record
 from convmlp_platform.runs.trial_record import Ended
 from convmlp_platform.tracking.journal import Status
 from data_prep.console import rough_duration
 from data_prep.storage.locks import STALE_S, LockView
-
-# The first start of a run may have been killed before it wrote more than one of them.
-RECORDS = (
-    "run.json", "job.json", "events.jsonl", "checkpoints", "ledger", "goodput", "init", lease.NAME, trial_record.NAME,
-)  # fmt: skip
-"""A folder with any of these is a run's."""
 
 StateName = Literal["running", "waiting", "silent", "finished", "stopped", "died"]
 GOING_ON = ("running", "waiting", "silent")

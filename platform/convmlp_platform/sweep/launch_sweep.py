@@ -33,8 +33,9 @@ from convmlp_platform.evaluation.compare.compare_table import (
 )
 from convmlp_platform.evaluation.compare.compare_table import rows as compared_rows
 from convmlp_platform.evaluation.compare.compared import Compared, metric_name
-from convmlp_platform.evaluation.compare.find_compared import COUNTED, SWEEP_NAME
+from convmlp_platform.evaluation.compare.find_compared import COUNTED
 from convmlp_platform.launch.supervisor.signals import Interrupted
+from convmlp_platform.runs.find_run import SWEEP_NAME
 from convmlp_platform.runs.trial_record import read_end
 from convmlp_platform.sweep.sweep_plan import (
     PlannedTrial,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.cli.common import add_overrides, fail, price
+from convmlp_platform.cli.common import add_overrides, number, price, show_report
 from convmlp_platform.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -128,24 +129,12 @@ def _check(arguments: argparse.Namespace) -> int:
             report.summary += scaling_lines(
                 job, arguments.scale, arguments.images_per_second, arguments.price
             )
-    print(f"{arguments.job}: {job.kind} {job.name}")
-    for line in report.summary:
-        print(f"  {line}")
-    if report.problems:
-        count = len(report.problems)
-        print(f"{count} problem{'s' * (count > 1)}, see below: the job would not start", flush=True)
-        return fail(
-            "\n".join(f"{arguments.job}: {problem}" for problem in report.problems), ConfigError.exit_code
-        )
-    print("no problems found")
-    return 0
+    return show_report(arguments.job, f"{job.kind} {job.name}", report)
 
 
 def _rate(text: str) -> float:
     """An argument that must be a number above 0."""
-    if (rate := price(text)) == 0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return rate
+    return number(text, "a number above 0", lambda value: 0.0 < value < inf)
 
 
 def _counts(text: str) -> list[int]:

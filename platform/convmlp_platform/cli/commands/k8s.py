@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convmlp_platform.cli.common import add_overrides, fail, positive
-from convmlp_platform.errors import ConfigError
+from convmlp_platform.cli.common import add_overrides, from_zero, number, positive, show_report
 
 if TYPE_CHECKING:
     from convmlp_platform.kubernetes.options import RenderOptions
@@ -66,7 +65,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="training processes in all, one a GPU (default: the job's); pods of a preparation",
     )
     size.add_argument(
-        "--gpus-per-pod", type=_from_0, default=0, metavar="G", help="default 0: on CPUs, one worker a pod"
+        "--gpus-per-pod", type=from_zero, default=0, metavar="G", help="default 0: on CPUs, one worker a pod"
     )
     size.add_argument(
         "--min-workers",
@@ -116,20 +115,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _from_0(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
-    return int(text)
-
-
 def _hours(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 24 * 365:
-        raise argparse.ArgumentTypeError(f"must be hours, of a year at most, not {text!r}")
-    return value
+    return number(text, "hours, of a year at most", lambda value: 0.0 < value <= 24 * 365)
 
 
 def _options(arguments: argparse.Namespace) -> RenderOptions:
@@ -172,12 +159,5 @@ def _check(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.job)
     report = check_on_kubernetes(path, _options(arguments), ask=arguments.cluster)
-    print(f"{path}: {report.kind} {report.name}")
-    for line in report.summary:
-        print(f"  {line}")
-    if report.problems:
-        count = len(report.problems)
-        print(f"{count} problem{'s' * (count > 1)}, see below: the job would not start", flush=True)
-        return fail("\n".join(f"{path}: {problem}" for problem in report.problems), ConfigError.exit_code)
-    print("no problems found" + ("" if arguments.cluster else "; --cluster asks the cluster, too"))
-    return 0
+    all_well = "no problems found" + ("" if arguments.cluster else "; --cluster asks the cluster, too")
+    return show_report(path, f"{report.kind} {report.name}", report, all_well)

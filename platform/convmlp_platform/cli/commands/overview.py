@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from convmlp_platform.cli.common import RUN_HELP
+from convmlp_platform.cli.common import RUN_HELP, number
 from data_prep.console import wants_colour
 
 _INTERRUPTED = 130
@@ -87,10 +87,4 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0.1 <= seconds <= 3600.0:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0.1 to 3600, not {text!r}")
-    return seconds
+    return number(text, "a number of seconds from 0.1 to 3600", lambda value: 0.1 <= value <= 3600.0)

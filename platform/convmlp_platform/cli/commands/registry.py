@@ -217,7 +217,9 @@ def _as_json(decision: Decision) -> dict[str, Any]:
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    from convmlp_platform.registry.lineage.run_facts import moment_of
+
+    return moment_of(seconds)
 
 
 def _moment(text: str) -> datetime:

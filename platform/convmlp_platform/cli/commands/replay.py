@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from convmlp_platform.cli.common import RUN_HELP, add_overrides
+from convmlp_platform.cli.common import RUN_HELP, add_overrides, from_zero
 from data_prep.console import say
 
 _DESCRIPTION = """\
@@ -49,19 +49,19 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--step",
         required=True,
-        type=_step,
+        type=from_zero,
         metavar="N",
         help="counted from 0, as in incidents and the ledger; metrics logged under step S are of steps up to S - 1",
     )
     parser.add_argument(
         "--incident",
-        type=_step,
+        type=from_zero,
         metavar="NUMBER",
         help="look into this incident of the step (default: its newest, if it has one)",
     )
     parser.add_argument(
         "--attempt",
-        type=_step,
+        type=from_zero,
         metavar="NUMBER",
         help="the step as this start of the run did it, also if it was rolled back since",
     )
@@ -104,9 +104,3 @@ def _replay(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         print("written   " + "\n          ".join(map(str, write_report(done, arguments.output))))
     return 0
-
-
-def _step(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
-    return int(text)

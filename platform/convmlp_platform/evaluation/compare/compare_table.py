@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convmlp_platform.evaluation.compare.compared import Compared
-from convmlp_platform.evaluation.report.table import LABELS, giga
+from convmlp_platform.evaluation.report.table import LABELS, giga, millions
 from data_prep.console import duration
 
 Rows = list[list[str]]
@@ -105,7 +105,7 @@ def _score(values: Mapping[str, Any], metric: str) -> str:
 
 
 def _millions(count: int | None) -> str:
-    return NOTHING if count is None else f"{count / 1e6:.2f} M"
+    return NOTHING if count is None else millions(count)
 
 
 def _work(macs: int | None) -> str:

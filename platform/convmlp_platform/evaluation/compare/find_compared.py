@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convmlp_platform.config.identity import IDENTITY_NAME
 from convmlp_platform.config.paths import REGISTRY_SCHEME
 from convmlp_platform.errors import ConfigError, DataError
 from convmlp_platform.evaluation.compare.compare_runs import compared_mlflow, compared_run
@@ -17,11 +18,10 @@ from convmlp_platform.evaluation.compare.compared import (
     with_cost,
 )
 from convmlp_platform.evaluation.result import RESULT_NAME, EvaluationResult, read_result
-from convmlp_platform.runs.find_run import RUNS, is_remote, locate, missing
+from convmlp_platform.runs.find_run import RUNS, SWEEP_NAME, is_remote, locate, missing
 from convmlp_platform.tracking.mlflow.client import RUN_ID, read_run
 from data_prep.storage.json_files import DamagedJson, read_json
 
-SWEEP_NAME = "sweep.json"
 COUNTED = "* on no record: counted by making the network again (convmlp.model_cost)"
 _BELOW = (RUNS, "evaluations")
 _FORMS = (
@@ -60,7 +60,7 @@ def find_compared(text: str, metric: str | None = None) -> list[Compared]:
             return [of_evaluation(read_result(folder))]
         except DataError as error:
             raise ConfigError(str(error)) from None
-    if (folder / "run.json").is_file():
+    if (folder / IDENTITY_NAME).is_file():
         return [compared_run(folder, metric=metric)]
     return [_model(str(folder))]
 
@@ -162,7 +162,7 @@ def _sweep(folder: Path, metric: str | None) -> list[Compared]:
         trials = read_json(folder / SWEEP_NAME, _Sweep).trials
     except (OSError, DamagedJson) as error:
         raise ConfigError(f"{folder / SWEEP_NAME}: can't be read: {error}") from None
-    runs = [folder / name for name in trials if (folder / name / "run.json").is_file()]
+    runs = [folder / name for name in trials if (folder / name / IDENTITY_NAME).is_file()]
     if not runs:
         raise ConfigError(f"{folder}: none of this sweep's trials has begun")
     return [compared_run(run, metric=metric) for run in runs]

@@ -47,7 +47,7 @@ def console_lines(result: EvaluationResult) -> list[str]:
     macs = "" if model.macs is None else f", {giga(model.macs)} MACs at {_size(model.macs_size)}"
     lines = [
         f"{result.name}: {model.pinned}",
-        _line("model", f"{model.name}, {model.parameters / 1e6:,.2f} M parameters{macs}"),
+        _line("model", f"{model.name}, {millions(model.parameters)} parameters{macs}"),
         _line("images", f"{data.images:,} of {data.name} {data.split}, {data.digest[:19]}…"),
         "",
         *_metric_lines(result),
@@ -219,6 +219,11 @@ def _line(label: str, text: str) -> str:
 
 def _number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def millions(count: int) -> str:
+    """`9.02 M`, of parameters."""
+    return f"{count / 1e6:,.2f} M"
 
 
 def giga(macs: int) -> str:

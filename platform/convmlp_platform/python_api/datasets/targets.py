@@ -16,9 +16,6 @@ LabelArray = NDArray[np.uint8]
 SampleTarget = int | ObjectArrays | LabelArray
 """By the dataset's task: a label; `object_arrays`; `label_array`."""
 
-UNLABELLED = 255
-"""In label maps: the pixel is of no class, or not to be judged."""
-
 
 def object_arrays(annotation: bytes, class_ids: Sequence[int] | None, *, masks: bool = False) -> ObjectArrays:
     """The n objects of an image that have a box with an area in it; boxes end at the image's edge.

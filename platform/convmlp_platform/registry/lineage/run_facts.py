@@ -198,11 +198,12 @@ def quoted(value: str) -> str | None:
 
 def moment(milliseconds: int | None) -> str | None:
     """A time of MLflow's as ISO 8601, UTC."""
-    if not milliseconds:
-        return None
-    return (
-        datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    )
+    return moment_of(milliseconds / 1000) if milliseconds else None
+
+
+def moment_of(seconds: float) -> str:
+    """Unix seconds as ISO 8601, UTC: `2026-11-30T12:05:00Z`."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def whole_number(text: str | None) -> int | None:

@@ -20,7 +20,6 @@ _TRAINING = {
     "train/images_per_second": "images per second",
     "train/grad_norm": "gradient norm",
 }
-_SHARES = ("train/data_wait",)
 
 
 def curves(facts: ReportedRun) -> list[Block]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from markupsafe import Markup
 
@@ -12,7 +11,7 @@ from convmlp_platform.goodput.account import Goodput
 from convmlp_platform.goodput.goodput_picture import time_unit
 from convmlp_platform.goodput.history import CLEAN, RunStart
 from convmlp_platform.goodput.interruptions import Interruption
-from convmlp_platform.goodput.report_text import NAMES, amount, headline
+from convmlp_platform.goodput.report_text import NAMES, amount, asked_for, headline
 from convmlp_platform.goodput.slices import TimeClass
 from convmlp_platform.report.blocks import (
     Block,
@@ -23,6 +22,7 @@ from convmlp_platform.report.blocks import (
     Sentence,
     cut,
     ends_of,
+    minute,
 )
 from convmlp_platform.report.reported_run import ReportedRun
 from convmlp_platform.report.svg_bars import (
@@ -75,7 +75,7 @@ def what_happened(facts: ReportedRun) -> list[Block]:
     told = (
         f"{counted(len(starts), 'start')}, {counted(len(found.interruptions), 'interruption')}, "
         f"{counted(digest.checkpoints.count, 'checkpoint')}, {counted(digest.evaluations.count, 'evaluation')}, "
-        f"{counted(len(incidents), 'incident')}, in {duration(whole)} from {_date(origin)}"
+        f"{counted(len(incidents), 'incident')}, in {duration(whole)} from {minute(origin)}"
     )
     shown = [lane for lane in lanes if lane.bars or lane.marks]
     drawn = timeline(
@@ -218,10 +218,8 @@ def _classes(found: Goodput) -> GridTable:
 
 
 def _about(found: Goodput) -> FactTable:
-    workers = sorted({session.workers for session in found.history.sessions})
-    asked = "" if not workers else f"{workers[0]}" if len(workers) == 1 else f"{workers[0]} to {workers[-1]}"
     rows = [("goodput", f"{100 * found.goodput:.2f} %"), ("time under a driver", duration(found.wall_s))]
-    rows.append(("workers", asked))
+    rows.append(("workers", asked_for(found)))
     if found.down_s > 0.0:
         rows.append(("between drivers, no part of this", duration(found.down_s)))
     if found.ending_s > 0.0:
@@ -290,7 +288,3 @@ def _hours(seconds: float) -> str:
 
 def _sentence_of(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def _date(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
