@@ -113,6 +113,13 @@ class DatasetManifest(_Frozen):
         """The formats every split is stored in, sorted."""
         return sorted(set.intersection(*(set(split.formats) for split in self.splits.values())))
 
+    def lacks(self, split: str) -> str | None:
+        """The end of a message where the dataset has no such split: `has no split 'test'; it has train, val`; else
+        None."""
+        if split in self.splits:
+            return None
+        return f"has no split {split!r}; it has {', '.join(sorted(self.splits))}"
+
 
 def manifest_path(path: str | Path) -> Path:
     """The manifest's file, given it or the dataset's folder."""

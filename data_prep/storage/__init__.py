@@ -3,7 +3,7 @@
 Files in reading order:
 
     files         Durable files
-    json_files    Reading the JSON files that we write ourselves, as files that a disk, a killed writer
+    json_files    JSON files of ours: written, and read as files that may be damaged
     lock_holder   Who holds a lock, and whether it lives
     locks         Locks between processes, on one machine or on several that share a folder
     urls          Locations of files

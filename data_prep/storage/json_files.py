@@ -1,4 +1,4 @@
-"""Reading the JSON files that we write ourselves, as files that a disk, a killed writer or an editor may have damaged.
+"""Writing JSON files of ours, and reading them, as files that a disk, a killed writer or an editor may have damaged.
 
 `json.loads` alone takes `NaN` and `1e999`, ends in a RecursionError for deep nesting, and says nothing of what it
 returns. Here the whole content is checked against a form (`dict[str, Any]`, a dataclass, a pydantic model, ...), and
@@ -7,6 +7,7 @@ all that can be wrong with it is one error, which the callers turn into that of 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
+
+from data_prep.storage.files import write_atomically
 
 Form = TypeVar("Form")
 
@@ -31,6 +34,15 @@ _LARGEST_INTEGER = 1 << 64
 _PROBLEMS_SHOWN = 3
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 """Each takes a millisecond to build."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value that JSON can say, indented, for programs and people; as `write_atomically`.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    write_atomically(path, json.dumps(value, indent=2).encode())
 
 
 class DamagedJson(ValueError):

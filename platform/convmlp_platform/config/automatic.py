@@ -84,10 +84,8 @@ def decided(values: dict[str, Any], where: str, open_manifest: OpenManifest | No
     field = asked[0]
     try:
         manifest = (open_manifest or _manifest_in_folder)(paths.resolve(path, "data.path"))
-        if split not in manifest.splits:
-            raise ConfigError(
-                f"the dataset has no split {split!r}; it has {', '.join(sorted(manifest.splits))}"
-            )
+        if (lack := manifest.lacks(split)) is not None:
+            raise ConfigError(f"the dataset {lack}")
         rules = _Rules(values, manifest, manifest.splits[split].num_samples)
         for field in asked:
             rules.decide(field)

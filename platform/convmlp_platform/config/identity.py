@@ -13,8 +13,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from convmlp_platform.config.paths import REGISTRY_SCHEME
-from data_prep.storage.files import write_atomically
-from data_prep.storage.json_files import DamagedJson, read_json
+from data_prep.storage.json_files import DamagedJson, read_json, write_json
 
 # Whoever only reads an identity, of fifty runs say, needs no schema of jobs: 0.3 s of CPU.
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def write_identity(run: Path, fields: dict[str, Any]) -> None:
         OSError: the storage refuses.
     """
     stored = {"identity": identity_of(fields), "identity_fields": fields}
-    write_atomically(run / IDENTITY_NAME, json.dumps(stored, indent=2).encode())
+    write_json(run / IDENTITY_NAME, stored)
 
 
 def differences(

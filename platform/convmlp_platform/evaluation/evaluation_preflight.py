@@ -68,11 +68,8 @@ def _checks(job: EvaluateJob, report: PreflightReport, downloads: Path) -> Itera
 
 def _check_images(job: EvaluateJob, manifest: DatasetManifest, report: PreflightReport) -> None:
     split = job.data.split
-    if split not in manifest.splits:
-        raise ConfigError(
-            f"data.split: the dataset at {job.data.path} has no split {split!r}; it has "
-            f"{', '.join(sorted(manifest.splits))}"
-        )
+    if (lack := manifest.lacks(split)) is not None:
+        raise ConfigError(f"data.split: the dataset at {job.data.path} {lack}")
     count = manifest.splits[split].num_samples
     report.summary.append(
         f"data     {manifest.name}: {count:,} {split} images for {manifest.task}, {manifest.num_classes:,} classes, "

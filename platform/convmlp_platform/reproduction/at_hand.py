@@ -73,8 +73,8 @@ def _data(job: TrainJob) -> tuple[str | None, AtHand]:
     except DataError as error:
         return None, AtHand("missing", "data", f"{error} (--dataset PATH says where it lies here)")
     for split in (job.data.train_split, job.data.eval_split):
-        if split not in manifest.splits:
-            return None, AtHand("missing", "data", f"{job.data.path} has no split {split!r}")
+        if (lack := manifest.lacks(split)) is not None:
+            return None, AtHand("missing", "data", f"{job.data.path} {lack}")
     samples = manifest.splits[job.data.train_split].num_samples
     text = f"{manifest.name}, {samples:,} training samples, at {job.data.path}"
     if job.data.digest is None:

@@ -6,7 +6,6 @@ replaced, a server that is down change nothing.
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from convmlp_platform.errors import CheckpointError, ConfigError
 from data_prep.storage.files import sha256_file, sync_folder, write_atomically
-from data_prep.storage.json_files import DamagedJson, read_json
+from data_prep.storage.json_files import DamagedJson, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +97,7 @@ def write_copy(
             None if classes is None else list(classes),
             choice,
         )
-        write_atomically(staging / RECORD, json.dumps(asdict(record), indent=2).encode())
+        write_json(staging / RECORD, asdict(record))
         try:
             staging.rename(run / FOLDER)
         except OSError:

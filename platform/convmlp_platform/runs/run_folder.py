@@ -19,7 +19,6 @@ RUNS/NAME/run.json        the run's identity and the settings it comes from
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,7 @@ from convmlp_platform.config.identity import (
 from convmlp_platform.config.paths import resolve
 from convmlp_platform.errors import CheckpointError, ConfigError
 from convmlp_platform.runs.init_record import read_record
-from data_prep.storage.files import write_atomically
-from data_prep.storage.json_files import DamagedJson, read_json
+from data_prep.storage.json_files import DamagedJson, read_json, write_json
 from data_prep.storage.urls import is_url, shown
 
 if TYPE_CHECKING:
@@ -199,9 +197,7 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
         if fields is None:
             fields = identity_fields(job, dataset_digest, weights)
             write_identity(path, fields)
-        write_atomically(
-            path / JOB_NAME, json.dumps(without_secrets(job.model_dump(mode="json")), indent=2).encode()
-        )
+        write_json(path / JOB_NAME, without_secrets(job.model_dump(mode="json")))
     except OSError as error:
         raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from error
     return RunFolder(path, identity_of(fields))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from convmlp_platform.config.sweep_job import SchedulerSection
-from data_prep.storage.files import write_atomically
-from data_prep.storage.json_files import Count, DamagedJson, read_json
+from data_prep.storage.json_files import Count, DamagedJson, read_json, write_json
 
 NAME = "trial.json"
 Status = Literal["finished", "stopped", "failed"]
@@ -52,4 +50,4 @@ def read_end(run: Path) -> Ended | None:
 def write_end(run: Path, end: Ended) -> None:
     """Remember it."""
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / NAME, json.dumps(end.model_dump(), indent=2).encode())
+    write_json(run / NAME, end.model_dump())

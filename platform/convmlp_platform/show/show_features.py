@@ -104,10 +104,8 @@ def chosen_samples(path: str, split: str, count: int | None, seed: int) -> tuple
         DataError: no such dataset or split.
     """
     manifest = open_manifest(path)
-    if split not in manifest.splits:
-        raise DataError(
-            f"--split: dataset {manifest.name} has no split {split!r}; it has {', '.join(manifest.splits)}"
-        )
+    if (lack := manifest.lacks(split)) is not None:
+        raise DataError(f"--split: dataset {manifest.name} {lack}")
     formats = manifest.formats
     opened = ShardedSplit(path, manifest, split, "webdataset" if "webdataset" in formats else formats[0])
     order = torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed)).tolist()

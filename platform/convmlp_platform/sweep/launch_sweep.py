@@ -47,6 +47,7 @@ from convmlp_platform.sweep.sweep_plan import (
 from convmlp_platform.tracking.tracker import Tracker
 from data_prep import console
 from data_prep.storage.files import write_atomically
+from data_prep.storage.json_files import write_json
 from data_prep.storage.urls import scrubbed
 
 TABLE, RESULT, PICTURE = "table.md", "result.json", "trade_off.png"
@@ -66,7 +67,7 @@ def launch_sweep(plan: SweepPlan) -> int:
 
     with run_lease(plan.folder).hold() as lost:
         about = {"sweep": plan.sweep.name, "metric": plan.metric, "trials": [one.name for one in plan.trials]}
-        write_atomically(plan.folder / SWEEP_NAME, json.dumps(about, indent=2).encode())
+        write_json(plan.folder / SWEEP_NAME, about)
         parent = SweepParent(plan)
         try:
             if plan.todo:

@@ -63,8 +63,8 @@ def open_dataset(
         location = str(Path(location).absolute())  # for processes with another current folder
     manifest = open_manifest(location, digest)
     chosen = split or ("train" if "train" in manifest.splits else next(iter(manifest.splits)))
-    if chosen not in manifest.splits:
-        raise DataError(f"dataset {manifest.name} has no split {chosen!r}; it has {sorted(manifest.splits)}")
+    if (lack := manifest.lacks(chosen)) is not None:
+        raise DataError(f"dataset {manifest.name} {lack}")
     formats = manifest.splits[chosen].formats
     if format is not None and format not in formats:
         raise DataError(

@@ -5,7 +5,6 @@ Telling where the time goes: in the run's metrics while it trains, as a table an
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import time
@@ -25,7 +24,7 @@ from convmlp_platform.training.callbacks import Callback
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
 from convmlp_platform.training.step_plan import TrainState
-from data_prep.storage.files import write_atomically
+from data_prep.storage.json_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class GoodputReport(Callback):
         try:
             table = self.folder.plots / "goodput.json"
             table.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(table, json.dumps(found.to_dict(), indent=2).encode())
+            write_json(table, found.to_dict())
             self.tracker.log_artifact(table, "goodput")
             picture = plot(self.folder.path.name, found, self.folder.plots / "goodput.png")
             self.tracker.log_artifact(picture, "goodput")

@@ -35,8 +35,7 @@ from convmlp_platform.training.outputs.checkpoint_log import CheckpointLog, Eval
 from convmlp_platform.training.outputs.exactness import computing_tags
 from convmlp_platform.training.step_plan import TrainState
 from data_prep.dataset.manifest import DatasetManifest
-from data_prep.storage.files import write_atomically
-from data_prep.storage.json_files import DamagedJson
+from data_prep.storage.json_files import DamagedJson, write_json
 from data_prep.storage.urls import shown
 
 logger = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ def register_best(
         logger.warning("the best model is not registered: %s; it is in %s", error, folder.best)
         return None
     record = {"name": version.name, "version": version.version, "alias": version.alias, "uri": version.uri}
-    write_atomically(folder.registered, json.dumps(record, indent=2).encode())
+    write_json(folder.registered, record)
     return version.uri
 
 

@@ -96,11 +96,8 @@ def _check_dataset(job: TrainJob, manifest: DatasetManifest, report: PreflightRe
     elif (problem := sides_refused(job, manifest)) is not None:
         report.problems.append(problem)
     for name, split in (("data.train_split", job.data.train_split), ("data.eval_split", job.data.eval_split)):
-        if split not in manifest.splits:
-            splits = ", ".join(sorted(manifest.splits))
-            report.problems.append(
-                f"{name}: the dataset at {job.data.path} has no split {split!r}; it has {splits}"
-            )
+        if (lack := manifest.lacks(split)) is not None:
+            report.problems.append(f"{name}: the dataset at {job.data.path} {lack}")
             continue
         try:
             _check_shards(job, manifest, split, report)

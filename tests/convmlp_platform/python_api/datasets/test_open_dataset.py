@@ -213,7 +213,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"no split 'test'; it has \['train', 'val'\]"):
+    with pytest.raises(DataError, match=r"no split 'test'; it has train, val"):
         open_dataset(digits(), "test")
     with pytest.raises(DataError, match=r"has no ffcv shards; it has webdataset"):
         open_dataset(digits(), format="ffcv")
