@@ -17,10 +17,10 @@ from convmlp_platform.config.sections.execution import (
     EngineSection,
     LaunchSection,
     ModelSection,
+    ProfileSection,
     TrackingSection,
     TrackingTarget,
 )
-from convmlp_platform.config.sections.profile_section import ProfileSection
 from convmlp_platform.config.sections.recipe import (
     AugmentSection,
     EvalSection,

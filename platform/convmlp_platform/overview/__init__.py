@@ -10,6 +10,6 @@ Files in reading order:
     run_page      A run on a page: its rows of words, for people
     watch_run     The page in a terminal until the run ends; plain lines where there is none
 
-May import: checkpoints, config, data_prep.console, data_prep.storage, errors, goodput, health, runs, tracking,
-training.
+May import: checkpoints, config, data_prep.console, data_prep.storage, errors, goodput, health, registry, runs,
+tracking, training.
 """

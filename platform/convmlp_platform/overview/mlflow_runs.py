@@ -8,19 +8,14 @@ from typing import Any
 from convmlp_platform.config.sections.task_section import BEST_METRICS
 from convmlp_platform.errors import ConfigError, TrackingError
 from convmlp_platform.overview.run_overview import RunOverview
+from convmlp_platform.registry.lineage.run_facts import whole_number
+from convmlp_platform.runs.run_state import OF_STATUS
 from convmlp_platform.tracking.delivery_state import without_secrets
 from convmlp_platform.tracking.journal import STEPS_TAG
 from convmlp_platform.tracking.mlflow.client import open_client
 from convmlp_platform.tracking.mlflow.server import mlflow_errors, silence
 from convmlp_platform.tracking.mlflow.tracking_uri import sqlite_path, tracking_uri
 
-_STATES = {
-    "RUNNING": "running",
-    "FINISHED": "finished",
-    "KILLED": "stopped",
-    "FAILED": "died",
-    "SCHEDULED": "waiting",
-}
 _OF_TRAINING = "world_size"
 """A tag that only training runs have: preparations, evaluations and sweeps are no rows."""
 MOST = 200
@@ -70,24 +65,20 @@ def _row(client: Any, run: Any) -> RunOverview:
         else []
     )
     values = [point.value for point in history if math.isfinite(point.value)]
-    steps = [point.step for point in history] + [_number(tags.get("checkpoint.step")) or 0]
+    steps = [point.step for point in history] + [whole_number(tags.get("checkpoint.step")) or 0]
     times = [run.info.start_time, run.info.end_time, *(point.timestamp for point in history)]
-    state = _STATES.get(run.info.status, run.info.status.lower())
+    state = OF_STATUS.get(run.info.status, run.info.status.lower())
     return RunOverview(
         name=run.info.run_name or run.info.run_id,
         place=run.info.run_id,
         state=state,
         note="" if state != "running" else "as MLflow was told; the last sign is an evaluation",
         step=max(steps) or None,
-        steps=_number(tags.get(STEPS_TAG)),
+        steps=whole_number(tags.get(STEPS_TAG)),
         metric=metric,
         best=max(values, default=None),
         goodput=run.data.metrics.get("goodput/useful_step"),
-        workers=_number(tags.get("world_size")),
-        saved=_number(tags.get("checkpoint.step")),
+        workers=whole_number(tags.get("world_size")),
+        saved=whole_number(tags.get("checkpoint.step")),
         seen=max(time for time in times if time is not None) / 1000,
     )
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None

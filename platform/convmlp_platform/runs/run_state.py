@@ -25,6 +25,14 @@ from data_prep.storage.locks import STALE_S, LockView
 StateName = Literal["running", "waiting", "silent", "finished", "stopped", "died"]
 GOING_ON = ("running", "waiting", "silent")
 """States of a run that may do more by itself."""
+OF_STATUS: Mapping[str, StateName] = {
+    "RUNNING": "running",
+    "FINISHED": "finished",
+    "KILLED": "stopped",
+    "FAILED": "died",
+    "SCHEDULED": "waiting",
+}
+"""MLflow's and a journal's status → state."""
 NOT_BEGUN = "has not begun"
 """The note of a run that waits for its first start."""
 _SIGNALS = 128
@@ -190,12 +198,8 @@ def _of_session(session: DriverSession, status: Status | None, dead: bool) -> Ru
 def _of_status(facts: StateFacts, now: float, dead: bool) -> RunState:
     """The run had no driver that writes events, or a later start without one."""
     status = None if facts.status is None else facts.status.status
-    if status == "FINISHED":
-        return RunState("finished")
-    if status == "KILLED":
-        return RunState("stopped")
-    if status == "FAILED":
-        return RunState("died")
+    if status is not None and status != "RUNNING":
+        return RunState(OF_STATUS[status])
     if dead:
         return RunState("died", "its process is gone")
     if facts.seen is None or status is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from convmlp_platform.config.sections.model_options import MAX_CLASSES, MAX_IMAGE_SIZE, ModelOptions
 from convmlp_platform.config.sections.resilience import HangSection, RestartsSection
@@ -23,6 +23,9 @@ from convmlp_platform.config.sections.section import (
 )
 
 DEFAULT_ZERO_STAGE: Literal[2] = 2
+
+MOST_PROFILED_STEPS = 100
+"""A trace of ConvMLP-S has 3,000 to 5,000 events a step; a viewer bears some hundred thousand."""
 
 
 class ModelSection(Section):
@@ -231,3 +234,29 @@ class LaunchSection(Section):
     def least_workers(self) -> int:
         """With fewer than this the run waits."""
         return self.min_workers or self.num_workers
+
+
+# Nothing in it is part of a run's identity.
+class ProfileSection(Section):
+    """The steps that are recorded operator by operator (torch.profiler), and by which ranks."""
+
+    steps: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = Field(
+        description="[FIRST, END]: from when FIRST steps are done until END are, so END - FIRST steps; a first step of "
+        "a process is never typical: leave some out"
+    )
+    every_rank: bool = Field(False, description="a trace of each rank; by default rank 0's alone")
+
+    @field_validator("steps")
+    @classmethod
+    def _rises(cls, steps: tuple[int, int]) -> tuple[int, int]:
+        first, end = steps
+        if first >= end:
+            raise ValueError(
+                f"must rise, e.g. [{first}, {first + 10}]: its end isn't one of the steps recorded"
+            )
+        if end - first > MOST_PROFILED_STEPS:
+            raise ValueError(
+                f"are {end - first} steps, whose trace no viewer opens: {MOST_PROFILED_STEPS} at most, "
+                f"e.g. [{first}, {first + 10}]"
+            )
+        return steps

@@ -32,9 +32,13 @@ from convmlp_platform.report.svg_bars import (
     stacked_bars,
     timeline,
 )
+from convmlp_platform.tracking.journal_digest import JournalDigest
+from convmlp_platform.training.guard.incidents import Incident
 from data_prep.console import counted, duration
 
 _MOST_BARS = 24
+_Timed = tuple[Incident, float]
+"""With seconds since the run's beginning."""
 NO_RECORD = "There is no record of its time: training hasn't begun, or an older release did it."
 
 
@@ -50,7 +54,30 @@ def what_happened(facts: ReportedRun) -> list[Block]:
     divisor, unit = time_unit(whole)
     digest = facts.digest
     incidents = [(one, float(one.facts.get("time", 0.0)) - origin) for one in facts.incidents]
-    lanes = [
+    told = (
+        f"{counted(len(starts), 'start')}, {counted(len(found.interruptions), 'interruption')}, "
+        f"{counted(digest.checkpoints.count, 'checkpoint')}, {counted(digest.evaluations.count, 'evaluation')}, "
+        f"{counted(len(incidents), 'incident')}, in {duration(whole)} from {minute(origin)}"
+    )
+    lanes = [lane for lane in _lanes(found, starts, digest, incidents) if lane.bars or lane.marks]
+    drawn = timeline(lanes, title="What happened when", description=f"{told}.", unit=unit, divisor=divisor)
+    blocks: list[Block] = [
+        Sentence(f"{told}."),
+        Drawing(
+            drawn, "Green: ended as it should; red: died or failed; blue: goes on, or its end is unknown."
+        ),
+        _starts(starts),
+    ]
+    if digest.retired:
+        blocks.append(Sentence(f"{counted(digest.retired, 'checkpoint')} made room for newer ones.", "faint"))
+    return blocks + ([_incidents(incidents)] if incidents else [])
+
+
+def _lanes(
+    found: Goodput, starts: Sequence[RunStart], digest: JournalDigest, incidents: Sequence[_Timed]
+) -> list[TimelineLane]:
+    origin = found.history.origin
+    return [
         TimelineLane("training", bars=[_bar(start) for start in starts]),
         TimelineLane(
             "interrupted",
@@ -72,38 +99,15 @@ def what_happened(facts: ReportedRun) -> list[Block]:
             shape="triangle",
         ),
     ]  # fmt: skip
-    told = (
-        f"{counted(len(starts), 'start')}, {counted(len(found.interruptions), 'interruption')}, "
-        f"{counted(digest.checkpoints.count, 'checkpoint')}, {counted(digest.evaluations.count, 'evaluation')}, "
-        f"{counted(len(incidents), 'incident')}, in {duration(whole)} from {minute(origin)}"
-    )
-    shown = [lane for lane in lanes if lane.bars or lane.marks]
-    drawn = timeline(
-        shown, title="What happened when", description=f"{told}.", unit=unit, divisor=divisor
-    )  # fmt: skip
-    blocks: list[Block] = [
-        Sentence(f"{told}."),
-        Drawing(
-            drawn, "Green: ended as it should; red: died or failed; blue: goes on, or its end is unknown."
-        ),
-        _starts(starts),
-    ]
-    if digest.retired:
-        blocks.append(Sentence(f"{counted(digest.retired, 'checkpoint')} made room for newer ones.", "faint"))
-    if incidents:
-        rows = [
-            [
-                f"{one.number}",
-                duration(max(0.0, time)),
-                one.kind,
-                f"{one.step:,}",
-                cut(str(one.facts.get("message", ""))),
-            ]
-            for one, time in incidents
-        ]
-        head = ["number", "after", "kind", "step", "what"]
-        blocks.append(GridTable("Incidents", head, ends_of(rows), frozenset({0, 1, 3})))
-    return blocks
+
+
+def _incidents(incidents: Sequence[_Timed]) -> GridTable:
+    rows = [
+        [f"{one.number}", duration(max(0.0, time)), one.kind, f"{one.step:,}", cut(str(one.facts.get("message", "")))]
+        for one, time in incidents
+    ]  # fmt: skip
+    head = ["number", "after", "kind", "step", "what"]
+    return GridTable("Incidents", head, ends_of(rows), frozenset({0, 1, 3}))
 
 
 def _ended(facts: ReportedRun, starts: Sequence[RunStart]) -> list[RunStart]:
