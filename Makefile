@@ -30,8 +30,9 @@ install_alone() { with_uv "$$@" || "$${into:-$(BIN)}/python" -m pip --disable-pi
 install() { install_alone --constraint constraints.txt "$$@"; }
 endef
 
-# ffcv, with which the tests read our .beton files, is compiled from source against these.
-SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev
+# ffcv, with which the tests read our .beton files, is compiled from source against these; of the project one module is
+# (build_jpeg_crop.py), against libjpeg-dev.
+SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev libjpeg-dev
 
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
 TEST_WORKERS := 4
@@ -65,7 +66,8 @@ help:
 	@echo "make setup      only the environment (.venv)"
 	@echo "make clean      remove .venv, caches and the demo's output"
 
-setup: $(DONE)/ffcv $(DONE)/kubectl $(DONE)/checkov
+# The system's libraries first: the project is compiled against one.
+setup: $(DONE)/system $(DONE)/ffcv $(DONE)/kubectl $(DONE)/checkov
 
 demo: $(DONE)/project
 	@$(BIN)/convmlp demo $(if $(KEEP),--keep)
@@ -174,7 +176,7 @@ $(DONE)/torch: constraints.txt | $(DONE)/venv
 	@$(INSTALLER); install torch torchvision setuptools wheel
 	@touch $@
 
-$(DONE)/project: constraints.txt pyproject.toml | $(DONE)/torch
+$(DONE)/project: constraints.txt pyproject.toml build_jpeg_crop.py data_prep/images/jpeg_crop.c | $(DONE)/torch
 	@echo "Installing Ray, DeepSpeed, Accelerate and MLflow: 2 GB, this once"
 	@$(INSTALLER); export DS_BUILD_OPS=0; install deepspeed; install --editable .
 	@touch $@
@@ -186,7 +188,7 @@ $(DONE)/dev: constraints.txt pyproject.toml | $(DONE)/project
 
 $(DONE)/system: | $(DONE)/venv
 	@missing=""; \
-	if ! { command -v c++ && command -v pkg-config && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; then \
+	if ! { command -v c++ && command -v pkg-config && pkg-config --exists opencv4 libturbojpeg libjpeg; } >/dev/null 2>&1; then \
 		missing="$(SYSTEM_PACKAGES)"; \
 	fi; \
 	if ! $(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))'; then \
@@ -203,7 +205,7 @@ $(DONE)/system: | $(DONE)/venv
 					|| echo "  $$package can't be installed; going on without it"; \
 			done; \
 		else \
-			echo "Some system libraries are missing. With them, the ffcv tests run too:"; \
+			echo "Some system libraries are missing. With them, the ffcv tests run too, and photographs are read faster:"; \
 			echo "  sudo apt-get install -y $$missing"; \
 		fi; \
 	elif [ -n "$$missing" ]; then \

@@ -32,6 +32,7 @@ import torch
 from ledger_runs import MadeUpRun
 from prepared import digits
 
+from convmlp.transforms.pixels import Box
 from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import TrainLoader
 from convmlp_platform.data.sample_order import SampleOrder
@@ -53,10 +54,11 @@ MAX_WORLD_SIZE, MAX_READERS, MAX_READER_PROCESSES = 8, 4, 12
 
 
 class FirstPixel:
-    """The cheapest transform: images are decoded, and their first pixel is kept."""
+    """The cheapest transform: the first pixel of images is kept."""
 
     size = 1
     dtype = np.dtype(np.uint8)
+    box = Box(0, 0, 1, 1)
 
     def seed(self, key: int) -> None:
         pass
@@ -64,8 +66,8 @@ class FirstPixel:
     def view(self, height: int, width: int) -> FirstPixel:
         return self
 
-    def smallest(self, size: int) -> None:
-        return None
+    def smallest(self, size: int) -> tuple[int, int]:
+        return 1 << 20, 1 << 20
 
     def render(self, pixels: Any, view: Any, out: Any) -> None:
         out[:] = pixels[:1, :1]

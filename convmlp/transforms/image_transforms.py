@@ -138,16 +138,15 @@ class TrainTransform:
         )
 
     def render(self, pixels: Pixels, view: View, out: NDArray[Any]) -> None:
-        """Fill `out` (size, size, 3), of this transform's `dtype`, from the decoded image, which may be smaller
-        than stored."""
+        """Fill `out` (size, size, 3), of this transform's `dtype`, from the pixels of the view's box, which may have
+        been decoded smaller than stored."""
         plain = out if self._erase is None else np.empty(out.shape, np.uint8)
-        box = view.box.scaled(pixels.shape[:2], view.stored)
         if view.offset is None:
-            resize_into(plain, pixels, box, view.interpolation)
+            resize_into(plain, pixels, view.interpolation)
             if view.flip:
                 flip_in_place(plain)
         else:
-            self._pad_crop(pixels, box, view, plain)
+            self._pad_crop(pixels, view, plain)
         if self._color:
             plain[:] = np.asarray(self._color(Image.fromarray(plain)))
         if self._erase:
@@ -155,12 +154,12 @@ class TrainTransform:
             target.copy_(self.normalize(torch.from_numpy(plain).permute(2, 0, 1)))
             self._erase(target)
 
-    def _pad_crop(self, pixels: Pixels, box: Box, view: View, out: Pixels) -> None:
+    def _pad_crop(self, pixels: Pixels, view: View, out: Pixels) -> None:
         """Reflection padding, random crop and flip as one gather of rows and columns: 20 µs for 32 px images,
         torchvision's Pad, RandomCrop and RandomHorizontalFlip about 90."""
         assert self._reflected is not None and view.offset is not None
         if pixels.shape != out.shape:
-            resize_into(out, pixels, box, view.interpolation)
+            resize_into(out, pixels, view.interpolation)
             pixels = out.copy()
         top, left = view.offset
         rows, columns = self._reflected[top : top + self.size], self._reflected[left : left + self.size]
@@ -170,7 +169,8 @@ class TrainTransform:
         """A PIL image → normalised float32 [3, size, size], with whatever seed the generators have."""
         pixels = np.asarray(_to_rgb(image))
         out = np.empty((self.size, self.size, 3), self.dtype)
-        self.render(pixels, self.view(*pixels.shape[:2]), out)
+        view = self.view(*pixels.shape[:2])
+        self.render(view.box.cut(pixels, view.stored), view, out)
         tensor = torch.from_numpy(out).permute(2, 0, 1).contiguous()
         return tensor if self._erase else self.normalize(tensor)
 

@@ -37,9 +37,9 @@ class JointView(NamedTuple):
         scale = max(self.size[0] / self.box.height, self.size[1] / self.box.width)
         return math.ceil(self.stored[0] * scale), math.ceil(self.stored[1] * scale)
 
-    def pixels(self, image: Pixels, out: Pixels) -> None:
-        """Fill `out`, of this size, from the image, which may have been decoded smaller than stored."""
-        resize_into(out, image, self.box.scaled(image.shape[:2], self.stored), "bilinear")
+    def pixels(self, pixels: Pixels, out: Pixels) -> None:
+        """Fill `out`, of this size, from the box's pixels, which may have been decoded smaller than stored."""
+        resize_into(out, pixels, "bilinear")
         if self.flip:
             flip_in_place(out)
 

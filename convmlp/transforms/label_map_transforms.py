@@ -110,12 +110,13 @@ class SegmentationTrainTransform:
                 break
         return JointView(stored, box, seen, self.hflip > 0 and random.random() < self.hflip)
 
-    def render(self, image: Pixels, labels: LabelMap, view: JointView, out: Pixels, seen: LabelMap) -> None:
-        """Fill `out` (size, size, 3) and `seen` (size, size) from the image, which may have been decoded smaller."""
+    def render(self, pixels: Pixels, labels: LabelMap, view: JointView, out: Pixels, seen: LabelMap) -> None:
+        """Fill `out` (size, size, 3) and `seen` (size, size) from the pixels of the view's box, which may have been
+        decoded smaller, and the label map of the whole image."""
         height, width = view.size
         whole = (height, width) == (self.size, self.size)
         crop = out if whole else np.empty((height, width, 3), np.uint8)
-        view.pixels(image, crop)
+        view.pixels(pixels, crop)
         if self.photometric:
             distort_colors(crop)
         if not whole:

@@ -43,6 +43,11 @@ class Box(NamedTuple):
         top, left = round(self.top * high), round(self.left * wide)
         return Box(min(top, seen[0] - height), min(left, seen[1] - width), height, width)
 
+    def cut(self, image: Pixels, stored: tuple[int, int]) -> Pixels:
+        """Its pixels of a whole image, which may have been decoded smaller than its `stored` size."""
+        top, left, height, width = self.scaled(image.shape[:2], stored)
+        return image[top : top + height, left : left + width]
+
 
 def random_resized_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
@@ -67,17 +72,17 @@ def random_resized_box(
     return Box((height - tall) // 2, (width - wide) // 2, tall, wide)
 
 
-def resize_into(out: Pixels, pixels: Pixels, box: Box, interpolation: str) -> None:
-    """Fill `out` (H, W, 3) with the box, antialiased where it shrinks.
+def resize_into(out: Pixels, pixels: Pixels, interpolation: str) -> None:
+    """Fill `out` (H, W, 3) with `pixels` (height, width, 3), antialiased where they shrink.
 
     Args:
         interpolation: "bilinear" or "bicubic".
     """
-    cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    if cut.shape == out.shape:
-        out[:] = cut
+    if pixels.shape == out.shape:
+        out[:] = pixels
         return
-    source = torch.from_numpy(cut.copy()).permute(2, 0, 1)[None]
+    # In one piece, which the vectorised path takes, and writable, which torch takes without a warning.
+    source = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
     target = torch.from_numpy(out).permute(2, 0, 1)[None]
     _RESIZE[interpolation](source, list(out.shape[:2]), False, None, None, out=target)
 

@@ -7,6 +7,8 @@ Files in reading order:
     orientation  EXIF orientation
     jpeg         The structure of a JPEG file, read without decoding it
     jpeg_decode  Strict decoding of JPEG files with libjpeg-turbo
+    jpeg_box     Partial decoding: a rectangle of a JPEG's pixels
+    jpeg_crop.c  The same inside libjpeg-turbo, compiled where its header is at hand
     png          Are all pixels of a PNG file there and undamaged?
     masks        Segmentation masks
 

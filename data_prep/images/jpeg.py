@@ -8,7 +8,7 @@ entropy-coded data 15 µs; a full decode takes 1,300 µs. Files that are legal b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,8 @@ _XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 _MPF, _MPF_NAME = 0xE2, b"MPF\0"
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended sequential, progressive; all Huffman-coded
 _PROGRESSIVE, _SCAN, _END = 0xC2, 0xDA, 0xD9
-_TABLES = {0xC4, 0xDB, 0xDD}  # Huffman tables, quantisation tables, restart interval
+_RESTARTS = 0xDD
+_TABLES = {0xC4, 0xDB, _RESTARTS}  # Huffman tables, quantisation tables, restart interval
 _METADATA = {*range(0xE0, 0xF0), 0xFE}
 _MAX_SCANS = 100
 """Progressive files have about ten. A scan of a few bytes makes the decoder go through the whole image once more."""
@@ -44,6 +45,10 @@ class JpegHeader:
     """Place where the first scan starts."""
     metadata: tuple[tuple[int, int], ...]
     """Start and end of the application and comment segments."""
+    frame: int = 0
+    """Place where the segment starts that holds height and width."""
+    restarts: bool = False
+    """Whether markers may divide its coded data."""
 
     @property
     def num_blocks(self) -> int:
@@ -62,23 +67,28 @@ def parse_header(content: bytes) -> JpegHeader | None:
         return None
     frame: tuple[int, int, bytes, bool] | None = None
     metadata: list[tuple[int, int]] = []
+    frame_start, restarts = 0, False
     for code, start, end in _segments(content, 2):
         if code == _SCAN:
             if frame is None or end > len(content):
                 return None
             height, width, components, progressive = frame
             sampling = tuple((factors >> 4, factors & 15) for factors in components[1::3])
-            return JpegHeader(height, width, sampling, progressive, start, tuple(metadata))
+            return JpegHeader(
+                height, width, sampling, progressive, start, tuple(metadata), frame_start, restarts
+            )
         if code in _FRAMES:
             if frame is not None:
                 return None
-            frame = _frame(content[start + 4 : end], code)
+            frame, frame_start = _frame(content[start + 4 : end], code), start
             if frame is None:
                 return None
         elif code in _METADATA:
             metadata.append((start, end))
         elif code not in _TABLES:
             return None
+        elif code == _RESTARTS:
+            restarts = True
     return None
 
 
@@ -103,6 +113,33 @@ def expect_affordable(content: bytes, header: JpegHeader | None) -> None:
             f"damaged JPEG data: {len(content) - header.scan} bytes for {header.width} x {header.height} pixels, "
             f"which take {least} at least"
         )
+
+
+def first_marker(content: bytes, start: int) -> int:
+    """The place of the first 0xFF from `start` on that isn't followed by 0x00; -1: there is none. 25 µs for 107 kB."""
+    values = np.frombuffer(content, np.uint8, offset=start)
+    marked = values[:-1] == 0xFF
+    marked &= values[1:] != 0
+    found = int(marked.argmax()) if len(marked) else 0
+    return start + found if len(marked) and marked[found] else -1
+
+
+def is_one_whole_scan(
+    content: bytes, header: JpegHeader, first_marker: Callable[[bytes, int], int] = first_marker
+) -> bool:
+    """Is there one scan, of all components and sequential, which goes on to the end of the file without a marker?
+
+    Most photographs are such. Nothing in them is left for a decoder to stumble over but damage in the coded data and
+    bytes too many behind it. Padding before the end marker (0x00, 0xFF) gives False.
+
+    Args:
+        first_marker: a function that gives the same in less time.
+    """
+    if header.progressive or header.restarts or content[-2:] != EOI or content[-3] in (0x00, 0xFF):
+        return False
+    if content[header.scan + 4] != len(header.sampling):
+        return False
+    return first_marker(content, header.scan + 2) == len(content) - 2
 
 
 def is_complete(content: bytes, header: JpegHeader) -> bool:

@@ -28,7 +28,8 @@ from PIL import Image
 from data_prep.errors import RejectedSample
 from data_prep.images.jpeg import EOI, JpegHeader, for_pillow, without_metadata
 
-_PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+"""libjpeg's warning of bytes between the last pixel's and the end marker."""
 _METADATA_WARNINGS = ("unknown JFIF revision", "Unknown Adobe color", "bad ICC marker")
 _SCAN_WARNING = "Invalid SOS parameters"
 
@@ -103,7 +104,7 @@ def _plain(content: bytes, header: JpegHeader) -> bool:
 
 
 def _is_padding(content: bytes, problem: str) -> bool:
-    if not (match := _PADDING.search(problem)):
+    if not (match := EXTRANEOUS.search(problem)):
         return False
     end = content.rfind(EOI)
     return not content[max(0, end - int(match[1])) : end].strip(b"\x00\xff")

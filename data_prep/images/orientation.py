@@ -96,6 +96,22 @@ def turned_pixels(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
     return np.ascontiguousarray(pixels)
 
 
+def stored_rectangle(
+    rectangle: tuple[int, int, int, int], size: tuple[int, int], orientation: int
+) -> tuple[int, int, int, int]:
+    """Where a rectangle of the upright image lies in the stored one; both as top, left, height, width.
+
+    Args:
+        size: height and width of the upright image.
+    """
+    top, left, height, width = rectangle
+    if orientation in (3, 4, 7, 8):
+        top = size[0] - top - height
+    if orientation in (2, 3, 6, 7):
+        left = size[1] - left - width
+    return (left, top, width, height) if has_sides_swapped(orientation) else (top, left, height, width)
+
+
 def _orientation(exif: bytes, xmp: bytes) -> int:
     found = _of_exif(exif)
     if found is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):

@@ -76,7 +76,7 @@ def test_a_box_s_pixels_stay_the_object_s_pixels(
     assert np.abs(extent(seen) - box).max() <= 1.0
     pixels = np.repeat(255 * painted(rectangle)[..., None], 3, axis=2)
     out = np.empty((*view.size, 3), np.uint8)
-    view.pixels(pixels, out)
+    view.pixels(view.box.cut(pixels, view.stored), out)
     left, top, right, bottom = box
     rows = slice(int(np.ceil(top + 2)), max(0, int(bottom - 2)))
     columns = slice(int(np.ceil(left + 2)), max(0, int(right - 2)))
@@ -192,7 +192,7 @@ def test_crops_show_the_same_place_in_image_and_label_map(key: int) -> None:
     transform.seed(key)
     view = transform.view(labels)
     out, seen = np.empty((48, 48, 3), np.uint8), np.empty((48, 48), np.uint8)
-    transform.render(colors[labels], labels, view, out, seen)
+    transform.render(view.box.cut(colors[labels], view.stored), labels, view, out, seen)
     high, wide = view.size
     sure = out[:high, :wide].max(axis=2) > 250
     np.testing.assert_array_equal(out[:high, :wide][sure] > 127, colors[seen[:high, :wide]][sure] > 127)

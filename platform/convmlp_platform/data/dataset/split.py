@@ -9,6 +9,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -26,7 +27,14 @@ from data_prep.dataset.manifest import DatasetManifest, ShardInfo, load_manifest
 from data_prep.errors import DataPrepError
 from data_prep.images.image_file import expect_usual_size, open_image
 from data_prep.images.jpeg import expect_affordable
-from data_prep.images.orientation import UPRIGHT, orientation_of_jpeg, turned_pixels, turned_size
+from data_prep.images.jpeg_box import Rectangle, decode_box, eighths_for, header_for_boxes, size_at
+from data_prep.images.orientation import (
+    UPRIGHT,
+    orientation_of_jpeg,
+    stored_rectangle,
+    turned_pixels,
+    turned_size,
+)
 from data_prep.storage.urls import local_path, shown
 
 Pixels = NDArray[np.uint8]
@@ -68,6 +76,50 @@ def decode(
     return turned_pixels(_decode(content, smallest), orientation)
 
 
+class SeenBox(Protocol):
+    """A box of an image as it is stored, top, left, height, width (`convmlp.transforms.pixels.Box`)."""
+
+    def scaled(self, seen: tuple[int, int], stored: tuple[int, int]) -> Rectangle:
+        """The box in the image decoded at another size; sizes are height and width."""
+
+
+def decode_seen(
+    content: bytes | memoryview,
+    box: SeenBox,
+    stored: tuple[int, int],
+    smallest: tuple[int, int],
+    *,
+    orientation: int | None = None,
+) -> Pixels:
+    """The pixels of a box of an image file, those that `decode` with `smallest` gives there, bit for bit.
+
+    Args:
+        content, smallest, orientation: as in `decode`.
+        box: of the turned image.
+        stored: height and width of the image that the box was drawn for.
+
+    Raises:
+        OSError, ValueError: it can't be decoded.
+    """
+    content = bytes(content)
+    if orientation is None:
+        orientation = stored_orientation(content)
+    if header := header_for_boxes(content):
+        eighths = eighths_for(header, turned_size(*smallest, orientation))
+        size = turned_size(*size_at(header, eighths), orientation)
+        place = stored_rectangle(box.scaled(size, stored), size, orientation)
+        pixels = decode_box(content, header, place, eighths)
+        if pixels is not None:
+            return turned_pixels(pixels, orientation)
+    pixels = decode(content, smallest, orientation=orientation)
+    return _cut(pixels, box.scaled(pixels.shape[:2], stored))
+
+
+def _cut(pixels: Pixels, place: Rectangle) -> Pixels:
+    top, left, height, width = place
+    return pixels[top : top + height, left : left + width]
+
+
 def _decode(content: bytes, smallest: tuple[int, int] | None) -> Pixels:
     if content.startswith(_JPEG_START):
         expect_affordable(content, None)
@@ -106,12 +158,19 @@ class ReadPayload:
     split: ShardedSplit = field(repr=False, compare=False)
     orientation: int = UPRIGHT
 
-    def pixels(self, smallest: tuple[int, int] | None = None) -> Pixels:
-        """Shape (height, width, 3), read-only; `smallest` as in `decode`, which also says what is
-        raised."""
+    def pixels(self) -> Pixels:
+        """Shape (height, width, 3), read-only, decoded exactly; `decode` says what is raised."""
         if self.encoding == RAW_RGB:
             return np.frombuffer(self.content, np.uint8).reshape(self.height, self.width, 3)
-        return decode(self.content, smallest, orientation=self.orientation)
+        return decode(self.content, orientation=self.orientation)
+
+    def seen(self, box: SeenBox, smallest: tuple[int, int]) -> Pixels:
+        """The pixels of a box of the image, shape (height, width, 3), which may be decoded smaller than stored, though
+        not below `smallest`: as `decode_seen`."""
+        size = (self.height, self.width)
+        if self.encoding == RAW_RGB:
+            return _cut(self.pixels(), box.scaled(size, size))
+        return decode_seen(self.content, box, size, smallest, orientation=self.orientation)
 
     def annotation(self) -> bytes:
         """Returns the sample's annotation, read from the same shard; as `ShardedSplit.annotation`."""

@@ -161,7 +161,7 @@ class _LabelledDraft(FixedDraft):
         else:
             transform.seed(key)
             view = transform.view(payload.height, payload.width)
-            transform.render(payload.pixels(view.smallest(transform.size)), view, out)
+            transform.render(payload.seen(view.box, view.smallest(transform.size)), view, out)
         self.targets[place] = payload.label
 
 
@@ -199,7 +199,7 @@ class _ObjectsDraft(RowsDraft):
         if key is not None:
             transform.seed(key)
         view = transform.view(payload.height, payload.width)
-        pixels = payload.pixels(None if key is None else view.smallest())
+        pixels = payload.pixels() if key is None else payload.seen(view.box, view.smallest())
         view.pixels(pixels, self.take(place, view.size))
         target: dict[str, Any] = transform.target(_usable(found, transform.masks), view)
         target |= {"image_id": found.image_id, "size": (found.height, found.width)}
@@ -259,7 +259,7 @@ class _CropsDraft(FixedDraft):
         labels = _label_map(payload, self._num_classes)
         self._transform.seed(key)
         view = self._transform.view(labels)
-        pixels = payload.pixels(view.smallest())
+        pixels = payload.seen(view.box, view.smallest())
         self._transform.render(pixels, labels, view, self._pixels[place], self.targets[place])
 
 

@@ -30,7 +30,8 @@ def frozen_environment() -> dict[str, Any]:
     """The environment of this process as plain JSON values.
 
     `python`: version, implementation. `system`: platform, machine. `cpu`: model, instructions, cores. `packages`:
-    name → version. `torch`, `gpus`: where torch is imported, and CUDA is in use. `variables`: those that are set.
+    name → version. `torch`, `gpus`: where torch is imported, and CUDA is in use. `jpeg`: how training decodes, where
+    images are read. `variables`: those that are set.
     """
     return {
         "python": {"version": platform.python_version(), "implementation": platform.python_implementation()},
@@ -39,6 +40,7 @@ def frozen_environment() -> dict[str, Any]:
         "packages": installed_packages(),
         "torch": _torch(),
         "gpus": _gpus(),
+        "jpeg": _jpeg(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
@@ -106,3 +108,8 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_initialized():
         return []
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+def _jpeg() -> str | None:
+    boxes = sys.modules.get("data_prep.images.jpeg_box")
+    return None if boxes is None else str(boxes.way_of_decoding())

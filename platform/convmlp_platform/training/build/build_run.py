@@ -33,6 +33,7 @@ from convmlp_platform.training.step_plan import StepPlan, TrainState
 from convmlp_platform.training.stop_request import StopRequest
 from convmlp_platform.training.trainer import Trainer
 from data_prep.console import say
+from data_prep.images.jpeg_box import way_of_decoding
 
 # Seconds for MLflow when told to stop: who asks may kill soon, and the next start delivers the rest.
 SHORT_GOODBYE = 3.0
@@ -106,6 +107,8 @@ def build_run(
     task = parts.build_task(starting, manifest)
     if world.is_main and (line := start_line(starting, task.model, manifest)):
         say(f"model: {line}")
+    if world.is_main:
+        say(f"reading: {way_of_decoding()}")
     engine = parts.build_engine(job, task, manifest, world)
     tracker = open_tracker(job, manifest, folder, engine) if world.is_main else None
     watchers: list[Callback] = [

@@ -12,9 +12,12 @@ import xxhash
 from PIL import Image
 from reader_helpers import FORMATS, SAMPLES, loader, open_split, photos
 
+from convmlp_platform.data.dataset import split
 from convmlp_platform.data.dataset.split import decode
 from convmlp_platform.data.reading.loader import MicroBatch
 from convmlp_platform.errors import DataError
+from data_prep.images import jpeg_box
+from data_prep.images.jpeg_box import header_for_boxes
 
 
 def batches(folder: Path, format: str, num_workers: int = 0) -> list[MicroBatch]:
@@ -33,6 +36,19 @@ def assert_same(found: list[MicroBatch], wanted: list[MicroBatch], *, checksums:
 def test_both_formats_give_the_same_pixels(tmp_path: Path) -> None:
     folder = photos(tmp_path)
     assert_same(batches(folder, "ffcv"), batches(folder, "webdataset"), checksums=False)
+
+
+def test_boxes_decoded_alone_give_the_batches_of_whole_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photos(tmp_path)
+    kinds = [bool(header_for_boxes(bytes(open_split(folder).payload(at).content))) for at in range(SAMPLES)]
+    assert sum(kinds) == SAMPLES * 4 // 5, "JPEGs"
+    alone = batches(folder, "webdataset")
+    monkeypatch.setattr(jpeg_box, "_compiled", lambda: (None, "a test"))
+    assert_same(alone, batches(folder, "webdataset"), checksums=True)
+    monkeypatch.setattr(split, "header_for_boxes", lambda _content: None)
+    assert_same(alone, batches(folder, "webdataset"), checksums=True)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
