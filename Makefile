@@ -31,7 +31,7 @@ install() { install_alone --constraint constraints.txt "$$@"; }
 endef
 
 # ffcv, with which the tests read our .beton files, is compiled from source against these; of the project one module is
-# (build_jpeg_crop.py), against libjpeg-dev.
+# (data_prep/images/build_jpeg_crop.py), against libjpeg-dev.
 SYSTEM_PACKAGES := build-essential pkg-config libopencv-dev libturbojpeg0-dev libjpeg-dev
 
 # Tests wait for servers and processes for a quarter of their time or more: four at once, on two cores too.
@@ -176,7 +176,7 @@ $(DONE)/torch: constraints.txt | $(DONE)/venv
 	@$(INSTALLER); install torch torchvision setuptools wheel
 	@touch $@
 
-$(DONE)/project: constraints.txt pyproject.toml build_jpeg_crop.py data_prep/images/jpeg_crop.c | $(DONE)/torch
+$(DONE)/project: constraints.txt pyproject.toml data_prep/images/build_jpeg_crop.py data_prep/images/jpeg_crop.c | $(DONE)/torch
 	@echo "Installing Ray, DeepSpeed, Accelerate and MLflow: 2 GB, this once"
 	@$(INSTALLER); export DS_BUILD_OPS=0; install deepspeed; install --editable .
 	@touch $@
