@@ -7,7 +7,7 @@ How much is said is asked for by two variables, which a job's processes inherit:
 errors, CONVMLP_VERBOSE=1 adds what our loggers note for those who look for a fault (on stderr, without passwords).
 
 Durations, sizes and numbers of things read alike wherever people see them: `duration`, `rough_duration`,
-`short_duration`, `stored_size`, `memory_size`, `counted`.
+`short_duration`, `stored_size`, `memory_size`, `counted`, `some_of`.
 """
 
 # ruff: noqa: RUF001
@@ -19,7 +19,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_prep.storage.urls import scrubbed
@@ -226,6 +226,12 @@ def counted(number: int | str, noun: str) -> str:
     """`1 worker`, `1,024 workers`, `1 to 2 workers`."""
     shown = number if isinstance(number, str) else f"{number:,}"
     return f"{shown} {noun}{'s' * (shown != '1')}"
+
+
+def some_of(texts: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first of many, and how many more there are: `a, b, c and 1,024 more`."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return between.join(texts[:most]) + more
 
 
 def adapt_streams() -> None:

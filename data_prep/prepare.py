@@ -13,7 +13,7 @@ from typing import Protocol
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME, check_budget, sum_objects
 from data_prep.annotations.object_report import describe as describe_objects
 from data_prep.config import DigitsSource, PrepareConfig
-from data_prep.console import progress_bar, rough_duration, say, stored_size
+from data_prep.console import progress_bar, rough_duration, say, some_of, stored_size
 from data_prep.dataset.manifest import MANIFEST_NAME, DatasetManifest, load_manifest, write_manifest
 from data_prep.errors import DataPrepError
 from data_prep.output_folder import (
@@ -258,11 +258,11 @@ def _write_rejected(config: PrepareConfig, rejected: list[Rejected]) -> None:
 def _too_many(
     rejected: list[Rejected], plan: Plan, config: PrepareConfig, *, all_read: bool
 ) -> DataPrepError:
-    shown = "; ".join(f"{r.location[:_SHOWN_CHARACTERS]}: {r.reason}" for r in rejected[:_SHOWN_REJECTS])
-    more = f"; and {len(rejected) - _SHOWN_REJECTS} more" if len(rejected) > _SHOWN_REJECTS else ""
+    told = [f"{one.location[:_SHOWN_CHARACTERS]}: {one.reason}" for one in rejected]
     so_far = "" if all_read else " so far"
     return DataPrepError(
         f"{len(rejected)} of {plan.num_samples} images can't be used{so_far}, max_rejected "
-        f"({config.max_rejected:g}) allows {int(config.max_rejected * plan.num_samples)}: {shown}{more}. "
-        f"All are in {config.output.path / REJECTED_NAME}; repair or remove them, or raise max_rejected"
+        f"({config.max_rejected:g}) allows {int(config.max_rejected * plan.num_samples)}: "
+        f"{some_of(told, _SHOWN_REJECTS, '; ')}. All are in {config.output.path / REJECTED_NAME}; repair "
+        "or remove them, or raise max_rejected"
     )

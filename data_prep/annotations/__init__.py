@@ -6,5 +6,5 @@ Files in reading order:
     detection_checks  Problems of one object of a detection annotation
     object_report     Preparation's report of annotated objects
 
-May import: data_prep.dataset, data_prep.errors, data_prep.images.
+May import: data_prep.console, data_prep.dataset, data_prep.errors, data_prep.images.
 """

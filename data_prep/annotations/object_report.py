@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.annotations.annotations import Detection
+from data_prep.console import some_of
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.errors import DataPrepError
 
@@ -120,9 +121,5 @@ def check_budget(counts: ObjectCounts, odd: Iterable[OddObject], allowed: float,
 
 
 def _first(objects: Sequence[OddObject]) -> str:
-    told = [
-        f"image {one.key} of {one.split}, annotation {one.annotation}: {one.reason}"
-        for one in objects[:_SHOWN]
-    ]
-    more = [f"and {len(objects) - _SHOWN:,} more"] if len(objects) > _SHOWN else []
-    return "; ".join([*told, *more])
+    told = [f"image {one.key} of {one.split}, annotation {one.annotation}: {one.reason}" for one in objects]
+    return some_of(told, _SHOWN, "; ")

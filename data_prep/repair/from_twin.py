@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.console import some_of
 from data_prep.dataset.checksums import payload_checksum
 from data_prep.dataset.index import ENCODED, RAW_RGB, write_index
 from data_prep.dataset.manifest import DatasetManifest
@@ -112,9 +113,8 @@ def _write(
                 )
         writer.finish()
     if missing:
-        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         raise NotPossible(
-            f"{'samples' if len(missing) > 1 else 'sample'} {', '.join(missing[:_SHOWN])}{more} "
+            f"{'samples' if len(missing) > 1 else 'sample'} {some_of(missing, _SHOWN)} "
             "can't be had from the files that are left"
         )
 

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from data_prep.config import WebDatasetSource
+from data_prep.console import some_of
 from data_prep.errors import DataPrepError
 from data_prep.sources.archives.archive_bytes import ByteRanges, range_location
 from data_prep.sources.archives.tar_members import PROBLEMS, TarMember, tar_members
@@ -75,7 +76,7 @@ def find_shards(root: Path, pattern: str, where: str) -> list[str]:
             absent.append(name)
         found |= dict.fromkeys(matches)
     if absent:
-        raise DataPrepError(f"{where}: no file {_some(absent)} below {root}{_what_is_there(root)}")
+        raise DataPrepError(f"{where}: no file {some_of(absent, 3)} below {root}{_what_is_there(root)}")
     for name in found:
         if not (root / name).resolve().is_relative_to(root.resolve()):
             raise DataPrepError(f"{root / name} leads out of source.path to {(root / name).resolve()}")
@@ -98,11 +99,7 @@ def _choices(inside: str) -> list[str]:
 
 def _what_is_there(root: Path) -> str:
     tars = sorted(str(path.relative_to(root)) for glob in ("*.tar", "*/*.tar") for path in root.glob(glob))
-    return f"; the tars there: {_some(tars)}" if tars else ", where there are no tars at all"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return f"; the tars there: {some_of(tars, 3)}" if tars else ", where there are no tars at all"
 
 
 _IMAGE_FIELDS = {"jpg", "jpeg", "png", "webp", "bmp"}

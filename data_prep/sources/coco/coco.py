@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from data_prep.annotations.annotations import completed, detection_json, parse_detection
 from data_prep.config import CocoSource
+from data_prep.console import some_of
 from data_prep.errors import DataPrepError
 from data_prep.sources.coco.document import CocoDocument, map_document, read_document, read_part
 from data_prep.sources.parsing.source_folder import expect_inside, file_keys, inside_of, unicode_twins
@@ -116,7 +117,9 @@ class Coco:
         take minutes on a network file system."""
         uses = Counter(image.file_name for image in document.images.values())
         if twice := [name for name, count in uses.items() if count > 1]:
-            raise DataPrepError(f"{document.path}: {len(twice)} files have two images: {_shown(twice)}")
+            raise DataPrepError(
+                f"{document.path}: {len(twice)} files have two images: {some_of(twice, _SHOWN)}"
+            )
         listed: dict[Path, dict[str, bool]] = {}
         missing, twins = [], ""
         for number, image in document.images.items():
@@ -138,7 +141,7 @@ class Coco:
         if len(missing) == len(document.images):  # some alone are rejected as they are read
             raise DataPrepError(
                 f"{document.path} lists {len(missing):,} images, and none of them is in {self.root / folder}: "
-                f"{_shown(missing)}{twins}"
+                f"{some_of(missing, _SHOWN)}{twins}"
             )
 
 
@@ -149,7 +152,7 @@ def _common_categories(documents: dict[str, CocoDocument]) -> dict[int, str]:
             different = sorted(set(first.categories.items()) ^ set(other.categories.items()))
             raise DataPrepError(
                 f"{first.path} and {other.path} have different categories: "
-                f"{_shown([f'{number} {name}' for number, name in different])}"
+                f"{some_of([f'{number} {name}' for number, name in different], _SHOWN)}"
             )
     return first.categories
 
@@ -164,7 +167,3 @@ def _files(folder: Path) -> dict[str, bool]:
 
 def _join(ranges: list[int]) -> str:
     return ",".join(f"{start}+{length}" for start, length in zip(ranges[::2], ranges[1::2], strict=True))
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from data_prep.config import ImageNetSource
+from data_prep.console import some_of
 from data_prep.errors import DataPrepError
 from data_prep.sources.parsing.source_folder import readable_classes, sample_key
 from data_prep.sources.source import Listing, SampleRef
@@ -81,7 +82,7 @@ class ImageNet:
         self._expect_all_classes(wnids, self._layout.synsets())
         if stray := sorted({file.wnid for file in val} - set(wnids)):
             raise DataPrepError(
-                f"{self._path}: validation images are of {len(stray)} classes without train images: {_some(stray)}"
+                f"{self._path}: validation images are of {len(stray)} classes without train images: {some_of(stray, 3)}"
             )
         for split, files in (("train", train), ("val", val)):
             if not files:
@@ -105,12 +106,12 @@ class ImageNet:
         if published and (absent := sorted(set(published) - set(wnids))):
             raise DataPrepError(
                 f"{self._path}: {len(absent)} of {len(published)} published classes have no train images: "
-                f"{_some(absent)}; complete them, or use source.kind: image_folder for a part of ImageNet"
+                f"{some_of(absent, 3)}; complete them, or use source.kind: image_folder for a part of ImageNet"
             )
         if published and (stray := sorted(set(wnids) - set(published))):
             raise DataPrepError(
                 f"{self._path}: {len(stray)} train classes are not among the {len(published)} published ones: "
-                f"{_some(stray)}"
+                f"{some_of(stray, 3)}"
             )
 
 
@@ -163,7 +164,3 @@ def _wordnet_names(wnids: list[str]) -> dict[str, str]:
         except KeyError:
             continue
     return names
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

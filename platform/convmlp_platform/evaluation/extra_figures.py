@@ -7,8 +7,6 @@ batch by batch, on images that lie on the device already.
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import socket
 import time
@@ -26,6 +24,7 @@ from convmlp.transforms.pixel_order import Order, instead_of, permute_pixels, pi
 from convmlp_platform.config.evaluate_job import PermutationSection, ThroughputSection
 from convmlp_platform.errors import DataError
 from convmlp_platform.evaluation.result import Hardware, Permutation, Permuted, Throughput, ThroughputRow
+from convmlp_platform.tracking.provenance.frozen_environment import cpu_model
 from data_prep.storage.json_files import DamagedJson, read_json
 
 if TYPE_CHECKING:
@@ -236,21 +235,10 @@ def _as_micro_batch(images: Any, size: int) -> MicroBatch:
 
 def hardware_of(device: torch.device) -> Hardware:
     """Returns the hardware that computes: the GPU's or the processor's name, the threads, the host."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     return Hardware(
         device="cuda" if device.type == "cuda" else "cpu",
         name=name,
         threads=torch.get_num_threads(),
         host=socket.gethostname(),
     )
-
-
-def _processor() -> str:
-    """Linux tells it in /proc/cpuinfo only."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores)"

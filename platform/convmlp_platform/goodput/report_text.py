@@ -24,7 +24,7 @@ _LONGEST_MESSAGE = 70
 
 
 def headline(found: Goodput) -> str:
-    """`goodput 91.3 %; 2 interruptions (1 hardware, 1 hang) took 1 min 12 s; 16 h 40 min of workers in all`, cost."""
+    """`goodput 91.3 %; 2 interruptions (hardware 1, hang 1) took 1 min 12 s; 16 h 40 min of workers in all`, cost."""
     parts = [f"goodput {100 * found.goodput:.1f} %"]
     if found.interruptions:
         spent = sum(one.seconds for one in found.interruptions)
@@ -45,6 +45,11 @@ def report_lines(name: str, found: Goodput) -> list[str]:
         *_interrupted(found),
         *_money(found),
     ]
+
+
+def by_cause(causes: Sequence[str]) -> str:
+    """`hardware 2, hang 1`, in the order in which they came first."""
+    return ", ".join(f"{cause} {causes.count(cause)}" for cause in dict.fromkeys(causes))
 
 
 def asked_for(found: Goodput) -> str:
@@ -148,7 +153,4 @@ def _money(found: Goodput) -> list[str]:
 
 
 def _counted(found: Sequence[Interruption]) -> str:
-    """`3 interruptions (2 hardware, 1 hang)`."""
-    causes = [one.cause for one in found]
-    each = ", ".join(f"{causes.count(cause)} {cause}" for cause in dict.fromkeys(causes))
-    return f"{counted(len(causes), 'interruption')} ({each})"
+    return f"{counted(len(found), 'interruption')} ({by_cause([one.cause for one in found])})"

@@ -10,6 +10,7 @@ from pathlib import Path
 from convmlp_platform.config.paths import root
 from convmlp_platform.errors import ConfigError
 from convmlp_platform.runs.find_run import OF_RUNS, RUNS, SWEEP_NAME, find_run
+from data_prep.console import some_of
 
 # Datasets, evaluations and bundles hold no runs.
 _OF_OTHERS = frozenset({"manifest.json", "result.json", "bundle.json", "MLmodel"})
@@ -45,8 +46,8 @@ def one_run(text: str) -> Path:
     found = find_runs(folder)
     if [one.path for one in found] == [folder]:
         return folder
-    names = ", ".join(f"{text.rstrip('/')}/{one.name}" for one in found[:_NAMES_SHOWN])
-    more = f": it holds {names}{', ...' if len(found) > _NAMES_SHOWN else ''}" if found else ""
+    names = some_of([f"{text.rstrip('/')}/{one.name}" for one in found], _NAMES_SHOWN)
+    more = f": it holds {names}" if found else ""
     raise ConfigError(f"{folder} is no run's folder{more}")
 
 

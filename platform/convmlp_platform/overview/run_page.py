@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from convmlp_platform.goodput.account import Goodput
-from convmlp_platform.goodput.report_text import NAMES
+from convmlp_platform.goodput.report_text import NAMES, by_cause
 from convmlp_platform.goodput.slices import TimeClass
 from convmlp_platform.overview.run_overview import RunOverview, overview_from
 from convmlp_platform.overview.run_reader import RunReader
@@ -17,6 +17,7 @@ from convmlp_platform.overview.runs_table import score
 from convmlp_platform.runs.run_folder import registered_as
 from convmlp_platform.runs.run_state import newest_session
 from convmlp_platform.tracking.journal import MetricsRecord
+from convmlp_platform.training.evaluation.evaluation_record import scores_line
 from data_prep.console import rough_duration
 from data_prep.storage.json_files import DamagedJson
 
@@ -91,10 +92,8 @@ def training_line(record: MetricsRecord) -> str:
 def evaluation_line(metrics: Mapping[str, float]) -> str:
     """`top1 61.20 %  loss 1.9021`: what the models are judged by; curves of classes are left out."""
     own = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
-    return "  ".join(
-        f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2f} %"
-        for name, value in own.items()
-        if "/" not in name and not math.isnan(value)
+    return scores_line(
+        {name: value for name, value in own.items() if "/" not in name and not math.isnan(value)}
     )
 
 
@@ -129,7 +128,7 @@ def _workers(reader: RunReader, overview: RunOverview) -> list[str]:
         named = [f"{host} x {len(list(same))}" for host, same in groupby(sorted(map(str, hosts or ())))]
         lines[0] += f", start {session.attempt.get('start')}" + (f": {', '.join(named)}" if named else "")
     if overview.restarts:
-        lines.append(f"restarts: {_counted(overview.restarts)}")
+        lines.append(f"restarts: {len(overview.restarts)} ({by_cause(overview.restarts)})")
     return lines
 
 
@@ -174,9 +173,3 @@ def _registered(run: Path) -> list[str]:
     except (OSError, DamagedJson):
         return []
     return [] if uri is None else [uri]
-
-
-def _counted(causes: Sequence[str]) -> str:
-    """`3 (hardware 2, hang 1)`."""
-    each = ", ".join(f"{cause} {causes.count(cause)}" for cause in dict.fromkeys(causes))
-    return f"{len(causes)} ({each})"

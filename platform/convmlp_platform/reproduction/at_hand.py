@@ -23,7 +23,7 @@ from convmlp_platform.tracking.provenance.code_state import CodeState, this_code
 from convmlp_platform.tracking.provenance.frozen_environment import frozen_environment
 from convmlp_platform.tracking.provenance.lineage_files import CODE, CODE_DIFF, ENVIRONMENT
 from convmlp_platform.tracking.provenance.submitted_job import StoredCode
-from data_prep.console import counted
+from data_prep.console import counted, some_of
 from data_prep.storage.json_files import DamagedJson, read_json
 
 Kind = Literal["same", "differs", "unknown", "missing"]
@@ -130,8 +130,7 @@ def _code(folder: Path, run: RunFacts) -> Iterator[AtHand]:
     differing = sorted(
         name for name in then.files.keys() | here.files.keys() if then.files.get(name) != here.files.get(name)
     )
-    more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
-    text = f"{len(differing)} source files differ: {', '.join(differing[:_SHOWN])}{more}; it was {commit}"
+    text = f"{len(differing)} source files differ: {some_of(differing, _SHOWN)}; it was {commit}"
     if then.dirty:
         whole = then.diff is not None and then.diff.is_whole
         patch = folder / CODE_DIFF

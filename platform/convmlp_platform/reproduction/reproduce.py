@@ -18,7 +18,7 @@ from convmlp_platform.reproduction.equal_weights import WeightsComparison, compa
 from convmlp_platform.reproduction.rebuild import REBUILT_JOB, TAG, Rebuilt, Wishes, rebuild
 from convmlp_platform.runs.run_folder import last_job, run_path
 from convmlp_platform.tracking.provenance.submitted_job import as_json, given_job
-from data_prep.console import say
+from data_prep.console import say, some_of
 from data_prep.storage.files import write_atomically
 
 NOT_EQUAL = 3
@@ -140,9 +140,8 @@ def _verdict(rebuilt: Rebuilt, findings: Sequence[AtHand], found: WeightsCompari
     lines = [
         f"NOT EQUAL: the weights of {name} (sha256:{found.other_sha256}) are not those of {uri} (sha256:{found.sha256})"
     ]
-    more = f" and {len(found.differing) - _SHOWN} more" if len(found.differing) > _SHOWN else ""
     far = "" if found.furthest is None else f"; the largest difference is {found.furthest:.3g}"
-    lines.append(f"  {len(found.differing)} tensors differ: {', '.join(found.differing[:_SHOWN])}{more}{far}")
+    lines.append(f"  {len(found.differing)} tensors differ: {some_of(found.differing, _SHOWN)}{far}")
     reasons = [f"{one.what}: {one.text}" for one in findings if one.kind != "same"]
     lines += [f"  a possible reason: {reason}" for reason in reasons]
     if not reasons:

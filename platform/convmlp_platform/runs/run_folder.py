@@ -187,7 +187,7 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
         ConfigError: another recipe has the name.
         CheckpointError: the folder can't be written.
     """
-    from convmlp_platform.tracking.provenance.lineage_files import without_secrets
+    from convmlp_platform.tracking.provenance.lineage_files import scrubbed_values
 
     check_owner(job, dataset_digest, weights)
     path = run_path(job)
@@ -197,7 +197,7 @@ def claim(job: TrainJob, dataset_digest: str, weights: str | None = None) -> Run
         if fields is None:
             fields = identity_fields(job, dataset_digest, weights)
             write_identity(path, fields)
-        write_json(path / JOB_NAME, without_secrets(job.model_dump(mode="json")))
+        write_json(path / JOB_NAME, scrubbed_values(job.model_dump(mode="json")))
     except OSError as error:
         raise CheckpointError(f"checkpoint.path: can't write to {path}: {error.strerror}") from error
     return RunFolder(path, identity_of(fields))

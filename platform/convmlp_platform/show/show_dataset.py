@@ -16,6 +16,7 @@ from convmlp_platform.pictures.charts import class_histogram, save_figure
 from convmlp_platform.pictures.contact_sheet import contact_sheet
 from convmlp_platform.pictures.style import FAINT, Color
 from data_prep.annotations.object_report import ODD_OBJECTS_NAME, describe, objects_of
+from data_prep.console import some_of
 from data_prep.dataset.manifest import DatasetManifest
 
 _COLUMNS = {"classification": 6, "detection": 3, "segmentation": 3}
@@ -91,14 +92,9 @@ def _label_numbers(labels: Sequence[str], manifest: DatasetManifest) -> set[int]
     for label in labels:
         if label not in numbers:
             near = get_close_matches(label, manifest.classes, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {_some(manifest.classes)}"
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {some_of(manifest.classes, 10)}"
             raise DataError(f"--labels: dataset {manifest.name} has no class {label!r}; {hint}")
     return {numbers[label] for label in labels}
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
 
 
 def _choose(view: SplitView, wanted: set[int], count: int, seed: int) -> list[int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from convmlp_platform.checkpoints.async_checkpointer import SaveEvent
 from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.runs.run_folder import RunFolder
 from convmlp_platform.tracking.tracker import Tracker
 from convmlp_platform.training.evaluation.evaluate import scores_of, taken_weights
+from convmlp_platform.training.evaluation.evaluation_record import scores_line
 from convmlp_platform.training.guard.bad_steps import BadStep
 from convmlp_platform.training.guard.guard import Action
 from convmlp_platform.training.step_plan import TrainState
@@ -77,11 +78,13 @@ class Console(Callback):
     def on_evaluation(self, metrics: dict[str, float], state: TrainState) -> None:
         best = "  (best so far)" if state.best == metrics else ""
         epoch = state.step / self.steps_per_epoch
-        self._say(f"evaluation after epoch {epoch:.1f}: {_shown(scores_of(metrics))}{best}")
+        self._say(f"evaluation after epoch {epoch:.1f}: {scores_line(scores_of(metrics))}{best}")
         average, plain = scores_of(metrics, "average"), scores_of(metrics, "plain")
         if plain:
             taken = taken_weights(metrics, averages=True)
-            self._say(f"  average of the weights: {_shown(average)}; plain: {_shown(plain)}; {taken} taken")
+            self._say(
+                f"  average of the weights: {scores_line(average)}; plain: {scores_line(plain)}; {taken} taken"
+            )
 
     def on_save(self, event: SaveEvent) -> None:
         if event.kind == "failed":
@@ -115,9 +118,3 @@ class StepsDone(Callback):
 
     def on_log(self, metrics: dict[str, float], state: TrainState) -> None:
         self._at_step(state.step)
-
-
-def _shown(scores: Mapping[str, float]) -> str:
-    return "  ".join(
-        f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2f} %" for name, value in scores.items()
-    )

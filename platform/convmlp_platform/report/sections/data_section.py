@@ -28,7 +28,7 @@ from convmlp_platform.report.blocks import (
 )
 from convmlp_platform.report.embedded_images import encoded
 from convmlp_platform.report.reported_run import ReportedRun
-from data_prep.console import stored_size
+from data_prep.console import some_of, stored_size
 from data_prep.dataset.manifest import DatasetManifest
 from data_prep.storage.json_files import parse_json_lines
 from data_prep.storage.urls import is_url, shown
@@ -112,9 +112,7 @@ def _facts(facts: ReportedRun, manifest: DatasetManifest | None) -> FactTable:
 
 
 def _classes(manifest: DatasetManifest) -> Folded:
-    names = [cut(name, 80) for name in manifest.classes[:_MOST_CLASSES]]
-    more = manifest.num_classes - len(names)
-    text = ", ".join(names) + (f" and {more:,} more" if more else "")
+    text = some_of([cut(name, 80) for name in manifest.classes], _MOST_CLASSES)
     return Folded(f"The {manifest.num_classes:,} classes", [Sentence(text)])
 
 

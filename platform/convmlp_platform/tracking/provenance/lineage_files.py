@@ -51,7 +51,7 @@ def write_facts(folder: Path, job: Mapping[str, Any], code: CodeState) -> list[P
     try:
         place.mkdir(parents=True, exist_ok=True)
         environment = frozen_environment()
-        write_atomically(place / JOB, as_json(without_secrets(dict(job))), durable=False)
+        write_atomically(place / JOB, as_json(scrubbed_values(dict(job))), durable=False)
         write_atomically(place / CODE, as_json(code.facts()), durable=False)
         write_diff(place / CODE_DIFF, code)
         write_atomically(place / ENVIRONMENT, as_json(environment), durable=False)
@@ -63,10 +63,10 @@ def write_facts(folder: Path, job: Mapping[str, Any], code: CodeState) -> list[P
     return [place / name for name in ALL_FILES if (place / name).is_file()]
 
 
-def without_secrets(value: Any) -> Any:
+def scrubbed_values(value: Any) -> Any:
     """Plain JSON values whose texts have lost the user info and queries of URLs."""
     if isinstance(value, dict):
-        return {key: without_secrets(item) for key, item in value.items()}
+        return {key: scrubbed_values(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_secrets(item) for item in value]
+        return [scrubbed_values(item) for item in value]
     return scrubbed(value) if isinstance(value, str) else value

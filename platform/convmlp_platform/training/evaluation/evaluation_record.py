@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,3 +46,10 @@ def metrics_of(path: Path, step: int, attempt: int) -> dict[str, float]:
     """The metrics on record of a step that `attempt` did; empty where it wasn't evaluated."""
     found = [line.metrics for line in read_evaluations(path) if (line.step, line.attempt) == (step, attempt)]
     return next((metrics for metrics in reversed(found) if metrics), {})
+
+
+def scores_line(scores: Mapping[str, float]) -> str:
+    """`top1 61.20 %  loss 1.9021`."""
+    return "  ".join(
+        f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2f} %" for name, value in scores.items()
+    )

@@ -7,5 +7,5 @@ Files in reading order:
     incidents  The record of what went wrong in a run
     agreement  The exchange of the facts that all ranks need about a step before its update, in one
 
-May import: config, data, data_prep.storage, distributed, engine, errors, ledger.
+May import: config, data, data_prep.console, data_prep.storage, distributed, engine, errors, ledger.
 """

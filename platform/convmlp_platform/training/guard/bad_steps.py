@@ -20,6 +20,7 @@ from convmlp_platform.training.guard import incidents
 from convmlp_platform.training.guard.agreement import Agreement
 from convmlp_platform.training.guard.guard import Action, Guard, GuardVerdict
 from convmlp_platform.training.guard.incidents import MicroBatchRecord
+from data_prep.console import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,7 @@ class BadStep:
     @property
     def shown_samples(self) -> str:
         """Some of the ids, in words."""
-        rest = len(self.samples) - _SHOWN
-        return ", ".join(map(str, self.samples[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+        return some_of([str(sample) for sample in self.samples], _SHOWN)
 
 
 @dataclass
