@@ -22,13 +22,14 @@ def test_the_table_tells_classes_interruptions_and_money(
 ) -> None:
     assert main(["goodput", str(run)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("run story: goodput 31.8 %\n  1 m 06 s x 2 workers = 0.037 worker hours; 2 starts")
+    assert text.startswith(
+        "run story: goodput 31.8 %\n  1 min 06 s x 2 workers = 0.037 worker hours; 2 starts"
+    )
     lines = {line[:24].strip(): line[24:].split() for line in text.splitlines()}
     assert lines["useful steps"] == ["42.0", "s", "31.82", "%", "0.4200"]
     assert lines["all"] == ["2", "min", "12", "s", "100.00", "%", "1.11"]
-    assert (
-        "hardware      7.50 s     0.00 s     7.50 s     29.0 s    0.3650  the node of rank 1 is gone" in text
-    )
+    words = " ".join(text.split())
+    assert "hardware 7.50 s 0.00 s 7.50 s 29.0 s 0.3650 the node of rank 1 is gone" in words
     assert "cost 1.11 EUR at 36 EUR an hour and worker\n  the last failure cost 0.3650 EUR" in text
 
 
