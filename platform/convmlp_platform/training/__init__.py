@@ -18,6 +18,6 @@ Files in reading order:
     preflight/       Finds a job's problems before any worker starts
 
 May import: checkpoints, config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.errors,
-data_prep.prepare, data_prep.sources, data_prep.storage, distributed, engine, errors, goodput, health, ledger, models,
-pictures, registry, runs, torch_internals, tracking.
+data_prep.images, data_prep.prepare, data_prep.sources, data_prep.storage, distributed, engine, errors, goodput,
+health, ledger, models, pictures, registry, runs, torch_internals, tracking.
 """

@@ -9,6 +9,6 @@ Files in reading order:
     initial_weights   The weights that a run starts from
     bundle_spec       The description of a job's model, which allows its use without the job
 
-May import: checkpoints, config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.storage, distributed,
-engine, errors, health, ledger, models, runs, tracking, training.
+May import: checkpoints, config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.images,
+data_prep.storage, distributed, engine, errors, health, ledger, models, runs, tracking, training.
 """
