@@ -10,6 +10,7 @@ import ast
 import io
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def code_files() -> dict[str, Path]:
         path = _source(folders[package].joinpath(*rest.split(".")) if rest else folders[package])
         if path is not None:
             found[f"{package}/{path.relative_to(folders[package]).as_posix()}"] = path
-            ahead += imported_modules(path)
+            ahead += _imports(path, path.stat().st_mtime_ns)
     return found
 
 
@@ -76,6 +77,12 @@ def imported_modules(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
             yield _named(node.args[0])
         ahead += ast.iter_child_nodes(node)
+
+
+@cache
+def _imports(path: Path, _changed: int) -> tuple[str, ...]:
+    """`imported_modules`, read once by a process that registers several models."""
+    return tuple(imported_modules(path))
 
 
 def _named(argument: ast.expr) -> str:

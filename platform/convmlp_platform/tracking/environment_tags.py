@@ -6,6 +6,7 @@ import getpass
 import platform
 import socket
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from convmlp_platform.tracking.provenance.code_state import CodeState, code_tags, this_code
@@ -27,7 +28,13 @@ def environment_tags(code: CodeState | None = None) -> dict[str, str]:
     }
     with suppress(Exception):  # no name for the user id, as in many containers
         tags["mlflow.user"] = getpass.getuser()
+    return tags | _versions() | code_tags(this_code() if code is None else code)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {}
     for library in _LIBRARIES:
         with suppress(PackageNotFoundError):
-            tags[f"{library}.version"] = version(library)
-    return tags | code_tags(this_code() if code is None else code)
+            found[f"{library}.version"] = version(library)
+    return found

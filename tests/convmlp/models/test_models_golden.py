@@ -8,6 +8,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +138,29 @@ def num_parameters(name: str, **options: Any) -> int:
     return sum(p.numel() for p in on_meta(name, **options).parameters())
 
 
+# Half a second of a core each: timm draws their weights in Python.
+MOST_MIXERS = {"mixer_s16", "mixer_b32", "mixer_l32", "mixer_l16", "mixer_h14"}
+
+
+def counts(names: Iterable[str]) -> dict[str, int]:
+    return {name: num_parameters(name) for name in names}
+
+
+def counts_of_heads(keys: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    return {key: num_parameters(key[0], num_classes=key[1]) for key in keys}
+
+
 def test_parameter_counts_are_the_published_ones() -> None:
-    assert {name: num_parameters(name) for name in PARAMETERS} == PARAMETERS
-    assert num_parameters("resnet18") == BASELINES["resnet18"]
-    assert {key: num_parameters(key[0], num_classes=key[1]) for key in OTHER_HEADS} == OTHER_HEADS
+    assert counts(["resnet18", *PARAMETERS.keys() - MOST_MIXERS]).items() <= (PARAMETERS | BASELINES).items()
+    heads = [key for key in OTHER_HEADS if not key[0].startswith("mixer") or key == ("mixer_s16", 0)]
+    assert counts_of_heads(heads).items() <= OTHER_HEADS.items()
     assert {name: num_parameters(name, features_only=True) for name in BACKBONES} == BACKBONES
 
 
 @pytest.mark.slow
-def test_parameter_counts_of_the_baselines() -> None:
-    assert {name: num_parameters(name) for name in BASELINES} == BASELINES
+def test_parameter_counts_of_the_others() -> None:
+    assert counts(PARAMETERS | BASELINES) == PARAMETERS | BASELINES
+    assert counts_of_heads(OTHER_HEADS) == OTHER_HEADS
 
 
 @pytest.mark.parametrize(

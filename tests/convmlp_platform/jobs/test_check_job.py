@@ -26,7 +26,7 @@ from convmlp_platform.cli.main import main
 from convmlp_platform.config.load import load_job
 from convmlp_platform.config.schema import JOB_KINDS, TrainJob
 from convmlp_platform.data.dataset.split import open_manifest
-from convmlp_platform.jobs.kinds import KINDS, JobKind, kind_of
+from convmlp_platform.jobs.kinds import KINDS, JobKind, TrainingKind, kind_of
 from convmlp_platform.launch.cluster import capacity, connect
 from convmlp_platform.models.bundle import BundleSpec, write_bundle
 from convmlp_platform.runs import lease
@@ -341,6 +341,8 @@ def small_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(connect, "connect", connected)
+    # The server of the processes that would train takes 10 s of a core for its imports.
+    monkeypatch.setattr(TrainingKind, "preflight_of_start", JobKind.preflight_of_start)
     for name in ("cluster_nodes", "own_nodes"):
         monkeypatch.setattr(capacity, name, lambda: [capacity.Node(1, 0)])
 
