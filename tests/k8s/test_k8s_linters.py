@@ -52,7 +52,6 @@ def as_pods(document: Document) -> list[Document]:
     return [document]
 
 
-@pytest.mark.slow  # 27 s of a core; what it asks of pods that matters to us, test_k8s_invariants.py asks
 @pytest.mark.skipif(not CHECKOV.exists(), reason="checkov isn't installed (make setup)")
 def test_checkov_finds_nothing_that_has_no_reason(tmp_path: Path) -> None:
     counted = 0
