@@ -107,4 +107,4 @@ def test_a_speed_or_price_that_is_none_is_one_line(option: str, capsys: pytest.C
 
     for wrong in ("-1", "nan", "inf", "many", *(["0"] if option != "--price" else [])):
         assert main(["check", "job.yaml", "--scale", "8", f"{option}={wrong}"]) == 2
-        assert f"must be a number {'above' if wrong == '0' else 'from'} 0" in capsys.readouterr().err
+        assert f"must be a number {'from' if option == '--price' else 'above'} 0" in capsys.readouterr().err
