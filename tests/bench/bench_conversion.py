@@ -43,10 +43,11 @@ def measure(images: Path, work: Path, num_workers: int = 2, rounds: int = 3) -> 
         rounds: how often all are run.
 
     Returns:
-        `images`, `megabytes`; seconds `tar`, followed by fsync, `tar_alone`, `ours` (JPEG structure checked, one image decoded for the statistics),
-        `ours_statistics` (1,000), `ours_decode` (all), `webdataset_sha256` (hashed in a thread beside the writing)
-        and `webdataset_sha256_after` (in the same thread); and the ratios `ours_to_tar` (limit 1.6),
-        `statistics_to_tar`, `decode_to_tar` and `webdataset_to_ours` (at least 2), the last with the faster one.
+        `images`, `megabytes`; seconds `tar`, followed by fsync, `tar_alone`, `ours` (JPEG structure checked, one image
+        decoded for the statistics), `ours_statistics` (1,000), `ours_decode` (all), `webdataset_sha256` (hashed in a
+        thread beside the writing) and `webdataset_sha256_after` (in the same thread); and the ratios `ours_to_tar`
+        (limit 1.6), `statistics_to_tar`, `decode_to_tar` and `webdataset_to_ours` (at least 2), the last with the
+        faster one.
     """
     files = sorted(path for path in images.rglob("*") if path.is_file())
     for path in files:  # into the page cache

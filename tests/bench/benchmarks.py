@@ -117,7 +117,8 @@ def markdown(heading: str, records: dict[str, Record]) -> str:
     """The tables of a section: as printed if one machine has measured it, else with a column for each machine."""
     known = {letter: record for letter, record in records.items() if heading in record.sections}
     lines = [
-        f"Machine {letter} at {record.commit}, {record.date}, load {record.load:.1f} before, {record.seconds:.0f} s."
+        f"Machine {letter} at {record.commit}, {record.date}, load {record.load:.1f} before"
+        + (f", {record.seconds:.0f} s." if record.seconds else ".")
         for letter, record in known.items()
     ]
     sections = {letter: record.sections[heading] for letter, record in known.items()}
