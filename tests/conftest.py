@@ -46,7 +46,7 @@ TOGETHER = {
         "test_mlflow_server", "test_moved_store", "test_decision_log", "test_promote", "test_registered_before",
         "test_lineage", "test_reproduce", "test_mlflow_runs",
     ),
-    "FFCV": ("test_prep_ffcv", "test_prep_core_annotations", "test_loader", "test_ffcv_interop"),
+    "FFCV": ("test_prep_ffcv", "test_prep_core_annotations", "test_ffcv_interop"),
 }  # fmt: skip
 GROUP_OF = {file: group for group, files in TOGETHER.items() for file in files}
 

@@ -66,9 +66,7 @@ def test_a_start_anywhere_gives_what_a_run_from_the_beginning_gives() -> None:
     assert_equal(global_batches(source, 3, range(5, 8)), whole[5:])
 
 
-@pytest.mark.ffcv
 def test_both_formats_give_the_same_batches() -> None:
-    pytest.importorskip("ffcv")
     folder = digits("webdataset", "ffcv")
     steps = range(0, 3)
     assert_equal(global_batches(split(folder, "ffcv"), 1, steps), global_batches(split(folder), 1, steps))
@@ -154,17 +152,10 @@ def test_what_the_dataset_does_not_have_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("format", "rank", "world_size"),
-    [
-        ("webdataset", 0, 1),
-        ("webdataset", 1, 4),
-        ("webdataset", 4, 5),
-        pytest.param("ffcv", 1, 4, marks=pytest.mark.ffcv),
-    ],
+    [("webdataset", 0, 1), ("webdataset", 1, 4), ("webdataset", 4, 5), ("ffcv", 1, 4)],
 )
 def test_what_a_step_waits_for_is_named(format: str, rank: int, world_size: int) -> None:
     """Over 1,024 steps, where names are computed anew, and over the ends of epochs."""
-    if format == "ffcv":
-        pytest.importorskip("ffcv")
     source = split(digits("webdataset", "ffcv") if format == "ffcv" else digits(), format)
     loader = train_loader(source, rank, world_size)
     share = share_of(rank, world_size, GLOBAL // MICRO)
