@@ -81,9 +81,10 @@ def resize_into(out: Pixels, pixels: Pixels, interpolation: str) -> None:
     if pixels.shape == out.shape:
         out[:] = pixels
         return
-    # In one piece, which the vectorised path takes, and writable, which torch takes without a warning.
-    source = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    target = torch.from_numpy(out).permute(2, 0, 1)[None]
+    # The vectorised path takes pixels in one piece, and torch takes those that may be written without a warning.
+    if not (pixels.flags.c_contiguous and pixels.flags.writeable):
+        pixels = pixels.copy()
+    source, target = (torch.from_numpy(image[None]).permute(0, 3, 1, 2) for image in (pixels, out))
     _RESIZE[interpolation](source, list(out.shape[:2]), False, None, None, out=target)
 
 

@@ -1,12 +1,16 @@
 """Reading speed beside torchvision, stock webdataset and stock FFCV, in one run on the same images.
 
     python tests/bench/bench_reading.py IMAGE_FOLDER [--workers 2]
+    python tests/bench/bench_reading.py IMAGE_FOLDER --cpu [--rounds 9]     beside other work: CPU time, no processes
 
 Every contestant decodes, cuts a random-resized crop of 224 (bilinear), flips, and gives uint8 batches (torchvision
 and webdataset also as normalised floats, as torchvision's own recipes do; ours are normalised on the training device),
 with the same number of reader processes or threads. FFCV reads
 the very files that we wrote: JPEG passed through, and raw pixels at no more than 256 px. Start-up is left out (the
 first batches aren't timed); rounds of the contestants alternate and the best of each counts.
+
+"Whole images" is our reader as it was before it decoded crops alone; "without the module" decodes down to the crop's
+last row. `--cpu` takes turns batch by batch in one process, one thread.
 """
 
 from __future__ import annotations
@@ -17,9 +21,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,10 +38,13 @@ from convmlp_platform.data.dataset.split import ShardedSplit, open_manifest
 from convmlp_platform.data.reading.loader import TrainLoader
 from convmlp_platform.data.sample_order import SampleOrder
 from data_prep.config import ImageFolderSource, OutputConfig, PrepareConfig
+from data_prep.images import jpeg_box
 from data_prep.prepare import prepare
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH, WARM_BATCHES, SAMPLES = 64, 4, 1600
+TURN = 2
+"""Batches of a contestant in its turn, where CPU time is taken."""
 IMAGES = {"jpeg": 1600, "raw": 16000}
 """Images timed in a round."""
 Batches = Callable[[], Iterator[Any]]
@@ -79,6 +89,24 @@ def ours(folder: Path, format: str, workers: int, checked: bool = True) -> Itera
             yield micro_batches[0].images
     finally:
         split_module.xxhash.xxh3_64_intdigest = hashed
+
+
+def whole_images() -> AbstractContextManager[Any]:
+    """The reader decodes whole images meanwhile."""
+    return patch.object(split_module, "header_for_boxes", lambda _content: None)
+
+
+def without_the_module() -> AbstractContextManager[Any]:
+    """The reader decodes down to a crop's last row meanwhile."""
+    return patch.object(jpeg_box, "_compiled", lambda: (None, ""))
+
+
+def ours_meanwhile(
+    meanwhile: Callable[[], AbstractContextManager[Any]], folder: Path, workers: int
+) -> Iterator[torch.Tensor]:
+    """Our reader, whose processes are forked meanwhile."""
+    with meanwhile():
+        yield from ours(folder, "webdataset", workers)
 
 
 def train_loader(folder: Path, format: str, workers: int, verify: bool = True) -> TrainLoader:
@@ -162,6 +190,43 @@ def rate(batches: Batches, images: int) -> float:
     return count / seconds
 
 
+def cpu_microseconds(jpegs: Path, tars: Path, rounds: int) -> dict[str, list[float]]:
+    """CPU time of a photograph by contestant, in each of so many rounds; without reader processes."""
+    plain = nullcontext
+    contestants: dict[str, tuple[Iterator[torch.Tensor], Callable[[], AbstractContextManager[Any]]]] = {
+        "torchvision, uint8": (torchvision_reader(jpegs, 0, False), plain),
+        "webdataset, uint8": (webdataset_reader(tars, 0, False), plain),
+        "ours, checked": (ours(tars, "webdataset", 0), plain),
+        "ours, without the module": (ours(tars, "webdataset", 0), without_the_module),
+        "ours, whole images": (ours(tars, "webdataset", 0), whole_images),
+    }
+    by_round: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(-1, rounds):
+        spent = dict.fromkeys(contestants, 0.0)
+        for _ in range(max(1, 512 // (TURN * BATCH))):
+            for name, (batches, meanwhile) in contestants.items():
+                with meanwhile():
+                    start = time.process_time()
+                    images = sum(len(next(batches)) for _ in range(TURN))
+                    spent[name] += (time.process_time() - start) / images
+        if number >= 0:
+            for name in contestants:
+                by_round[name].append(1e6 * spent[name] / max(1, 512 // (TURN * BATCH)))
+    return by_round
+
+
+def print_cpu(by_round: dict[str, list[float]]) -> None:
+    """Medians over the rounds, and each contestant's ratio to our reader in the same round, with its range."""
+    base = np.array(by_round["ours, checked"])
+    print(f"one thread, no reader processes; {jpeg_box.way_of_decoding()}")
+    for name, values in by_round.items():
+        ratios = np.array(values) / base
+        print(
+            f"{name:30} {np.median(values):8,.0f} µs CPU  {np.median(ratios):6.2f} times ours"
+            f"  ({ratios.min():.2f} to {ratios.max():.2f})"
+        )
+
+
 def resume_seconds(folder: Path, workers: int, seed: int) -> float:
     """From constructing everything to the first batch, at a random step of the first thousand epochs."""
     step = int(np.random.default_rng(seed).integers(0, 1000 * SAMPLES // BATCH))
@@ -188,6 +253,11 @@ def measure(images: Path, work: Path, num_workers: int = 2, rounds: int = 3) -> 
         "webdataset, floats": (lambda: webdataset_reader(tars, num_workers, True), "jpeg"),
         "ours, tars, checked": (lambda: ours(tars, "webdataset", num_workers), "jpeg"),
         "ours, tars, unchecked": (lambda: ours(tars, "webdataset", num_workers, False), "jpeg"),
+        "ours, tars, whole images": (partial(ours_meanwhile, whole_images, tars, num_workers), "jpeg"),
+        "ours, tars, without the module": (
+            partial(ours_meanwhile, without_the_module, tars, num_workers),
+            "jpeg",
+        ),
         "ours, beton JPEG, checked": (lambda: ours(beton, "ffcv", num_workers), "jpeg"),
         "ours, beton JPEG, unchecked": (lambda: ours(beton, "ffcv", num_workers, False), "jpeg"),
         "ours, beton raw, checked": (lambda: ours(raw, "ffcv", num_workers), "raw"),
@@ -208,6 +278,8 @@ def measure(images: Path, work: Path, num_workers: int = 2, rounds: int = 3) -> 
         ("ours, tars, checked", "webdataset, uint8"),
         ("ours, tars, checked", "webdataset, floats"),
         ("ours, tars, checked", "ours, tars, unchecked"),
+        ("ours, tars, checked", "ours, tars, whole images"),
+        ("ours, tars, without the module", "ours, tars, whole images"),
         ("ours, beton JPEG, checked", "ffcv, JPEG"),
         ("ours, beton raw, checked", "ffcv, raw"),
         ("ours, beton raw, checked", "ours, beton raw, unchecked"),
@@ -230,9 +302,16 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true", help="CPU time of a photograph only")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as work:
+        if arguments.cpu:
+            torch.set_num_threads(1)
+            jpegs = copies(arguments.images, Path(work) / "images")
+            tars = shards(jpegs, Path(work) / "tars", "webdataset", SAMPLES // 16)
+            print_cpu(cpu_microseconds(jpegs, tars, arguments.rounds))
+            return
         found = measure(arguments.images, Path(work), arguments.workers, arguments.rounds)
     for name, value in found["rates"].items():
         print(f"{name:45} {value:10,.0f} images/s")
