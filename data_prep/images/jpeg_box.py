@@ -3,7 +3,7 @@
 Training looks at a random box of a photograph, 0.4 of its area on average. Two ways to decode no more than that takes:
 
 - The compiled module `_convmlp_jpeg`, where it is installed: libjpeg-turbo leaves out the transform of what lies above
-  and beside the box, and stops after its last row. 0.70 of the time of a whole decode, for ImageNet's boxes.
+  and beside the box, and stops after its last row. 0.70 to 0.77 of a whole decode's time, for ImageNet's boxes.
 - Otherwise simplejpeg is given the file with a height in its header that ends just below the box: 0.87 of the time.
 
 What comes of a file doesn't depend on which way is at hand, damage included: a warning of libjpeg in a row of blocks
