@@ -49,6 +49,9 @@ PLACE = re.compile(
     r"(<!-- measured: (?P<name>[\w-]+)(?:/(?P<heading>[^>]+?))? -->\n)(?P<old>.*?)(<!-- end -->)", re.S
 )
 
+_CHATTER = "Unable to join threads to shut down before fork()"
+"""A library's, on standard output."""
+
 Table = list[list[str]]
 """Rows of cells; the first is the header."""
 
@@ -101,7 +104,7 @@ def read_sections(printed: str) -> dict[str, Section]:
         close()
         if line.startswith("#"):
             begun, heading = True, line.lstrip("# ").strip()
-        elif line.strip() and begun:
+        elif line.strip() and begun and not line.startswith(_CHATTER):
             found.setdefault(heading, Section()).notes.append(line.strip())
     return found
 
@@ -240,8 +243,8 @@ def _gpu() -> str:
     return f"{len(names) - 1} {names[0]}"
 
 
-def measure(name: str, images: Path | None) -> Record:
-    """Run one benchmark; what it prints is shown, too.
+def measure(name: str, commit: str, images: Path | None) -> Record:
+    """Run one benchmark of the tree at `commit`; what it prints is shown, too.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -257,7 +260,7 @@ def measure(name: str, images: Path | None) -> Record:
     if running.returncode:
         raise subprocess.CalledProcessError(running.returncode, command)
     seconds = time.monotonic() - begun
-    return Record(_commit(), time.strftime("%Y-%m-%d"), load, seconds, read_sections("".join(printed)))
+    return Record(commit, time.strftime("%Y-%m-%d"), load, seconds, read_sections("".join(printed)))
 
 
 def _commit() -> str:
@@ -276,13 +279,16 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     kept, failed = Kept.read(DOCS / "benchmarks.json"), []
+    commit = _commit()  # before the figures are written, which would make it a changed one
     for name in [] if given.write else given.only:
         if name == "data" and given.images is None:
             print("data is left out: it needs --images FOLDER")
             continue
         print(f"\n## {name}", flush=True)
         try:
-            kept.figures.setdefault(name, {})[kept.letter(this_machine())] = measure(name, given.images)
+            kept.figures.setdefault(name, {})[kept.letter(this_machine())] = measure(
+                name, commit, given.images
+            )
         except subprocess.CalledProcessError as error:
             print(
                 f"{name} ended with exit code {error.returncode}: its figures stay as they were",
