@@ -55,15 +55,6 @@ class FileWeights:
         return f"of its two sets of weights {self.taken!r} is taken, not the moving average, {self.left!r}"
 
 
-def read_state_dict(path: Path, choice: Choice = "auto") -> dict[str, Tensor]:
-    """The tensors that `read_weights` finds.
-
-    Raises:
-        ValueError: as `read_weights`.
-    """
-    return read_weights(path, choice).tensors
-
-
 def read_weights(path: Path, choice: Choice = "auto") -> FileWeights:
     """The weights in a `.safetensors`, PyTorch (`.pth`) or Google `.npz` file.
 

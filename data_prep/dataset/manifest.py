@@ -113,12 +113,15 @@ class DatasetManifest(_Frozen):
         """The formats every split is stored in, sorted."""
         return sorted(set.intersection(*(set(split.formats) for split in self.splits.values())))
 
-    def lacks(self, split: str) -> str | None:
-        """The end of a message where the dataset has no such split: `has no split 'test'; it has train, val`; else
-        None."""
-        if split in self.splits:
+    def lacks(self, split: str, format: str | None = None) -> str | None:
+        """The end of a message where the dataset has no such split, or only in other formats: `has no split 'test'; it
+        has train, val`; else None."""
+        if split not in self.splits:
+            return f"has no split {split!r}; it has {', '.join(sorted(self.splits))}"
+        formats = self.splits[split].formats
+        if format is None or format in formats:
             return None
-        return f"has no split {split!r}; it has {', '.join(sorted(self.splits))}"
+        return f"has no {format} shards; it has {', '.join(sorted(formats))}"
 
 
 def manifest_path(path: str | Path) -> Path:

@@ -7,5 +7,6 @@ Files in reading order:
     stored_shard  One shard of one format as it lies on disk, trusted only as far as checksums go
 
 May import: data_prep.config, data_prep.console, data_prep.dataset, data_prep.errors, data_prep.images,
-data_prep.output_folder, data_prep.shards, data_prep.sources, data_prep.storage, data_prep.writers.
+data_prep.output_folder, data_prep.shards, data_prep.sources,
+data_prep.sources.archives, data_prep.storage, data_prep.writers.
 """

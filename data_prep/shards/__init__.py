@@ -9,5 +9,5 @@ Files in reading order:
     runner           Shard tasks on a Ray cluster
 
 May import: data_prep.annotations, data_prep.config, data_prep.dataset, data_prep.errors, data_prep.images,
-data_prep.sources, data_prep.storage, data_prep.writers.
+data_prep.sources, data_prep.sources.parsing, data_prep.storage, data_prep.writers.
 """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,62 @@ def test_no_package_may_import_a_library_that_is_not_its_business(tmp_path: Path
         if not any(package == one or package.startswith(f"{one}.") for one in allowed)
     }
     assert all(f"- {top}.novelty\n" in told for top in TOPS), "a new package needs a layer"
+
+
+def test_each_folders_map_says_what_it_imports() -> None:
+    """The line "May import" of every `__init__.py` names the packages that its files import: all of them, and no other.
+    convmlp_platform's are said without it; within one room "room" means the files that lie right in it."""
+    modules = {
+        ".".join(path.relative_to(ROOT / place).with_suffix("").parts).removesuffix(".__init__"): path
+        for place, top in zip((".", ".", "platform"), TOPS, strict=True)
+        for path in (ROOT / place / top).rglob("*.py")
+    }
+    wrong = {}
+    for folder, init in modules.items():
+        if init.name != "__init__.py":
+            continue
+        told = re.search(
+            r"^May import: (.*?)\.$", ast.get_docstring(ast.parse(init.read_text())) or "", re.S | re.M
+        )
+        assert told, f"{init.relative_to(ROOT)} says nothing of what its files may import"
+        said = set(re.split(r",\s+", told[1])) - {"nothing of ours"}
+        used = {
+            covering(imported, folder, said)
+            for module, path in modules.items()
+            if module == folder or module.startswith(f"{folder}.")
+            for imported in imports_of(path, modules.keys())
+            if imported != folder and not imported.startswith(f"{folder}.")
+        }
+        if used != said:
+            wrong[folder] = {"imports besides": sorted(used - said), "doesn't import": sorted(said - used)}
+    assert wrong == {}, wrong
+
+
+def imports_of(path: Path, modules: Set[str]) -> set[str]:
+    """Those of `modules` that a file imports, or takes something from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{name.name}" for name in node.names}
+            found |= names & modules or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return found & modules
+
+
+def covering(module: str, folder: str, said: set[str]) -> str:
+    """The name of `said` that allows a file of `folder` to import `module`; else the module's own."""
+    name = module.removeprefix("convmlp_platform.")
+    room = folder.removeprefix("convmlp_platform.").partition(".")[0]
+    parent = name.rpartition(".")[0]
+    prefixes = (name, parent) if name.partition(".")[0] == room else tuple(_prefixes(name))
+    return next((one for one in prefixes if one in said), name)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def test_no_file_is_large() -> None:

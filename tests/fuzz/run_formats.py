@@ -19,7 +19,7 @@ from prep_helpers import image_bytes, smooth_image
 from torch import Tensor
 
 from convmlp import create_model
-from convmlp.weight_files import read_state_dict
+from convmlp.weight_files import read_weights
 from convmlp_platform.checkpoints.checkpointer import Checkpointer, load
 from convmlp_platform.checkpoints.inventory import list_checkpoints, verify_checkpoints
 from convmlp_platform.checkpoints.layout import Part
@@ -154,7 +154,7 @@ def _read_weights(folder: Path) -> Facts:
     return frozenset(
         (path.name, name, _hash(tensor))
         for path in sorted(folder.iterdir())
-        for name, tensor in read_state_dict(path).items()
+        for name, tensor in read_weights(path).tensors.items()
     )
 
 

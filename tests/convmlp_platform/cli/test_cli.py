@@ -163,7 +163,7 @@ def test_check_lists_every_problem(capsys: pytest.CaptureFixture[str], digits: P
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     for part in (
-        "data.format: dataset digits has no ffcv shards; it has ['webdataset']",
+        "data.format: dataset digits has no ffcv shards; it has webdataset",
         f"data.eval_split: the dataset at {digits} has no split 'test'; it has train, val",
         f"model.num_classes (=9): the dataset at {digits} has 10 classes",
         "model.name (=convmlp_tiny): ",

@@ -55,7 +55,7 @@ def test_show_of_what_is_not_there(dataset: Path, capsys: Captured) -> None:
         "(it holds digits)\n"
     )
     assert main(["data", "show", "digits", "--split", "test"]) == 2
-    assert "dataset digits has no split 'test'; it has ['train', 'val']" in capsys.readouterr().err
+    assert "dataset digits has no split 'test'; it has train, val" in capsys.readouterr().err
     assert main(["data", "show", "digits", "--labels", "cat"]) == 2
     assert "error: --labels: dataset digits has no class 'cat'" in capsys.readouterr().err
     assert main(["data", "show", "nowhere/digits"]) == 2

@@ -19,7 +19,7 @@ from convmlp_platform.config.sections.resilience import HangSection
 from convmlp_platform.health.hangs.hang_watch import Hang, HangWatch, RankView
 from convmlp_platform.health.hangs.process_view import state_of
 from convmlp_platform.health.hangs.stacks import collect_stacks
-from convmlp_platform.health.hangs.waiting import WaitsFor, in_collective, waits_for
+from convmlp_platform.health.hangs.waiting import WaitsFor, waits_for
 from convmlp_platform.health.heartbeat.heartbeat import read_heartbeat
 from convmlp_platform.health.heartbeat.phases import Phase
 
@@ -81,7 +81,7 @@ def hang_of(cases: dict[str, Case], name: str) -> tuple[Hang, dict[int, str]]:
     assert case.hang is not None and case.stacks is not None
     assert case.hang.is_sure and case.hang.rank == 1, case.hang.message()
     assert case.hang.stalled_s > GRACE_S
-    assert in_collective(case.stacks[0]), "rank 0 waits in its all-reduce"
+    assert waits_for(case.stacks[0]) is WaitsFor.RANKS, "rank 0 waits in its all-reduce"
     return case.hang, case.stacks
 
 

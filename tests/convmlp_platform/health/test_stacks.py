@@ -12,7 +12,7 @@ import pytest
 from convmlp_platform.data.reading import process_name
 from convmlp_platform.health.hangs.process_view import children_of, look_at, state_of
 from convmlp_platform.health.hangs.stacks import collect_stacks, register_stacks
-from convmlp_platform.health.hangs.waiting import IDLE, WaitsFor, in_collective, main_thread, waits_for
+from convmlp_platform.health.hangs.waiting import IDLE, WaitsFor, main_thread, waits_for
 
 SITE = "/env/lib/python3.12/site-packages"
 C10D, LOADER = f"{SITE}/torch/distributed/distributed_c10d.py", f"{SITE}/torch/utils/data/dataloader.py"
@@ -46,7 +46,6 @@ def dump(*frames: str, thread: str = "") -> str:
 def test_what_a_stack_waits_for(frames: list[str], expected: WaitsFor) -> None:
     text = dump(*frames, thread=f"{SITE}/torch/distributed/elastic/timer.py")
     assert waits_for(text) is expected
-    assert in_collective(text) is (expected is WaitsFor.RANKS)
 
 
 def test_no_stack_tells_nothing() -> None:

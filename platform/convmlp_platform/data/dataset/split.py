@@ -20,10 +20,10 @@ from PIL import Image
 from convmlp_platform.data.dataset.damage import Damage, DamagedSample
 from convmlp_platform.data.reading import process_name
 from convmlp_platform.data.storage.local import LocalStorage
-from convmlp_platform.data.storage.storage import Storage, load_remote_manifest
+from convmlp_platform.data.storage.storage import Storage, load_remote_manifest, shards_of
 from convmlp_platform.errors import Cause, DataError, StorageUnreachable, cause_of, data_error
 from data_prep.dataset.index import ENCODED, RAW_RGB, ShardIndex
-from data_prep.dataset.manifest import DatasetManifest, ShardInfo, load_manifest
+from data_prep.dataset.manifest import DatasetManifest, load_manifest
 from data_prep.errors import DataPrepError
 from data_prep.images.image_file import expect_usual_size, open_image
 from data_prep.images.jpeg import expect_affordable
@@ -222,16 +222,7 @@ class ShardedSplit:
     ) -> None:
         self.folder, self.name, self.format = str(folder), f"{manifest.name}/{split}", format
         self.manifest, self.verify = manifest, verify
-        if split not in manifest.splits:
-            raise DataError(
-                f"dataset {manifest.name} has no split {split!r}; it has {sorted(manifest.splits)}"
-            )
-        formats = manifest.splits[split].formats
-        if format not in formats:
-            raise DataError(
-                f"data.format: dataset {manifest.name} has no {format} shards; it has {sorted(formats)}"
-            )
-        self.shards: list[ShardInfo] = formats[format]
+        self.shards = shards_of(manifest, split, format)
         self.storage: Storage = LocalStorage(Path(folder), self.shards) if storage is None else storage
         self._starts = [0, *accumulate(shard.num_samples for shard in self.shards)]
 

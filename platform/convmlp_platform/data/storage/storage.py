@@ -88,14 +88,13 @@ def shards_of(manifest: DatasetManifest, split: str, format: str) -> list[ShardI
     Raises:
         DataError: the dataset doesn't have them.
     """
-    if split not in manifest.splits:
-        raise DataError(f"dataset {manifest.name} has no split {split!r}; it has {sorted(manifest.splits)}")
-    formats = manifest.splits[split].formats
-    if format not in formats:
-        raise DataError(
-            f"data.format: dataset {manifest.name} has no {format} shards; it has {sorted(formats)}"
-        )
-    return formats[format]
+    if (lack := manifest.lacks(split)) is not None:
+        raise DataError(f"dataset {manifest.name} {lack}")
+    if (lack := manifest.lacks(split)) is not None:
+        raise DataError(f"dataset {manifest.name} {lack}")
+    if (lack := manifest.lacks(split, format)) is not None:
+        raise DataError(f"data.format: dataset {manifest.name} {lack}")
+    return manifest.splits[split].formats[format]
 
 
 def warn_if_too_small(

@@ -93,11 +93,6 @@ def readers_in(stacks: str) -> tuple[str, ...]:
     return tuple(text for text in _CHILD.findall(stacks) if IDLE not in text)
 
 
-def in_collective(stacks: str) -> bool:
-    """Whether the main thread surely waits for other ranks."""
-    return waits_for(stacks) is WaitsFor.RANKS
-
-
 def _is_in(frame: Frame, parts: tuple[str, ...]) -> bool:
     return any(part in frame.file for part in parts)
 

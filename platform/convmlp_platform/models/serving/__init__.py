@@ -6,5 +6,5 @@ Files in reading order:
     given_batch     The images of a request, from files' bytes, texts and arrays, within limits
     answer_columns  Predictions as the plain columns of a table
 
-May import: data_prep.errors, data_prep.images, errors, models.
+May import: data_prep.errors, data_prep.images, errors, models, models.predictors.
 """

@@ -63,13 +63,9 @@ def open_dataset(
         location = str(Path(location).absolute())  # for processes with another current folder
     manifest = open_manifest(location, digest)
     chosen = split or ("train" if "train" in manifest.splits else next(iter(manifest.splits)))
-    if (lack := manifest.lacks(chosen)) is not None:
+    if (lack := manifest.lacks(chosen, format)) is not None:
         raise DataError(f"dataset {manifest.name} {lack}")
     formats = manifest.splits[chosen].formats
-    if format is not None and format not in formats:
-        raise DataError(
-            f"dataset {manifest.name} has no {format} shards; it has {', '.join(sorted(formats))}"
-        )
     cache = CacheOptions(Path(cache_dir).expanduser(), cache_bytes)
     stored: str = format or ("webdataset" if "webdataset" in formats else sorted(formats)[0])
     return PreparedDataset(location, manifest, chosen, stored, masks=masks, verify=verify, cache=cache)

@@ -10,5 +10,6 @@ Files in reading order:
     bundle_spec       The description of a job's model, which allows its use without the job
 
 May import: checkpoints, config, convmlp, data, data_prep.console, data_prep.dataset, data_prep.images,
-data_prep.storage, distributed, engine, errors, health, ledger, models, runs, tracking, training.
+data_prep.storage, distributed, engine, errors, health, ledger, models, runs, tracking, training,
+training.outputs, training.profiling.
 """

@@ -140,9 +140,9 @@ def test_a_cut_or_missing_shard_is_refused_before_anything_is_read(tmp_path: Pat
 
 def test_what_the_dataset_does_not_have_is_named() -> None:
     folder = digits()
-    with pytest.raises(DataError, match=r"no ffcv shards; it has \['webdataset'\]"):
+    with pytest.raises(DataError, match=r"no ffcv shards; it has webdataset"):
         split(folder, "ffcv")
-    with pytest.raises(DataError, match=r"no split 'test'; it has \['train', 'val'\]"):
+    with pytest.raises(DataError, match=r"no split 'test'; it has train, val"):
         split(folder, name="test")
     with pytest.raises(DataError, match="the job asks for sha256:0000"):
         open_manifest(str(folder), "sha256:" + "0" * 64)
