@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -304,6 +305,7 @@ def engine_step(name: str, scale: Scale, *, compiled: bool) -> tuple[Callable[[]
         compile=compiled,
     )
     make = partial(create_optimizer, name="adamw", lr=5e-4, weight_decay=0.05)
+    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process; contestants have their own
     with joined_world(use_gpu=scale.device.type == "cuda") as world:  # the part's own, which goes on
         engine = create_engine("ddp", task, lambda module: make(module), options, world)
     shape = (scale.batch, 3, scale.pixels, scale.pixels)
