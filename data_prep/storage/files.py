@@ -8,11 +8,15 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from ctypes import CDLL, c_int, c_int64, c_uint
 from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMP_PREFIX = ".tmp-"
 _HASH_CHUNK_BYTES = 1 << 20
+_C_LIBRARY = CDLL(None)
+_SYNC_FILE_RANGE_WRITE = 2
+"""Linux, sync_file_range(2): begin, and wait for nothing."""
 
 
 def _temporary(path: Path) -> Path:
@@ -47,9 +51,11 @@ class GatheredWriter:
     _GATHERED_BYTES = 1 << 18
     _GATHERED_PIECES = 512
     """The system takes 1,024."""
+    _WRITTEN_BACK_BYTES = 1 << 23
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._writing_back = 0
         self._pieces: list[bytes] = []
         self._waiting = 0
         self._hash: Any = hashlib.sha256()
@@ -76,7 +82,7 @@ class GatheredWriter:
         self.flush()
         self._hash = None
         self._file.seek(position)
-        self.position = position
+        self.position = self._writing_back = position
 
     def flush(self) -> None:
         """Hand all pieces to the system."""
@@ -87,6 +93,16 @@ class GatheredWriter:
                 while rest:
                     rest = rest[os.write(self._file.fileno(), rest) :]
         self._pieces, self._waiting = [], 0
+        if (size := self.position - self._writing_back) >= self._WRITTEN_BACK_BYTES:
+            begin_write_back(self._file.fileno(), self._writing_back, size)
+            self._writing_back = self.position
+
+
+def begin_write_back(descriptor: int, start: int, size: int) -> None:
+    """Have the disk begin with `size` bytes of a file from `start` on: a later fsync finds them done, or on their way.
+    Nothing is promised; where the system or the file system doesn't know how, nothing happens."""
+    if (begin := getattr(_C_LIBRARY, "sync_file_range", None)) is not None:
+        begin(c_int(descriptor), c_int64(start), c_int64(size), c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 class AtomicFiles:
