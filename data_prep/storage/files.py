@@ -16,7 +16,7 @@ TEMP_PREFIX = ".tmp-"
 _HASH_CHUNK_BYTES = 1 << 20
 _C_LIBRARY = CDLL(None)
 _SYNC_FILE_RANGE_WRITE = 2
-"""Linux, sync_file_range(2): begin, and wait for nothing."""
+"""Begin, and wait for nothing."""
 
 
 def _temporary(path: Path) -> Path:
@@ -51,11 +51,10 @@ class GatheredWriter:
     _GATHERED_BYTES = 1 << 18
     _GATHERED_PIECES = 512
     """The system takes 1,024."""
-    _WRITTEN_BACK_BYTES = 1 << 23
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._writing_back = 0
+        self._write_back = WriteBack(file.fileno())
         self._pieces: list[bytes] = []
         self._waiting = 0
         self._hash: Any = hashlib.sha256()
@@ -82,7 +81,8 @@ class GatheredWriter:
         self.flush()
         self._hash = None
         self._file.seek(position)
-        self.position = self._writing_back = position
+        self.position = position
+        self._write_back = WriteBack(self._file.fileno(), position)
 
     def flush(self) -> None:
         """Hand all pieces to the system."""
@@ -93,14 +93,27 @@ class GatheredWriter:
                 while rest:
                     rest = rest[os.write(self._file.fileno(), rest) :]
         self._pieces, self._waiting = [], 0
-        if (size := self.position - self._writing_back) >= self._WRITTEN_BACK_BYTES:
-            begin_write_back(self._file.fileno(), self._writing_back, size)
-            self._writing_back = self.position
+        self._write_back.reached(self.position)
+
+
+class WriteBack:
+    """Has the disk begin with what an open file has got so far, 8 MiB at a time: the fsync at its end finds most of it
+    done. Nothing is promised; where the system or the file system doesn't know how, nothing happens."""
+
+    _BYTES = 1 << 23
+
+    def __init__(self, descriptor: int, start: int = 0) -> None:
+        self._descriptor, self._begun = descriptor, start
+
+    def reached(self, position: int) -> None:
+        """All bytes from the start to `position` have been written."""
+        if (size := position - self._begun) >= self._BYTES:
+            begin_write_back(self._descriptor, self._begun, size)
+            self._begun = position
 
 
 def begin_write_back(descriptor: int, start: int, size: int) -> None:
-    """Have the disk begin with `size` bytes of a file from `start` on: a later fsync finds them done, or on their way.
-    Nothing is promised; where the system or the file system doesn't know how, nothing happens."""
+    """Of `size` bytes from `start` on, by Linux's sync_file_range(2)."""
     if (begin := getattr(_C_LIBRARY, "sync_file_range", None)) is not None:
         begin(c_int(descriptor), c_int64(start), c_int64(size), c_uint(_SYNC_FILE_RANGE_WRITE))
 

@@ -1,6 +1,6 @@
 """`make bench`: the step of ConvMLP-S on this machine's cores, beside the authors' code and against the cores' limits.
 
-    python tests/bench/bench_training.py [--network convmlp_s] [--rounds 5]
+    python tests/bench/bench_training.py [--network convmlp_s] [--rounds 11]
 
 Contestants take turns in one run and the median of their rounds counts, so that other load on the machine hits all
 alike. The matrix rate is that of the best square product measured in the same run. bf16 takes part where the CPU has
@@ -83,7 +83,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", default="convmlp_s", choices=("convmlp_s", "convmlp_m", "convmlp_l"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=11)
     given = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     with joined_world(use_gpu=False):

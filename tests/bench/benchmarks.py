@@ -134,7 +134,8 @@ def markdown(heading: str, records: dict[str, Record]) -> str:
         table = next(iter(tables.values())) if len(tables) == 1 else side_by_side(tables)
         lines += ["", *_markdown_lines(table)]
     for letter, section in sections.items():
-        lines += ["", *(note if len(sections) == 1 else f"{letter}: {note}" for note in section.notes)]
+        if section.notes:
+            lines += ["", *(note if len(sections) == 1 else f"{letter}: {note}" for note in section.notes)]
     return "\n".join(lines).strip() + "\n"
 
 

@@ -305,7 +305,8 @@ def engine_step(name: str, scale: Scale, *, compiled: bool) -> tuple[Callable[[]
         compile=compiled,
     )
     make = partial(create_optimizer, name="adamw", lr=5e-4, weight_decay=0.05)
-    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process; contestants have their own
+    # Accelerate keeps one precision a process; each contestant has its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
     with joined_world(use_gpu=scale.device.type == "cuda") as world:  # the part's own, which goes on
         engine = create_engine("ddp", task, lambda module: make(module), options, world)
     shape = (scale.batch, 3, scale.pixels, scale.pixels)

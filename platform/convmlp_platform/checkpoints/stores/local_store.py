@@ -25,6 +25,7 @@ from convmlp_platform.checkpoints.layout import (
     step_of,
 )
 from convmlp_platform.checkpoints.stores.store import CHUNK_BYTES, Chunks
+from data_prep.storage.files import WriteBack
 
 _TEMPORARY = ".tmp-"
 _HAND_IN = "hand-in-"
@@ -206,6 +207,7 @@ def _write(path: Path, chunks: Chunks) -> FileRecord:
 def _write_plainly(path: Path, chunks: Chunks) -> FileRecord:
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    write_back = WriteBack(descriptor)
     try:
         for chunk in chunks():
             rest = memoryview(chunk)
@@ -213,6 +215,7 @@ def _write_plainly(path: Path, chunks: Chunks) -> FileRecord:
             while rest:
                 done = os.write(descriptor, rest)
                 rest, size = rest[done:], size + done
+                write_back.reached(size)
         os.fsync(descriptor)
     except OSError as error:
         if error.errno in _NO_SPACE:
