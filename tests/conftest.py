@@ -95,6 +95,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+# A test's fork inherits the garbage of all tests before it, such as a process group whose threads it doesn't have: its
+# collector would wait for them for ever.
+os.register_at_fork(after_in_child=gc.freeze)
+
+
 def pytest_unconfigure() -> None:
     """Let all be collected, or triton complains of leaks."""
     gc.unfreeze()
