@@ -90,8 +90,6 @@ def shards_of(manifest: DatasetManifest, split: str, format: str) -> list[ShardI
     """
     if (lack := manifest.lacks(split)) is not None:
         raise DataError(f"dataset {manifest.name} {lack}")
-    if (lack := manifest.lacks(split)) is not None:
-        raise DataError(f"dataset {manifest.name} {lack}")
     if (lack := manifest.lacks(split, format)) is not None:
         raise DataError(f"data.format: dataset {manifest.name} {lack}")
     return manifest.splits[split].formats[format]
