@@ -201,9 +201,10 @@ def cpu_microseconds(jpegs: Path, tars: Path, rounds: int) -> dict[str, list[flo
         "ours, whole images": (ours(tars, "webdataset", 0), whole_images),
     }
     by_round: dict[str, list[float]] = {name: [] for name in contestants}
+    turns = max(1, 512 // (TURN * BATCH))
     for number in range(-1, rounds):
         spent = dict.fromkeys(contestants, 0.0)
-        for _ in range(max(1, 512 // (TURN * BATCH))):
+        for _ in range(turns):
             for name, (batches, meanwhile) in contestants.items():
                 with meanwhile():
                     start = time.process_time()
@@ -211,7 +212,7 @@ def cpu_microseconds(jpegs: Path, tars: Path, rounds: int) -> dict[str, list[flo
                     spent[name] += (time.process_time() - start) / images
         if number >= 0:
             for name in contestants:
-                by_round[name].append(1e6 * spent[name] / max(1, 512 // (TURN * BATCH)))
+                by_round[name].append(1e6 * spent[name] / turns)
     return by_round
 
 

@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.distributed as dist
+from accelerate_state import forget_accelerate
 from product_step import take_step
 from ranks import run_ranks
 from torch.profiler import ProfilerActivity, profile
@@ -80,9 +81,7 @@ def job_of(model: str, strategy: str, workers: int, micro_batches: int) -> Train
 
 
 def built(job: TrainJob) -> Engine:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     task = parts.build_task(job, Described())  # type: ignore[arg-type]
     with joined_world(use_gpu=False) as world:
         return parts.build_engine(job, task, Described(), world)  # type: ignore[arg-type]

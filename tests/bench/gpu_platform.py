@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate_state import forget_accelerate
 from gpu_steps import Row, Scale, engine_step, measured, warmed
 from PIL import Image
 from prepared import digits
@@ -65,9 +66,7 @@ def trained(
     values: Mapping[str, Any], callbacks: Sequence[Callback] = (), clock: PhaseClock | None = None
 ) -> RunResult:
     """The run of a job, in this process; as if it were the process's first."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     job = parse_job(dict(values), "make bench-gpu")
     assert isinstance(job, TrainJob)
     with quietly():

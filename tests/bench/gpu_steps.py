@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
+from accelerate_state import forget_accelerate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -305,8 +305,7 @@ def engine_step(name: str, scale: Scale, *, compiled: bool) -> tuple[Callable[[]
         compile=compiled,
     )
     make = partial(create_optimizer, name="adamw", lr=5e-4, weight_decay=0.05)
-    # Accelerate keeps one precision a process; each contestant has its own.
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     with joined_world(use_gpu=scale.device.type == "cuda") as world:  # the part's own, which goes on
         engine = create_engine("ddp", task, lambda module: make(module), options, world)
     shape = (scale.batch, 3, scale.pixels, scale.pixels)

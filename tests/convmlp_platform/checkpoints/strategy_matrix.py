@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from accelerate_state import forget_accelerate
 from product_step import take_step
 from torch import Tensor, nn
 
@@ -71,9 +72,7 @@ def two_groups(module: nn.Module) -> torch.optim.Optimizer:
 
 def build(name: str, seed: int) -> Engine:
     """An engine of a named strategy with fresh weights."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     torch.manual_seed(seed)
     strategy, zero_stage = STRATEGIES[name]
     options = EngineOptions(

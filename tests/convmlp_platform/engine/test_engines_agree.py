@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate_state import forget_accelerate
 from product_step import take_step
 from ranks import run_ranks
 from torch import Tensor, nn
@@ -74,9 +75,7 @@ def two_groups(module: nn.Module) -> torch.optim.Optimizer:
 def build(
     strategy: str, zero_stage: int, precision: str, make_optimizer: OptimizerFactory = two_groups
 ) -> Engine:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     torch.manual_seed(0)
     task = TinyTask()
     options = EngineOptions(

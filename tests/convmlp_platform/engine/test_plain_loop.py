@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate_state import forget_accelerate
 from product_step import take_step
 from ranks import run_ranks
 from torch import Tensor, nn
@@ -141,9 +142,7 @@ def plain_loop() -> Found:
 
 def product(strategy: str, zero_stage: int) -> Found:
     """The same by the step that runs take, on this rank and the others."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     options = EngineOptions(
         micro_batch_size=SIZE,
         num_micro_batches=MICRO_BATCHES,
