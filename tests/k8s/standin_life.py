@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from k8s_manifests import K8S, ROOT
 from kuberay import Document
@@ -18,10 +20,13 @@ from prepared import digits
 from standin_cluster import Operator, StandIn
 from standin_pod import wait_for
 
+from convmlp import create_model
 from convmlp_platform.kubernetes.options import RenderOptions
 from convmlp_platform.kubernetes.render import render_job
 from convmlp_platform.ledger.proof import check_ledger
 
+STEPS_AN_EPOCH = 22
+"""1,438 digits in global batches of 64."""
 START_S = 900.0
 """Until pods are ready and a run trains, on a machine that others use, too."""
 
@@ -111,6 +116,19 @@ def standin_life(folder: Path) -> Iterator[Life]:
             for operator in life.operators.values():
                 operator.stop()
             print("\nseconds:", *(f"{value:7.1f} {name}" for name, value in life.seconds.items()), sep="\n")
+
+
+def epochs_of(seconds: float) -> int:
+    """About as many epochs of the digits as two workers on one core each train in `seconds` on this machine."""
+    torch.manual_seed(0)
+    model, images = create_model("convmlp_tiny", num_classes=10), torch.rand(32, 3, 32, 32)
+    times = []
+    for _ in range(12):
+        begun = time.process_time()
+        model(images).square().mean().backward()
+        times.append(time.process_time() - begun)
+    # A micro-batch each; what a job does beside takes about as long again.
+    return math.ceil(seconds / (2 * min(times)) / STEPS_AN_EPOCH)
 
 
 def policies() -> list[Document]:

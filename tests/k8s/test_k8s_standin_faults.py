@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from standin_life import Life, goes_on
+from standin_life import Life, epochs_of, goes_on
 from standin_pod import missing, wait_for
 
 REASON = missing()
@@ -19,8 +19,8 @@ pytestmark = [
 
 
 def test_a_worker_that_is_told_to_end_has_all_ranks_save(life: Life) -> None:
-    # Long enough: without their head, workers train on for a minute, which is 250 steps.
-    sets = ("training.epochs=80", "checkpoint.every_steps=10", "tracking.register_as=null")
+    # Long enough on any machine: without their head, workers train on for a minute, here 250 steps, there 1,000.
+    sets = (f"training.epochs={epochs_of(240)}", "checkpoint.every_steps=10", "tracking.register_as=null")
     # A busy machine may need minutes for a pod.
     long = life.apply("long", "1.6", *sets, "launch.wait_for_workers_s=1800")
     life.until(lambda: life.step("long") >= 20, "20 steps")
