@@ -2,10 +2,11 @@
 
     python tests/bench/bench_scaling.py [--steps 15]
 
-One rank's step is measured with one and with two micro-batches, and gloo's price of a byte; from these the step of two
-ranks is predicted and compared with what it is. Seconds are those of CPU, all threads of a rank: other work on the
-machine doesn't count, and neither does waiting. Memory: the most that torch's allocator held, from before the engine
-is built.
+One rank's step is measured with one and with two micro-batches, beside another such rank that it has nothing to do
+with (two GPUs have a memory each, two cores share one), and what the strategy's exchange takes in gloo; from these the
+step of two ranks is predicted and compared with what it is. A rank has one thread. Seconds are those of CPU, all of a
+rank: other work on the machine doesn't count, and neither does waiting. Memory: the most that torch's allocator
+held, from before the engine is built.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # or threads of two ranks wait for each other, at work
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -39,7 +43,7 @@ from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine
 from convmlp_platform.training.build import parts
 from convmlp_platform.training.preflight.memory import build_on_meta, estimate_memory
-from convmlp_platform.training.preflight.scaling import Interconnect, Speed, scaled
+from convmlp_platform.training.preflight.scaling import Interconnect, Speed, scaled, volumes_of
 
 CLASSES, PIXELS, MICRO = 1000, 64, 8
 MODELS = ("convmlp_s", "resnet18")
@@ -114,7 +118,7 @@ def seconds(engine: Engine, micro_batches: int, step: int) -> float:
 
 def pair(model: str, strategy: str, steps: int) -> tuple[int, list[float], float]:
     """Of this one of two ranks, a micro-batch each: the most bytes that torch's allocator held, from the engine's
-    building through three steps; CPU seconds of further steps; and of a byte that gloo sums up, there and back."""
+    building through three steps; CPU seconds of further steps; and of the exchange of one alone."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorder:
         engine = built(job_of(model, strategy, 2, 2))
         for step in range(3):
@@ -125,30 +129,53 @@ def pair(model: str, strategy: str, steps: int) -> tuple[int, list[float], float
             events = json.load(file)["traceEvents"]
     held = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
     taken = [seconds(engine, 2, step) for step in range(steps)]
-    tensor = torch.zeros(
-        sum(
-            parameter.numel() for parameter in build_on_meta(job_of(model, "ddp", 1, 1), CLASSES).parameters()
-        )
-    )
-    prices = []
+    exchange = exchange_of(strategy, _parameters(model))
+    exchanges = []
     for _ in range(5):
         start = time.process_time()
-        dist.all_reduce(tensor)
-        prices.append((time.process_time() - start) / (2 * tensor.nbytes))
-    return held, taken, statistics.median(prices)
+        exchange()
+        exchanges.append(time.process_time() - start)
+    return held, taken, statistics.median(exchanges)
+
+
+def exchange_of(strategy: str, parameters: int) -> Callable[[], None]:
+    """What two ranks exchange in a step of a micro-batch each, at once (collective)."""
+    whole = torch.zeros(parameters + parameters % 2)
+    half = whole[: len(whole) // 2].clone()
+
+    def exchange() -> None:
+        if strategy == "fsdp":
+            for _ in ("forward", "backward"):
+                dist.all_gather_into_tensor(whole, half)
+            dist.reduce_scatter_tensor(half, whole)
+            return
+        dist.all_reduce(whole)
+        if strategy == "ZeRO-2":
+            dist.all_gather_into_tensor(whole, half)
+
+    return exchange
+
+
+def _parameters(model: str) -> int:
+    return sum(
+        parameter.numel() for parameter in build_on_meta(job_of(model, "ddp", 1, 1), CLASSES).parameters()
+    )
 
 
 def row(model: str, strategy: str, steps: int) -> list[str]:
     """The pair's predictions and measurements, as cells."""
-    (one, two), *_ = run_ranks(alone, 1, model, strategy, steps)
+    with ThreadPoolExecutor(2) as both:
+        apart = [both.submit(run_ranks, alone, 1, model, strategy, steps) for _ in range(2)]
+        ranks = [future.result()[0] for future in apart]
+    one, two = (statistics.median(ranks[0][count] + ranks[1][count]) for count in (0, 1))
     found = run_ranks(pair, 2, model, strategy, steps)
     held = max(rank[0] for rank in found)
-    measured = statistics.median(found[0][1])
-    # `gather_s` counts what leaves a rank, half of it with two; the price is of the whole.
-    rate = 0.5 / found[0][2]
-    micro = statistics.median(two) - statistics.median(one)
-    speed = Speed(micro, max(statistics.median(one) - micro, 0.0))
+    measured = statistics.median(found[0][1] + found[1][1])
     job = job_of(model, strategy, 2, 2)
+    # `gather_s` counts what leaves a rank, half of it with two.
+    moved = volumes_of(job, _parameters(model), 1).total / 2
+    rate = moved / statistics.mean(rank[2] for rank in found)
+    speed = Speed(two - one, max(2 * one - two, 0.0))
     memory = estimate_memory(job, CLASSES, build_on_meta(job, CLASSES))
     network = Interconnect(within=rate, between=rate, hop_s=0.0, overlaps=False)
     predicted = scaled(job, 2, speed, network, memory, 0).step_s

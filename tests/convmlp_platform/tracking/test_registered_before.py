@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -81,7 +82,11 @@ def before(store: TrackingSection, png: bytes, tmp_path_factory: pytest.TempPath
         left_out = shutil.ignore_patterns("__pycache__")
         shutil.copytree(Path(str(package.__file__)).parent, packages[-1], ignore=left_out)
     open_client(store.uri or "")
-    with fluent_at(store.uri or ""), mlflow.start_run():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fluent_at(store.uri or ""))
+        # The first experiment's artifacts would go to ./mlruns.
+        experiment = mlflow.create_experiment("before", artifact_location=(folder / "mlruns").as_uri())
+        stack.enter_context(mlflow.start_run(experiment_id=experiment))
         logged = mlflow.pyfunc.log_model(
             name="before",
             python_model=str(folder / "pyfunc_model.py"),

@@ -94,8 +94,24 @@ def test_sharded_strategies_hold_whole_tensors_for_a_while() -> None:
 
     assert passing("ddp") == 0
     assert passing("deepspeed", zero_stage=2) == 4 * PARAMETERS  # the buffer of gradients
+    assert passing("deepspeed", zero_stage=2, precision="bf16") == 2 * 4 * PARAMETERS  # one for each type
     assert passing("deepspeed", zero_stage=3) == 4 * 2 * PARAMETERS
-    # Of FSDP's blocks the last stage's are the largest; what is in none are downsamplings, tokenizer, norm and head.
-    block = 2 * (2 * 512 * 1024 + 1024 + 512) + 3 * 2 * 512 + 9 * 512
-    assert block < passing("fsdp") / 4 < PARAMETERS
-    assert passing("fsdp") / 4 - 2 * block > block
+
+    # Of FSDP's blocks the last stage's are the largest, two of a kind: a block, the gradients of both, a smaller one of
+    # the stage before. What is in none are downsamplings, tokenizer, norm and head, whole with their gradients.
+    def block(width: int) -> int:
+        return 2 * (2 * width * 2 * width + 2 * width + width) + 3 * 2 * width + 9 * width
+
+    rest = PARAMETERS - 2 * block(512) - 4 * block(256) - 2 * block(128) - 2 * CONV_BLOCK
+    assert passing("fsdp") == 4 * (2 * rest + 3 * block(512) + block(256))
+
+
+CONV_BLOCK = 2 * 64 * 128 + 9 * 128 * 128 + 2 * (128 + 128 + 64)
+"""1x1, 3x3, 1x1 and their norms."""
+
+
+def test_copies_of_weights_count() -> None:
+    largest = 9 * 256 * 512  # of the last downsampling
+    assert estimate().copies == 3 * 4 * largest
+    matrices = sum(p.numel() for p in build_on_meta(job(), 1000).parameters() if p.ndim > 1)
+    assert estimate(engine={"precision": "bf16"}).copies == 2 * matrices + 3 * 2 * largest

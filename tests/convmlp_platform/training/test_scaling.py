@@ -23,8 +23,8 @@ SLOW = Interconnect(gpus_per_node=8, within=1e9, between=1e8, hop_s=0.0)
     ("engine", "gradients", "weights", "updated"),
     [
         ({"strategy": "ddp"}, 2, 0, 0),  # an all-reduce is a scatter and a gather
-        ({"strategy": "deepspeed", "zero_stage": 1}, 1, 0, 1),
-        ({"strategy": "deepspeed", "zero_stage": 2}, 3, 0, 1),
+        ({"strategy": "deepspeed", "zero_stage": 1}, 2, 0, 1),  # as DeepSpeed does, which keeps a part only
+        ({"strategy": "deepspeed", "zero_stage": 2}, 6, 0, 1),
         ({"strategy": "deepspeed", "zero_stage": 3}, 3, 6, 0),  # forward and backward of three micro-batches
         ({"strategy": "fsdp"}, 1, 6, 0),
     ],

@@ -30,20 +30,21 @@ class MemoryEstimate:
     """Bytes on one worker's device.
 
     `states` (weights, buffers, gradients, optimizer, moving average) follows from the strategy; `activations`
-    is what autograd keeps for one micro-batch: an estimate, as kernels also need work space, and Mask R-CNN's heads
-    keep more for every region. `passing`: whole weights and gradients that a sharded strategy holds for a while, at
-    their most: an estimate, too.
+    is what autograd keeps for one micro-batch: an estimate, as Mask R-CNN's heads keep more for every region.
+    `passing`: whole weights and gradients that a sharded strategy holds for a while, at their most; `copies`: weights
+    in 16 bits under autocast, and those of a convolution's weight that its kernels work on: estimates, too.
     """
 
     num_parameters: int
     states: int
     activations: int
     passing: int = 0
+    copies: int = 0
 
     @property
     def total(self) -> int:
         """All of it, bytes."""
-        return self.states + self.activations + self.passing
+        return self.states + self.activations + self.passing + self.copies
 
 
 def estimate_memory(job: TrainJob, num_classes: int, model: nn.Module | None = None) -> MemoryEstimate:
@@ -64,7 +65,7 @@ def estimate_memory(job: TrainJob, num_classes: int, model: nn.Module | None = N
     # Convolutions and linear layers, whose inputs are most of it, keep 16-bit copies under autocast.
     share = 1.0 if job.engine.precision == "fp32" else 0.5
     states, passing = _state_bytes(job, parameters, buffers), _passing_bytes(job, model, parameters)
-    return MemoryEstimate(parameters, states, int(activations * share), passing)
+    return MemoryEstimate(parameters, states, int(activations * share), passing, _copied_bytes(job, model))
 
 
 def build_on_meta(job: TrainJob, num_classes: int) -> nn.Module:
@@ -100,18 +101,36 @@ def _state_bytes(job: TrainJob, parameters: int, buffers: int) -> int:
 
 
 def _passing_bytes(job: TrainJob, model: nn.Module, parameters: int) -> int:
-    """FSDP gathers what is in no block of its own, a block and the next one, and has the gradients of one of them whole
-    before it scatters them. ZeRO gathers gradients in a buffer; its stage 3 keeps all weights whole that it used."""
+    """FSDP gathers a block and the one before it, while it has the gradients of the block and those that the block
+    after it scatters; what is in no block of its own is whole throughout, with its gradients. ZeRO gathers gradients
+    in a buffer, under autocast in one for each of two types; its stage 3 keeps all weights whole that it used."""
     if job.engine.strategy == "ddp":
         return 0
     if job.engine.strategy == "deepspeed":
+        buffers = 1 if job.engine.precision == "fp32" else 2
         whole = parameters if job.engine.zero_stage == 3 else 0
-        return FLOAT * (min(DEEPSPEED_BUCKET, parameters) + whole)
+        return FLOAT * (buffers * min(DEEPSPEED_BUCKET, parameters) + whole)
     from convmlp_platform.engine.fsdp import sharded_blocks
 
-    blocks = [sum(p.numel() for p in block.parameters()) for block in sharded_blocks(model)]
-    rest, largest = parameters - sum(blocks), max(blocks, default=0)
-    return FLOAT * (rest + 2 * largest + max(rest, largest))
+    blocks = [0, *(sum(p.numel() for p in block.parameters()) for block in sharded_blocks(model)), 0]
+    rest = parameters - sum(blocks)
+    most = max(
+        (
+            before + 2 * block + after
+            for before, block, after in zip(blocks, blocks[1:], blocks[2:], strict=False)
+        ),
+        default=0,
+    )
+    return FLOAT * (2 * rest + most)
+
+
+def _copied_bytes(job: TrainJob, model: nn.Module) -> int:
+    """Autocast keeps each matrix and kernel in 16 bits from forward to backward. A convolution's backward has its
+    weight and its gradient in the kernel's own order, and the gradient once more in torch's (oneDNN, measured)."""
+    width = FLOAT if job.engine.precision == "fp32" else FLOAT // 2
+    weights = [p.numel() for p in model.parameters() if p.ndim > 1]
+    kernels = max((p.numel() for p in model.parameters() if p.ndim == 4), default=0)
+    return (width * sum(weights) if width < FLOAT else 0) + 3 * width * kernels
 
 
 def _image_size(job: TrainJob) -> tuple[int, int]:

@@ -117,8 +117,8 @@ def volumes_of(job: TrainJob, parameters: int, micro_batches: int) -> Volumes:
         return Volumes(2 * size, 0.0, 0.0)
     # FSDP sums up within the worker first; ZeRO-2 and 3 give each micro-batch's gradients away.
     sent = 1 if job.engine.strategy == "fsdp" or stage == 1 else micro_batches
-    if stage < 3:
-        return Volumes(sent * size, 0.0, size)
+    if stage < 3:  # DeepSpeed sums a bucket up on all ranks, though each keeps its part (its average_tensor)
+        return Volumes(2 * sent * size, 0.0, size)
     return Volumes(sent * size, 2 * micro_batches * size, 0.0)
 
 
