@@ -34,6 +34,7 @@ import torch.distributed as dist
 from accelerate_state import forget_accelerate
 from product_step import take_step
 from ranks import run_ranks
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from convmlp_platform.config.load import parse_job
@@ -41,6 +42,7 @@ from convmlp_platform.config.schema import TrainJob
 from convmlp_platform.data.sample_order import share_of
 from convmlp_platform.distributed import joined_world
 from convmlp_platform.engine.engine import Engine
+from convmlp_platform.engine.fsdp import sharded_blocks
 from convmlp_platform.training.build import parts
 from convmlp_platform.training.preflight.memory import build_on_meta, estimate_memory
 from convmlp_platform.training.preflight.scaling import Interconnect, Speed, scaled, volumes_of
@@ -130,7 +132,7 @@ def pair(model: str, strategy: str, steps: int) -> tuple[int, list[float], float
             events = json.load(file)["traceEvents"]
     held = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
     taken = [seconds(engine, 2, step) for step in range(steps)]
-    exchange = exchange_of(strategy, _parameters(model))
+    exchange = exchange_of(strategy, _parameters(model), 1 + len(sharded_blocks(_on_meta(model))))
     exchanges = []
     for _ in range(5):
         start = time.process_time()
@@ -139,16 +141,18 @@ def pair(model: str, strategy: str, steps: int) -> tuple[int, list[float], float
     return held, taken, statistics.median(exchanges)
 
 
-def exchange_of(strategy: str, parameters: int) -> Callable[[], None]:
-    """What two ranks exchange in a step of a micro-batch each, at once (collective)."""
+def exchange_of(strategy: str, parameters: int, groups: int) -> Callable[[], None]:
+    """What two ranks exchange in a step of a micro-batch each (collective): fsdp group by group, others at once."""
     whole = torch.zeros(parameters + parameters % 2)
     half = whole[: len(whole) // 2].clone()
+    size = -(-len(half) // groups)
 
     def exchange() -> None:
         if strategy == "fsdp":
-            for _ in ("forward", "backward"):
-                dist.all_gather_into_tensor(whole, half)
-            dist.reduce_scatter_tensor(half, whole)
+            for part, own in zip(whole.split(2 * size), half.split(size), strict=True):
+                for _ in ("forward", "backward"):
+                    dist.all_gather_into_tensor(part, own)
+                dist.reduce_scatter_tensor(own, part)
             return
         dist.all_reduce(whole)
         if strategy == "ZeRO-2":
@@ -157,15 +161,17 @@ def exchange_of(strategy: str, parameters: int) -> Callable[[], None]:
     return exchange
 
 
+def _on_meta(model: str) -> nn.Module:
+    return build_on_meta(job_of(model, "ddp", 1, 1), CLASSES)
+
+
 def _parameters(model: str) -> int:
-    return sum(
-        parameter.numel() for parameter in build_on_meta(job_of(model, "ddp", 1, 1), CLASSES).parameters()
-    )
+    return sum(parameter.numel() for parameter in _on_meta(model).parameters())
 
 
 def row(model: str, strategy: str, steps: int) -> list[str]:
-    """The pair's predictions and measurements, as cells: of rounds the least seconds, as neighbours of the machine's host
-    only add some, and the most memory, as it depends on who waits for whom."""
+    """The pair's predictions and measurements, as cells: of rounds the least seconds, as neighbours of the machine's
+    host only add some, and the most memory, as it depends on who waits for whom."""
     rounds = [_round(model, strategy, steps) for _ in range(ROUNDS)]
     one, two, measured, exchange = (min(values) for values in list(zip(*rounds, strict=True))[:4])
     held = max(values[4] for values in rounds)
