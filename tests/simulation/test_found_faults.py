@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from faults import Faults
-from simulate import Observed, Scenario, simulate
+from simulate import Observed, Scenario, a_job, simulate
+from simulated_cluster import LISTED_S, SimulatedCluster
 
 from convmlp_platform.launch.supervisor.restarts import Spare, attempts_last_s
+from convmlp_platform.launch.workers.worker_group import WorkerGroup
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +104,33 @@ def test_one_worker_of_a_thousand_joins_when_something_else_makes_a_pause() -> N
 def test_a_pause_of_which_nothing_is_known_is_made_at_once() -> None:
     assert Spare().pays(1, 1, 0.1)
     assert not Spare().pays(0, 1, 0.1)
+
+
+def test_who_was_on_a_dead_node_goes_where_there_is_room_at_once() -> None:
+    """A dead node is listed for up to 15 s, and was chosen again and again: it was the emptiest."""
+    scenario = calm(2, 2)
+    job = a_job(scenario)
+    launch = job.launch.model_copy(update={"placement": "SPREAD"})
+    cluster = SimulatedCluster(2, scenario.recipe, random.Random(0), slots=2)
+    group = WorkerGroup(job.model_copy(update={"launch": launch}), False, [], cluster)
+
+    def until_ready() -> float:
+        begun = cluster.time.now
+        while len(group.ready) < 2:
+            assert cluster.time.now - begun < 60.0, "no room was found"
+            group.refresh()
+            cluster.clock.sleep(0.1)
+        return cluster.time.now - begun
+
+    until_ready()
+    dead, living = (cluster.nodes[member.node] for member in group.members)
+    assert dead is not living
+    cluster.node_dies(dead)
+    group.leave({dead.name})
+    begun = cluster.time.now
+    while len(group.members) < 2:
+        group.refresh()
+        cluster.clock.sleep(0.1)
+    assert cluster.time.now - begun < LISTED_S / 5, "long before it leaves the list"
+    until_ready()
+    assert [member.node for member in group.members] == [living.name] * 2

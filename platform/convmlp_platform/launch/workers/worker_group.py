@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +90,7 @@ class WorkerGroup:
         missing = self.launch.num_workers - len(staying)
         self.fits = len(staying)
         if missing > 0:
-            taken = Counter(member.node for member in staying)
-            nodes = choose_nodes(self._room(), taken, missing, self.launch.placement)
-            alive = self.answering(set(nodes))
-            nodes = [node for node in nodes if node in alive]
+            nodes = self._choose(missing, Counter(member.node for member in staying))
             self.fits += len(nodes)
             # Fewer than it takes are not started: they would hold what another job may be waiting for.
             if self.fits >= self.least:
@@ -180,6 +177,17 @@ class WorkerGroup:
     def _start(self, node: str) -> Member:
         actor = self._cluster.start_agent(node, self.room, (self.modules, f"{self._key}-{node}"))
         return Member(node, actor, self._cluster.ask(actor, "home"), self._cluster.clock.monotonic())
+
+    def _choose(self, count: int, taken: Mapping[str, int]) -> list[str]:
+        """Nodes that really live for up to `count` more workers. Ray lists a dead one for up to 15 seconds, and where
+        workers are spread an empty one is the first choice: waiting for it would leave room on others unused."""
+        room = self._room()
+        while nodes := choose_nodes(room, taken, count, self.launch.placement):
+            dead = set(nodes) - self.answering(set(nodes))
+            if not dead:
+                break
+            room = {node: free for node, free in room.items() if node not in dead}
+        return nodes
 
     def _room(self) -> dict[str, int]:
         """Workers that each node could take now."""
