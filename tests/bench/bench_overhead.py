@@ -1,14 +1,15 @@
 """What a job costs over its bare step, and which part of it costs what. Part of `make bench-restart`.
 
-    python tests/bench/bench_overhead.py [--pairs 40] [--large-pairs 12]
+    python tests/bench/bench_overhead.py [--pairs 30] [--large-pairs 12]
 
 Real runs by `training.run`, on one rank and on two gloo ranks, on scikit-learn's digits: the tiny network as
 jobs/pretrain_digits.yaml trains it, and ConvMLP-S at 224 pixels with 4 images a rank. Each rank has a core of its own.
 Blocks of the job's steps alternate with blocks of bare ones in the same process, on the same engine: forward, backward,
 gradient norm, update, on micro-batches that lie in memory. A bare block is compared with the mean of the two around it,
 so that a machine that slows down hits both. The interval is a bootstrap's over the blocks. Each part's own time is
-taken besides; what they leave of the difference is told as the rest. Saves and evaluations are left out: they have
-`make bench-checkpoint`.
+taken besides; what they leave of the difference is told as the rest. Computing is a part, too: the same calls take
+longer where images have just been read by the same core, as its caches hold other things then. One row has a process
+of its own read, on the other core. Saves and evaluations are left out: they have `make bench-checkpoint`.
 """
 
 from __future__ import annotations
@@ -50,9 +51,12 @@ from convmlp_platform.training.trainer import Trainer
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pretrain_digits.yaml"
 BLOCK = 10
 """Steps. The journal gets its line once in as many."""
+READER = "data.num_workers=1"
 WARM_UP = 2
 """Blocks of each kind."""
 PARTS = ("reading", "agreement", "heartbeat", "goodput", "ledger", "journal")
+COMPUTING = "computing"
+"""A part of bare steps, too."""
 TIMED = (
     ("heartbeat", HeartbeatWriter, "beat"),
     ("heartbeat", HeartbeatWriter, "step_done"),
@@ -61,18 +65,21 @@ TIMED = (
     ("goodput", PhaseClock, "step_done"),
     ("goodput", GoodputLog, "line"),
     ("ledger", LedgerWriter, "append"),
-    ("norm", Engine, "square_norm"),
+    (COMPUTING, Engine, "compute"),
+    (COMPUTING, Engine, "square_norm"),
+    (COMPUTING, Engine, "update"),
     ("journal", Trainer, "_tell"),
 )
 
 
 @dataclass
 class Meter:
-    """Seconds of the blocks, and of the parts within those of the job, each in total and by nothing else."""
+    """Seconds of the blocks, and of the parts within, each in total and by nothing else."""
 
     job: list[float] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
+    bare_parts: list[dict[str, float]] = field(default_factory=list)
     _now: dict[str, float] = field(default_factory=dict)
     _open: list[float] = field(default_factory=list)
     """Of the parts that are being timed, the innermost last: the seconds of parts within."""
@@ -98,8 +105,9 @@ class Meter:
         self.parts.append(self._now)
         self._now = {}
 
-    def forget(self) -> None:
-        """What was timed in a bare block."""
+    def bare_block(self, seconds: float) -> None:
+        self.bare.append(seconds)
+        self.bare_parts.append(self._now)
         self._now = {}
 
 
@@ -125,8 +133,7 @@ def instrument(meter: Meter) -> None:
         done += 1
         if done % BLOCK == 0:
             meter.job_block(seconds)
-            meter.bare.append(bare_block(trainer, state, kept))
-            meter.forget()
+            meter.bare_block(bare_block(trainer, state, kept))
             seconds = 0.0
         return result
 
@@ -158,11 +165,12 @@ def bare_block(trainer: Trainer, state: TrainState, micro_batches: list[MicroBat
     return seconds
 
 
-def train(data: str, folder: str, settings: tuple[str, ...]) -> Meter:
-    """One rank of a run."""
+def train(data: str, folder: str, settings: tuple[str, ...], alone: bool) -> Meter:
+    """One rank of a run; `alone` on its core, which a reader that it starts would be on, too."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    if alone:
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     meter = Meter()
     instrument(meter)
     # MLflow's own process, which starts meanwhile, isn't what is measured here.
@@ -179,7 +187,7 @@ def train(data: str, folder: str, settings: tuple[str, ...]) -> Meter:
         run.run(job, clock=clock)  # type: ignore[arg-type]
     with suppress(OSError):
         (_memory() / f"bench-beat-{os.getpid()}").unlink()
-    return Meter(meter.job, meter.bare, meter.parts)
+    return Meter(meter.job, meter.bare, meter.parts, meter.bare_parts)
 
 
 def _memory() -> Path:
@@ -211,17 +219,25 @@ def measure(label: str, world_size: int, pairs: int, settings: tuple[str, ...]) 
         "eval.every_epochs=1000", f"training.log_every_steps={BLOCK}",
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        found = run_ranks(train, world_size, data, folder, (*common, *settings))[0]
+        found = run_ranks(train, world_size, data, folder, (*common, *settings), READER not in settings)[0]
     # The last block holds the end of the run, its save and its evaluation.
-    job, bare, parts = (values[WARM_UP:-1] for values in (found.job, found.bare, found.parts))
+    job, bare, parts, bare_parts = (
+        values[WARM_UP:-1] for values in (found.job, found.bare, found.parts, found.bare_parts)
+    )
     cost, least, most = interval(differences(job, bare))
     base = statistics.median(bare) / BLOCK
     shares = {
         part: statistics.median(block.get(part, 0.0) for block in parts) / BLOCK / base for part in PARTS
     }
+    colder = differences(*([block[COMPUTING] for block in blocks] for blocks in (parts, bare_parts)))
+    shares[COMPUTING] = statistics.median(colder)
     without = [seconds - block.get("reading", 0.0) for seconds, block in zip(job, parts, strict=True)]
     watched, low, high = interval(differences(without, bare))
-    cells = [label, str(world_size), str(len(bare) - 1), f"{1e3 * base:.1f} ms"]
+    cells = [
+        f"{label}, {world_size} rank{'s' if world_size > 1 else ''}",
+        str(len(bare) - 1),
+        f"{1e3 * base:.1f} ms",
+    ]
     cells += [f"{cost:+.1%} ({least:+.1%} to {most:+.1%})", f"{watched:+.1%} ({low:+.1%} to {high:+.1%})"]
     cells += [f"{share:.2%}" for share in shares.values()]
     cells.append(f"{cost - sum(shares.values()):+.2%}")
@@ -230,7 +246,7 @@ def measure(label: str, world_size: int, pairs: int, settings: tuple[str, ...]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=40, help="of blocks, of the tiny network")
+    parser.add_argument("--pairs", type=int, default=30, help="of blocks, of the tiny network")
     parser.add_argument("--large-pairs", type=int, default=12, help="of blocks, of ConvMLP-S")
     options = parser.parse_args()
     load = os.getloadavg()[0]
@@ -238,11 +254,12 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load average {load:.1f}\n"
     )
     header = [
-        "network", "ranks", "pairs of blocks", "bare step", "the job's costs more (95 %)",
-        "without reading (95 %)", *PARTS, "rest",
+        "network", "pairs of blocks", "bare step", "the job's costs more (95 %)",
+        "without reading (95 %)", *PARTS, COMPUTING, "rest",
     ]  # fmt: skip
     print(f"| {' | '.join(header)} |")
     print(f"|---|{'---:|' * (len(header) - 1)}", flush=True)
+    print(measure("ConvMLP-tiny, 32 px, read by a process", 1, options.pairs, (READER,)), flush=True)
     for ranks in (1, 2):
         print(measure("ConvMLP-tiny, 32 px", ranks, options.pairs, ()), flush=True)
     for ranks in (1, 2):
@@ -250,8 +267,9 @@ def main() -> None:
         large = (*batch, "model.name=convmlp_s", "data.image_size=224")
         print(measure("ConvMLP-S, 224 px", ranks, options.large_pairs, large), flush=True)
     print(
-        "\nShares of the bare step; reading happens in the rank's own process here. The agreement has the wait for the "
-        "slower rank in it; the gradient's norm, which a bare step takes, too, is not."
+        "\nShares of the bare step; reading happens in the rank's own process unless the row says otherwise. The "
+        "agreement has the wait for the slower rank in it. Computing: by how much longer the bare step's own calls "
+        "take in the job."
     )
 
 
