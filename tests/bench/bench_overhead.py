@@ -1,6 +1,6 @@
 """What a job costs over its bare step, and which part of it costs what. Part of `make bench-restart`.
 
-    python tests/bench/bench_overhead.py [--pairs 30] [--large-pairs 12]
+    python tests/bench/bench_overhead.py [--pairs 24] [--large-pairs 9]
 
 Real runs by `training.run`, on one rank and on two gloo ranks, on scikit-learn's digits: the tiny network as
 jobs/pretrain_digits.yaml trains it, and ConvMLP-S at 224 pixels with 4 images a rank. Each rank has a core of its own.
@@ -246,8 +246,8 @@ def measure(label: str, world_size: int, pairs: int, settings: tuple[str, ...]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=30, help="of blocks, of the tiny network")
-    parser.add_argument("--large-pairs", type=int, default=12, help="of blocks, of ConvMLP-S")
+    parser.add_argument("--pairs", type=int, default=24, help="of blocks, of the tiny network")
+    parser.add_argument("--large-pairs", type=int, default=9, help="of blocks, of ConvMLP-S")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(
