@@ -134,3 +134,18 @@ def test_who_was_on_a_dead_node_goes_where_there_is_room_at_once() -> None:
     assert cluster.time.now - begun < LISTED_S / 5, "long before it leaves the list"
     until_ready()
     assert [member.node for member in group.members] == [living.name] * 2
+
+
+def test_among_many_dead_nodes_the_living_are_found_at_once() -> None:
+    """One after the other would have taken a second each."""
+    scenario = calm(50, 1)
+    job = a_job(scenario)
+    launch = job.launch.model_copy(update={"placement": "SPREAD", "num_workers": 2})
+    cluster = SimulatedCluster(50, scenario.recipe, random.Random(0))
+    living = list(cluster.nodes)[-2:]
+    for node in cluster.nodes.values():
+        if node.name not in living:
+            cluster.node_dies(node)
+    group = WorkerGroup(job.model_copy(update={"launch": launch}), False, [], cluster)
+    group.refresh()
+    assert cluster.time.now < 3.0 and sorted(member.node for member in group.members) == living

@@ -179,14 +179,21 @@ class WorkerGroup:
         return Member(node, actor, self._cluster.ask(actor, "home"), self._cluster.clock.monotonic())
 
     def _choose(self, count: int, taken: Mapping[str, int]) -> list[str]:
-        """Nodes that really live for up to `count` more workers. Ray lists a dead one for up to 15 seconds, and where
-        workers are spread an empty one is the first choice: waiting for it would leave room on others unused."""
-        room = self._room()
-        while nodes := choose_nodes(room, taken, count, self.launch.placement):
-            dead = set(nodes) - self.answering(set(nodes))
-            if not dead:
-                break
-            room = {node: free for node, free in room.items() if node not in dead}
+        """Nodes that really live for up to `count` more workers; none while the cluster's head is silent.
+
+        Ray lists a dead node for up to 15 seconds, and where workers are spread an empty one is the first choice:
+        waiting for it would leave room on others unused. Then all that have room are asked, at once.
+        """
+        room = {node: free for node, free in self._room().items() if free > 0}
+        nodes = choose_nodes(room, taken, count, self.launch.placement)
+        try:
+            if nodes and self._cluster.answering(set(nodes)) != set(nodes):
+                living = self._cluster.answering(room)
+                nodes = choose_nodes(
+                    {node: room[node] for node in living}, taken, count, self.launch.placement
+                )
+        except ClusterSilent:
+            return []
         return nodes
 
     def _room(self) -> dict[str, int]:
