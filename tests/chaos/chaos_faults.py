@@ -93,14 +93,22 @@ def _to_driver(number: signal.Signals) -> Callable[[Stage], None]:
 
 
 def _kill_agent(stage: Stage) -> None:
-    """The Ray actor above the training process: the worker that a raylet started."""
-    process = psutil.Process(stage.pick_rank())
-    for parent in process.parents():
-        above = parent.parent()
-        if above is not None and above.name() == "raylet":
-            parent.kill()
-            return
-    raise ChaosError(f"process {process.pid} of rank {stage.rank} has no Ray actor above it")
+    """The Ray actor of the training process, which may have been forked for it by a server that another process
+    started: the child of a raylet that reads what the training process prints."""
+    rank = psutil.Process(stage.pick_rank())
+    printed = os.readlink(f"/proc/{rank.pid}/fd/1")  # noqa: PTH115 -- a pipe has no path
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            above = process.parent()
+            if above is not None and above.name() == "raylet" and printed in _open_files(process):
+                process.kill()
+                return
+    raise ChaosError(f"process {rank.pid} of rank {stage.rank} has no Ray actor that reads what it prints")
+
+
+def _open_files(process: psutil.Process) -> set[str]:
+    folder = f"/proc/{process.pid}/fd"
+    return {os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}  # noqa: PTH115, PTH208
 
 
 def _kill_node(stage: Stage) -> None:

@@ -19,6 +19,7 @@ from chaos_site import JOB, ChaosError, Site, is_alive, settings_of
 from ranks import run_ranks
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint
+from convmlp_platform.training.step_plan import StepPlan
 
 MIN_PROGRESS, MAX_PROGRESS = 4, 20
 """Steps that a run makes at least between its recovery and the next fault."""
@@ -43,13 +44,13 @@ class Play:
     """A run under faults; `blows` has what came of each."""
 
     def __init__(
-        self, site: Site, run: Run, faults: Sequence[str], steps: int, seed: int, evaluation_steps: int
+        self, site: Site, run: Run, faults: Sequence[str], steps: int, seed: int, plan: StepPlan
     ) -> None:
         self.draw = random.Random(seed)
         self.stage = Stage(site, run, self.draw)
         self.run, self.deck, self.blows = run, list(faults), list[Blow]()
         slot = 0.9 * steps / len(self.deck)
-        self.steps, self.evaluation_steps = steps, evaluation_steps
+        self.steps, self.plan = steps, plan
         self.slots = [int(slot * (index + self.draw.uniform(0.1, 0.9))) for index in range(len(self.deck))]
 
     def perform(self) -> int:
@@ -125,7 +126,7 @@ class Play:
         left = [pid for pid in before if is_alive(pid)]
         if left:
             blow.problems.append(f"processes of the attempt before are alive: {left}")
-        if fault.evaluated and resumed % self.evaluation_steps:
+        if fault.evaluated and not self.plan.evaluates_after(resumed):
             blow.problems.append(f"training went on after step {resumed}, which was not the evaluated one")
         if fault.heal and fault.recovery != "driver":
             fault.heal(stage)

@@ -41,11 +41,16 @@ from chaos_proof import (
     weights_hash,
 )
 from chaos_run import Run
-from chaos_site import ChaosError, Site, chaos_site
+from chaos_site import JOB, ChaosError, Site, chaos_site, settings_of
 
 from convmlp_platform.checkpoints.checkpointer import Checkpoint
+from convmlp_platform.config.load import load_job
+from convmlp_platform.config.schema import TrainJob
+from convmlp_platform.data.dataset.split import open_manifest
+from convmlp_platform.training.step_plan import StepPlan
 
 STEPS_PER_EPOCH, EVALUATED_EPOCHS = 22, 4
+"""1,438 digits in batches of 64 are 22.5 steps."""
 STEPS_PER_FAULT, STEPS_PER_ELASTIC_FAULT = 30, 150
 """The elastic run goes on while a node comes back and its worker warms up."""
 
@@ -93,7 +98,10 @@ def play(
     """Train `job` under `faults`, and compare its end with the `expected` one."""
     outcome = Outcome(seed, elastic, expected.step, weights_hash(expected))
     run = Run(site, "chaos", site.command("chaos", **job))
-    performance = Play(site, run, faults, expected.step, seed, STEPS_PER_EPOCH * EVALUATED_EPOCHS)
+    given = load_job(JOB, settings_of("chaos", site.data, site.disk.path, **job))
+    assert isinstance(given, TrainJob)
+    plan = StepPlan(given, open_manifest(given.data.path).splits[given.data.train_split].num_samples)
+    performance = Play(site, run, faults, expected.step, seed, plan)
     started = time.monotonic()
     try:
         if code := performance.perform():
