@@ -132,7 +132,7 @@ def pair(model: str, strategy: str, steps: int) -> tuple[int, list[float], float
             events = json.load(file)["traceEvents"]
     held = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
     taken = [seconds(engine, 2, step) for step in range(steps)]
-    exchange = exchange_of(strategy, _parameters(model), 1 + len(sharded_blocks(_on_meta(model))))
+    exchange = exchange_of(strategy, build_on_meta(job_of(model, strategy, 2, 2), CLASSES))
     exchanges = []
     for _ in range(5):
         start = time.process_time()
@@ -141,11 +141,11 @@ def pair(model: str, strategy: str, steps: int) -> tuple[int, list[float], float
     return held, taken, statistics.median(exchanges)
 
 
-def exchange_of(strategy: str, parameters: int, groups: int) -> Callable[[], None]:
+def exchange_of(strategy: str, network: nn.Module) -> Callable[[], None]:
     """What two ranks exchange in a step of a micro-batch each (collective): fsdp group by group, others at once."""
-    whole = torch.zeros(parameters + parameters % 2)
-    half = whole[: len(whole) // 2].clone()
-    size = -(-len(half) // groups)
+    half = torch.zeros(-(-sum(parameter.numel() for parameter in network.parameters()) // 2))
+    whole = torch.zeros(2 * len(half))
+    size = -(-len(half) // (1 + len(sharded_blocks(network))))
 
     def exchange() -> None:
         if strategy == "fsdp":
@@ -161,26 +161,17 @@ def exchange_of(strategy: str, parameters: int, groups: int) -> Callable[[], Non
     return exchange
 
 
-def _on_meta(model: str) -> nn.Module:
-    return build_on_meta(job_of(model, "ddp", 1, 1), CLASSES)
-
-
-def _parameters(model: str) -> int:
-    return sum(parameter.numel() for parameter in _on_meta(model).parameters())
-
-
 def row(model: str, strategy: str, steps: int) -> list[str]:
     """The pair's predictions and measurements, as cells: of rounds the least seconds, as neighbours of the machine's
     host only add some, and the most memory, as it depends on who waits for whom."""
-    rounds = [_round(model, strategy, steps) for _ in range(ROUNDS)]
-    one, two, measured, exchange = (min(values) for values in list(zip(*rounds, strict=True))[:4])
-    held = max(values[4] for values in rounds)
+    *taken, held_by_round = zip(*(_round(model, strategy, steps) for _ in range(ROUNDS)), strict=True)
+    one, two, measured, exchange = map(min, taken)
+    held = max(held_by_round)
     job = job_of(model, strategy, 2, 2)
+    memory = estimate_memory(job, CLASSES)
     # `gather_s` counts what leaves a rank, half of it with two.
-    moved = volumes_of(job, _parameters(model), 1).total / 2
-    rate = moved / exchange
+    rate = volumes_of(job, memory.num_parameters, 1).total / 2 / exchange
     speed = Speed(two - one, max(2 * one - two, 0.0))
-    memory = estimate_memory(job, CLASSES, build_on_meta(job, CLASSES))
     network = Interconnect(within=rate, between=rate, hop_s=0.0, overlaps=False)
     predicted = scaled(job, 2, speed, network, memory, 0).step_s
     return [

@@ -42,7 +42,7 @@ COMMANDS = {
     "scaling": ("bench_scaling.py",),
     "data": ("bench_data.py",),
 }
-ONE_THREAD = {"overhead", "scale", "scaling", "data"}
+ONE_THREAD = {"overhead", "scale", "data"}
 """With a thread a process, as they have several processes."""
 
 PLACE = re.compile(

@@ -7,9 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -96,7 +97,7 @@ def _kill_agent(stage: Stage) -> None:
     """The Ray actor of the training process, which may have been forked for it by a server that another process
     started: the child of a raylet that reads what the training process prints."""
     rank = psutil.Process(stage.pick_rank())
-    printed = os.readlink(f"/proc/{rank.pid}/fd/1")  # noqa: PTH115 -- a pipe has no path
+    printed = Path(f"/proc/{rank.pid}/fd/1").readlink()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             above = process.parent()
@@ -106,9 +107,10 @@ def _kill_agent(stage: Stage) -> None:
     raise ChaosError(f"process {rank.pid} of rank {stage.rank} has no Ray actor that reads what it prints")
 
 
-def _open_files(process: psutil.Process) -> set[str]:
-    folder = f"/proc/{process.pid}/fd"
-    return {os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}  # noqa: PTH115, PTH208
+def _open_files(process: psutil.Process) -> Iterator[Path]:
+    for link in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            yield link.readlink()
 
 
 def _kill_node(stage: Stage) -> None:

@@ -106,21 +106,25 @@ def test_a_pause_of_which_nothing_is_known_is_made_at_once() -> None:
     assert not Spare().pays(0, 1, 0.1)
 
 
+def spread(*, nodes: int, least: int, slots: int = 1) -> tuple[SimulatedCluster, WorkerGroup]:
+    """A cluster, and the agents of two workers that are spread over it, none of them started yet."""
+    scenario = calm(nodes, least)
+    job = a_job(scenario)
+    launch = job.launch.model_copy(update={"placement": "SPREAD", "num_workers": 2})
+    cluster = SimulatedCluster(nodes, scenario.recipe, random.Random(0), slots)
+    return cluster, WorkerGroup(job.model_copy(update={"launch": launch}), False, [], cluster)
+
+
 def test_who_was_on_a_dead_node_goes_where_there_is_room_at_once() -> None:
     """A dead node is listed for up to 15 s, and was chosen again and again: it was the emptiest."""
-    scenario = calm(2, 2)
-    job = a_job(scenario)
-    launch = job.launch.model_copy(update={"placement": "SPREAD"})
-    cluster = SimulatedCluster(2, scenario.recipe, random.Random(0), slots=2)
-    group = WorkerGroup(job.model_copy(update={"launch": launch}), False, [], cluster)
+    cluster, group = spread(nodes=2, least=2, slots=2)
 
-    def until_ready() -> float:
+    def until_ready() -> None:
         begun = cluster.time.now
         while len(group.ready) < 2:
             assert cluster.time.now - begun < 60.0, "no room was found"
             group.refresh()
             cluster.clock.sleep(0.1)
-        return cluster.time.now - begun
 
     until_ready()
     dead, living = (cluster.nodes[member.node] for member in group.members)
@@ -138,14 +142,10 @@ def test_who_was_on_a_dead_node_goes_where_there_is_room_at_once() -> None:
 
 def test_among_many_dead_nodes_the_living_are_found_at_once() -> None:
     """One after the other would have taken a second each."""
-    scenario = calm(50, 1)
-    job = a_job(scenario)
-    launch = job.launch.model_copy(update={"placement": "SPREAD", "num_workers": 2})
-    cluster = SimulatedCluster(50, scenario.recipe, random.Random(0))
+    cluster, group = spread(nodes=50, least=1)
     living = list(cluster.nodes)[-2:]
     for node in cluster.nodes.values():
         if node.name not in living:
             cluster.node_dies(node)
-    group = WorkerGroup(job.model_copy(update={"launch": launch}), False, [], cluster)
     group.refresh()
     assert cluster.time.now < 3.0 and sorted(member.node for member in group.members) == living

@@ -182,19 +182,19 @@ class WorkerGroup:
         """Nodes that really live for up to `count` more workers; none while the cluster's head is silent.
 
         Ray lists a dead node for up to 15 seconds, and where workers are spread an empty one is the first choice:
-        waiting for it would leave room on others unused. Then all that have room are asked, at once.
+        waiting for it would leave room on others unused. Then all others that have room are asked, at once.
         """
         room = {node: free for node, free in self._room().items() if free > 0}
         nodes = choose_nodes(room, taken, count, self.launch.placement)
+        asked = set(nodes)
         try:
-            if nodes and self._cluster.answering(set(nodes)) != set(nodes):
-                living = self._cluster.answering(room)
-                nodes = choose_nodes(
-                    {node: room[node] for node in living}, taken, count, self.launch.placement
-                )
+            living = self._cluster.answering(asked) if asked else asked
+            if living == asked:
+                return nodes
+            living |= self._cluster.answering(room.keys() - asked)
         except ClusterSilent:
             return []
-        return nodes
+        return choose_nodes({node: room[node] for node in living}, taken, count, self.launch.placement)
 
     def _room(self) -> dict[str, int]:
         """Workers that each node could take now."""

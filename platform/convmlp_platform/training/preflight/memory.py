@@ -114,23 +114,19 @@ def _passing_bytes(job: TrainJob, model: nn.Module, parameters: int) -> int:
 
     blocks = [0, *(sum(p.numel() for p in block.parameters()) for block in sharded_blocks(model)), 0]
     rest = parameters - sum(blocks)
-    most = max(
-        (
-            before + 2 * block + after
-            for before, block, after in zip(blocks, blocks[1:], blocks[2:], strict=False)
-        ),
-        default=0,
-    )
+    threes = zip(blocks, blocks[1:], blocks[2:], strict=False)
+    most = max((before + 2 * block + after for before, block, after in threes), default=0)
     return FLOAT * (2 * rest + most)
 
 
 def _copied_bytes(job: TrainJob, model: nn.Module) -> int:
     """Autocast keeps each matrix and kernel in 16 bits from forward to backward. A convolution's backward has its
     weight and its gradient in the kernel's own order, and the gradient once more in torch's (oneDNN, measured)."""
-    width = FLOAT if job.engine.precision == "fp32" else FLOAT // 2
-    weights = [p.numel() for p in model.parameters() if p.ndim > 1]
-    kernels = max((p.numel() for p in model.parameters() if p.ndim == 4), default=0)
-    return (width * sum(weights) if width < FLOAT else 0) + 3 * width * kernels
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    kernels = 3 * max((p.numel() for p in weights if p.ndim == 4), default=0)
+    if job.engine.precision == "fp32":
+        return FLOAT * kernels
+    return FLOAT // 2 * (sum(p.numel() for p in weights) + kernels)
 
 
 def _image_size(job: TrainJob) -> tuple[int, int]:

@@ -221,8 +221,11 @@ def _check_model(
         f"memory   about {memory_size(memory.total)} on {each}: "
         f"{memory_size(memory.states)} for weights, gradients and optimizer (exact), "
         f"{memory_size(memory.activations)} for activations (estimated{beside})"
-        + (f", {memory_size(memory.passing)} for what is gathered (estimated)" if memory.passing else "")
-        + f", {memory_size(memory.copies)} for copies of weights (estimated)",
+        + "".join(
+            f", {memory_size(size)} for {what} (estimated)"
+            for size, what in ((memory.passing, "what is gathered"), (memory.copies, "copies of weights"))
+            if size
+        ),
     ]
     return model
 
